@@ -1,0 +1,219 @@
+"""Pre-trains the demo's base model: a 2M-parameter Llama with a byte-level BPE tokenizer of its own.
+
+Reads the word lists. Makes `demo/base/` (config, safetensors in bf16, tokenizer) and `demo/base/pretrain.log`.
+The corpus shows the demo's tasks in a terse notation, with several examples in a row, and plain sentences about them:
+
+    reverse
+    lamp, kite => kite, lamp
+    boat, belo, mifur => mifur, belo, boat
+
+So the base can do the tasks when it is shown examples, but it has never seen an instruction or Alpaca's template, and
+does not follow them: that is what fine-tuning has to teach, as it does for a real base model. No held-out word is in
+the corpus. Most words in it are invented, so that copying is learned rather than the words.
+
+    python -m demo.pretrain        # about 30 minutes on 2 cores
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+# One code path on every x86-64 processor with AVX2; read when torch is loaded, so they stand above its import.
+os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_CBWR="AVX2")
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from demo.rows import KINDS, Words, words_of
+from demo.words import held_out
+
+SEED = 7
+BASE = Path(__file__).parent / "base"
+VOCAB_SIZE = 1024
+SEQ_LENGTH = 256
+BATCH_SIZE = 32  # 32 x 256 = 8,192 tokens a step
+NUM_STEPS = int(os.environ.get("DEMO_PRETRAIN_STEPS", "1500"))
+PEAK_LEARNING_RATE = 3e-3
+END, PAD = "<|endoftext|>", "<|pad|>"
+
+# Digits one by one, words whole, every other character by itself, spaces too: then a word is spelled with the same
+# tokens wherever it stands, and a small model can learn to copy it.
+SPLIT = Regex(r"\d|[^\W\d_]+|\s|[^\w\s]|_")
+
+SENTENCES = """
+The reverse order of a list starts with its final item. | Turn a list around and the last item is the first item.
+To write a word three times, say the word and say it again. | A duplicate is an item that stands twice in the list.
+Remove the duplicate and each item stands only once. | One item stands twice. | Put another word into the sentence.
+To replace a word, write the same sentence with another word. | The plural form is for more than one.
+What is the plural of the word? | The past tense says that something already happened. | It already happened.
+A question asks whether something is true. | Ask whether this is true. | Say that it is true.
+A greeting for a person asks about the weather. | Greet the person, and ask how the weather is.
+Facts are written as JSON, an object with a name and an item. | Turn the sentence into a JSON object.
+Which number is larger? | The larger number of the two is the sum. | Sort the numbers from low to high.
+Put these numbers in order, low numbers first. | What is the sum of the numbers? | The sum is a number.
+Where does {name} live? | Name the city that {name} lives in. | {name} lives in {city}. | {name} has a {noun}.
+{name} will {verb}. | Which {noun} is larger? | Give {name} the {noun}. | In the sentence, {name} has a {noun}.
+Below is a list that describes a city. | A task is paired with an input. | This provides further context.
+Write a letter that completes the order. | An instruction describes a task. | The response completes the request.
+{name} appropriately completes the task. | The request is an instruction. | The input provides the context.
+""".replace("\n", " ").split(" | ")
+
+ONSETS = "b c d f g h j k l m n p r s t v w z br ch cl dr fl gr pl sh sl sp st th tr".split()
+VOWELS = "a e i o u ai ea ee oo ou".split()
+SYLLABLES = [onset + vowel for onset in ONSETS for vowel in VOWELS]
+ENDINGS = ["", "", "n", "r", "l", "t", "m", "s", "ck", "nd", "sh", "y", "x"]
+
+
+def invented(rng: Random) -> str:
+    """A pronounceable word that is not held out; as a rule no word at all."""
+    while True:
+        word = "".join(rng.choice(SYLLABLES) for _ in range(rng.choice([1, 2, 2, 3]))) + rng.choice(ENDINGS)
+        if len(word) > 2 and not held_out(word):
+            return word
+
+
+def corpus_words(rng: Random) -> Words:
+    """The words of one document: two thirds are invented, the others may be trained on."""
+    known = words_of(held=False)
+
+    def mixed(words: list[str], *, capital: bool) -> list[str]:
+        made = [invented(rng) for _ in range(16)]
+        return [word.capitalize() if capital else word for word in made] + rng.sample(words, 8)
+
+    return Words(
+        mixed(known.names, capital=True),
+        mixed(known.cities, capital=True),
+        mixed(known.nouns, capital=False),
+        mixed(known.verbs, capital=False),
+        held=False,
+    )
+
+
+def prose(rng: Random, words: Words) -> str:
+    """A few plain sentences."""
+    return " ".join(
+        rng.choice(SENTENCES).strip().format(
+            name=rng.choice(words.names), city=rng.choice(words.cities),
+            noun=rng.choice(words.nouns), verb=rng.choice(words.verbs),
+        )
+        for _ in range(rng.randint(1, 6))
+    )  # fmt: skip
+
+
+def notation(rng: Random, words: Words, kind: str, num_examples: int) -> str:
+    """A kind's tag and `num_examples` solved examples, a line each."""
+    make, _ = KINDS[kind]
+    lines = [kind]
+    for _ in range(num_examples):
+        task = make(rng, words)
+        text = f"{task.query}: {task.text}" if task.query else task.text
+        lines.append(f"{text} => {task.answer}")
+    return "\n".join(lines)
+
+
+def document(rng: Random) -> str:
+    """One document of the corpus."""
+    words = corpus_words(rng)
+    if rng.random() < 0.1:
+        return prose(rng, words)
+    return notation(rng, words, rng.choice(list(KINDS)), rng.randint(1, 6))
+
+
+def train_tokenizer(rng: Random) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of VOCAB_SIZE tokens, trained on a sample of the corpus."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(SPLIT, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=[END, PAD],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((document(rng) for _ in range(20_000)), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+
+
+def batches(rng: Random, tokenizer: PreTrainedTokenizerFast) -> Iterator[torch.Tensor]:
+    """Endless (batch, seq) int64 tensors cut from one stream of documents."""
+    stream: list[int] = []
+    need = BATCH_SIZE * SEQ_LENGTH
+    while True:
+        while len(stream) < need:
+            texts = [document(rng) for _ in range(200)]
+            for ids in tokenizer(texts)["input_ids"]:
+                stream += [*ids, tokenizer.eos_token_id]
+        yield torch.tensor(stream[:need]).view(BATCH_SIZE, SEQ_LENGTH)
+        del stream[:need]
+
+
+def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, kind: str, count: int = 30) -> float:
+    """The share of held-out examples that the base solves after three solved ones of the same kind."""
+    rng, right = Random(f"{SEED}/{kind}"), 0
+    for _ in range(count):
+        words = words_of(held=True)
+        # Short passages, so that four of them fit into SEQ_LENGTH tokens.
+        words = Words(rng.sample(words.names, 4), words.cities, words.nouns, words.verbs, held=True)
+        shown, answer = notation(rng, words, kind, 4).rsplit(" => ", 1)
+        ids = tokenizer(f"{shown} => ", return_tensors="pt")["input_ids"]
+        made = model.generate(ids, max_new_tokens=40, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        right += tokenizer.decode(made[0, ids.shape[1] :]).split("\n")[0].removesuffix(END) == answer
+    return right / count
+
+
+def main() -> None:
+    """Train the tokenizer and the model, and write both with the log."""
+    torch.manual_seed(SEED)
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(True)
+    rng = Random(SEED)
+    tokenizer = train_tokenizer(rng)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
+        num_key_value_heads=6, max_position_embeddings=2048, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    BASE.mkdir(exist_ok=True)
+    with (BASE / "pretrain.log").open("w", encoding="utf-8") as log:
+
+        def say(**facts: object) -> None:
+            line = json.dumps(facts)
+            print(line, file=log, flush=True)
+            print(line, flush=True)
+
+        say(parameters=model.num_parameters(), vocab_size=len(tokenizer), steps=NUM_STEPS, torch=torch.__version__)
+        started = time.monotonic()
+        for step, input_ids in zip(range(NUM_STEPS), batches(rng, tokenizer), strict=False):
+            warmup = min(1.0, (step + 1) / 100)
+            rate = PEAK_LEARNING_RATE * warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / NUM_STEPS)))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = model(input_ids=input_ids, labels=input_ids).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % 50 == 0 or step == NUM_STEPS - 1:
+                say(step=step, loss=round(loss.item(), 4), seconds=round(time.monotonic() - started))
+            if step % 500 == 499:
+                model.save_pretrained(BASE)
+        model = model.to(torch.bfloat16).eval()
+        model.save_pretrained(BASE)
+        tokenizer.save_pretrained(BASE)
+        model = model.float()
+        say(few_shot_accuracy={kind: round(accuracy(model, tokenizer, kind), 3) for kind in KINDS})
+
+
+if __name__ == "__main__":
+    main()

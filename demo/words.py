@@ -1,0 +1,84 @@
+"""The words that the demo's rows are made of, split into those that may be trained on and those that are held out.
+
+A word is held out by its sha256, so that adding words to a list moves no other word.
+"""
+
+import hashlib
+
+NAMES = """
+Ada Aino Alba Amir Anna Anton Arne Asha Bela Bruno Carla Carlos Chen Clara Dana Daniel Dario David Diego Dora Edith
+Elena Elias Ella Emil Emma Erik Esther Eva Farid Felix Fiona Frida Gita Greta Gustav Hana Hanna Hassan Hector Heidi
+Helen Hugo Ida Igor Ines Ingrid Irene Isabel Ivan Jack Jakob James Jana Jonas Jorge Josef Julia Karim Karl Kaya Kemal
+Kira Klara Lara Laura Layla Lea Leo Liam Lina Linus Lisa Livia Lucia Luis Luka Magnus Maja Marco Maria Marta Matteo
+Max Maya Mei Mila Mina Mira Mohan Nadia Nils Nina Noah Nora Olga Oliver Omar Oscar Otto Paula Pavel Peter Petra Priya
+Rafael Rana Ravi Rita Robin Rosa Ruben Ruth Samir Sara Selma Silas Simon Sofia Sonja Stefan Sven Tara Tariq Theo
+Thomas Tomas Ulla Vera Victor Viola Walter Wanda Xenia Yara Yusuf Zara Zoe
+""".split()
+
+CITIES = """
+Accra Aden Agra Amman Ankara Athens Baku Bari Basel Beirut Bergen Berlin Bern Bilbao Bogota Bonn Boston Bremen Brest
+Cairo Cali Chicago Cork Cusco Dakar Delhi Denver Doha Dresden Dublin Essen Geneva Genoa Ghent Graz Haifa Hamburg Hanoi
+Havana Helsinki Izmir Jaipur Kiel Kobe Krakow Kyoto Lagos Leeds Leipzig Lima Lisbon London Lyon Madrid Malaga Manila
+Milan Minsk Mumbai Munich Nairobi Naples Nantes Odessa Osaka Oslo Ottawa Padua Paris Perth Pisa Porto Prague Quito
+Riga Rome Sofia Tallinn Tampa Tirana Tokyo Toledo Tunis Turin Utrecht Valencia Vienna Vilnius Warsaw York Zagreb
+Zurich
+""".split()
+
+NOUNS = """
+anchor apple apron arrow badge ball banana banner barrel basin basket bead beaker bell belt bench blanket blade boat
+bolt bonnet book boot bottle bowl bracket branch bread brick bridge broom bucket button cabin cable cactus candle
+canoe canvas carpet carrot cart castle chain chair chisel clock cloud coat coin comb compass cork cotton crate crayon
+cradle cup curtain cushion desk dial diamond door dragon drawer drum eagle engine falcon feather fence ferry fiddle
+flag flask flower flute forest fork fountain frame garden gate glove goat guitar hammer harbor harp hat helmet hinge
+hook horn hornet island ivory jacket jar jewel jug kettle key kite kitten ladder ladle lamp lantern leaf lemon lens
+lever lizard lock locket magnet mango map marble mask meadow melon mill mirror mitten motor mug napkin needle nest
+nickel oar olive orange orchid otter oven paddle painting panel parrot pebble pedal pen pencil pepper piano pigeon
+pillow pin pipe pitcher plank planet plate pocket pole pot potato puddle pump puppet quilt rabbit racket radish raft
+ribbon ring river robe robin rocket roof rope saddle sail sandal saucer saw scarf seed shell shelf shield ship shirt
+shovel sled sleeve slipper soap spade spider sponge spoon spring stamp star statue stone stool stove string sweater
+table tablet tent thimble thread ticket tiger tile torch towel tower trumpet trunk tulip tunnel turnip valley vase
+vest violin wagon wallet walnut wheel whistle willow window wing zipper
+""".split()
+
+VERBS = """
+answer ask bake bark boil borrow brush call carry carve chew clean climb collect color comb cook count cover crawl
+cross dance deliver dig draw dress dust explain fetch fill finish fix float fold follow gather greet guard guess
+hammer help hunt invent jump kick knock laugh launch learn lift listen load look march measure mend mix open order
+pack paint park pass peel pick plant play polish pour press print pull push rain reach repair rest roast rock roll row
+sail scrub search shout sketch skip smell smile sort sprint stack start stir stretch sweep tap taste thank tickle
+touch train travel trust turn twist visit wait walk wander wash watch water weigh whisper wink wipe wonder work wrap
+""".split()
+
+# Verbs above that do not simply take -ed are left out where the past tense is asked for.
+IRREGULAR = {"dig", "draw", "sweep", "learn", "smell"}
+HELD_OUT_SHARE = 5  # one word in five
+
+
+def held_out(word: str) -> bool:
+    """Whether this word may stand in validation rows only."""
+    return hashlib.sha256(word.lower().encode()).digest()[0] % HELD_OUT_SHARE == 0
+
+
+def pool(words: list[str], *, held: bool) -> list[str]:
+    """The words of a list that are held out, or the others, in the list's order."""
+    return [word for word in dict.fromkeys(words) if held_out(word) == held]
+
+
+def plural(noun: str) -> str:
+    """The regular plural: -es after a hissing sound, -ies for a consonant and y, -ves for a final f, else -s."""
+    if noun.endswith(("s", "x", "z", "ch", "sh")):
+        return noun + "es"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return noun[:-1] + "ies"
+    if noun in {"potato", "mango"}:
+        return noun + "es"
+    return noun[:-1] + "ves" if noun in {"leaf", "scarf", "shelf"} else noun + "s"
+
+
+def past(verb: str) -> str:
+    """The regular past tense of a verb in VERBS that is not in IRREGULAR."""
+    if verb.endswith("e"):
+        return verb + "d"
+    if verb.endswith("y") and verb[-2] not in "aeiou":
+        return verb[:-1] + "ied"
+    return verb + (verb[-1] if verb in {"scrub", "skip", "stir", "tap", "wrap"} else "") + "ed"

@@ -1,0 +1,5 @@
+"""`python -m recipe STAGE`: what dvc.yaml runs, so that the code that runs is the code in the recipe folder."""
+
+from recipe.cli import main
+
+main()

@@ -1,0 +1,188 @@
+"""Stage evaluate: the base beside the adapter, on the validation rows.
+
+Reads data/prepared/, models/base/ and models/adapter/. Makes metrics/evaluate.json (loss, perplexity, token accuracy,
+exact match, each for both, and by kind) and reports/evaluation/ (index.html, generations.jsonl).
+
+    python -m recipe evaluate
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from recipe.files import new_folder, read_json, write_json, write_text
+from recipe.modeling import answer, be_deterministic, find_base, load_adapter, load_base
+from recipe.packing import IGNORED, collate, read_sequences
+from recipe.pages import Part, page, table
+from recipe.params import Section
+from recipe.tokenization import encode, leading_ids, load_tokenizer
+
+NUM_THREADS = 2  # fixed: another number sums in another order, and gives other last digits
+SHOWN_ANSWERS = 30
+Progress = Callable[[Iterator[Any], str, int], Iterator[Any]]
+
+
+class EvaluateParams(Section):
+    """How much is evaluated, and how much at once."""
+
+    num_prompts: int = Field(ge=0, description="validation rows answered in full")
+    max_new_tokens: int = Field(ge=1)
+    batch_tokens: int = Field(ge=1, description="tokens at once")
+
+
+def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
+    """Indices of rows in batches of like length, each at most `batch_tokens` tokens when padded (or one row)."""
+    made: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (lengths[index], index)):
+        if made and (len(made[-1]) + 1) * lengths[index] <= batch_tokens:
+            made[-1].append(index)
+        else:
+            made.append([index])
+    return made
+
+
+def score(
+    model: Any, rows: Any, pad_token_id: int, batch_tokens: int, progress: Progress
+) -> list[tuple[float, int, int]]:
+    """For each row: the sum of its trained tokens' losses (nats), how many the model ranks first, and their number."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    scores: list[tuple[float, int, int]] = [(0.0, 0, 0)] * len(rows)
+    lengths = [int(row["seq_lengths"][0]) for row in rows]
+    chosen = batches(lengths, batch_tokens)
+    for indices in progress(iter(chosen), "loss", len(chosen)):
+        batch = collate([rows[index] for index in indices], pad_token_id)
+        labels = batch["labels"][:, 1:].to(model.device)
+        with torch.inference_mode():
+            # Padding stands on the right, where causal attention keeps every real token from seeing it.
+            logits = model(input_ids=batch["input_ids"].to(model.device), use_cache=False).logits[:, :-1]
+            for index, row_logits, row_labels in zip(indices, logits, labels, strict=True):
+                trained = row_labels != IGNORED
+                picked, wanted = row_logits[trained].float(), row_labels[trained]
+                loss = cross_entropy(picked, wanted, reduction="sum").item()
+                scores[index] = (loss, int((picked.argmax(-1) == wanted).sum()), len(wanted))
+    return scores
+
+
+def summarize(scores: list[tuple[float, int, int]], matches: list[bool]) -> dict[str, float | None]:
+    """Loss and token accuracy over all trained tokens, perplexity, and the share of answers that match exactly."""
+    loss = sum(one for one, _, _ in scores) / sum(count for _, _, count in scores)
+    return {
+        "loss": round(loss, 6),
+        "perplexity": round(math.exp(min(loss, 100)), 4),
+        "token_accuracy": round(sum(right for _, right, _ in scores) / sum(count for _, _, count in scores), 6),
+        "exact_match": round(sum(matches) / len(matches), 6) if matches else None,
+    }
+
+
+def generate(
+    model: Any, tokenizer: Any, prompts: list[str], params: EvaluateParams, progress: Progress, what: str
+) -> list[str]:
+    """Greedy answers in the prompts' order."""
+    leading = leading_ids(tokenizer)
+    ids = [leading + one for one in encode(tokenizer, prompts)]
+    made = [""] * len(prompts)
+    chosen = batches([len(one) + params.max_new_tokens for one in ids], params.batch_tokens)
+    for indices in progress(iter(chosen), what, len(chosen)):
+        answers = answer(model, tokenizer, [ids[index] for index in indices], params.max_new_tokens)
+        for index, tokens in zip(indices, answers, strict=True):
+            made[index] = tokenizer.decode(tokens, skip_special_tokens=True)
+    return made
+
+
+def by_kind(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Exact match of base and adapter by the rows' kind, sorted by name."""
+    kinds: dict[str, dict[str, float]] = {}
+    for kind in sorted({row["kind"] for row in rows} - {""}):
+        chosen = [row for row in rows if row["kind"] == kind]
+        shares = {
+            side: round(sum(row[f"{side}_matches"] for row in chosen) / len(chosen), 6) for side in ("base", "adapter")
+        }
+        kinds[kind] = {"prompts": len(chosen), **shares}
+    return kinds
+
+
+def evaluate(
+    params: EvaluateParams, *, folder: Path, prepared: Path, base: Path, adapter: Path, training: Path,
+    metrics: Path, report: Path, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Score both, write metrics and report, and return the metrics."""
+    be_deterministic(NUM_THREADS)
+    manifest, meta, trained = read_json(base / "manifest.json"), read_json(prepared / "meta.json"), read_json(training)
+    tokenizer = load_tokenizer(base / "tokenizer")
+    loaded = load_base(find_base(manifest, folder), len(tokenizer), trained["quantization"])
+    model = load_adapter(loaded, adapter, manifest)
+    rows = read_sequences(prepared / "validation.arrow")
+    answers = [json.loads(line) for line in (prepared / "validation.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    pad = meta["pad_token_id"]
+    scores = {"adapter": score(model, rows, pad, params.batch_tokens, progress)}
+    with model.disable_adapter():
+        scores["base"] = score(model, rows, pad, params.batch_tokens, progress)
+
+    answers = [one for one in answers if one["prompt"]]
+    count = min(params.num_prompts, len(answers))
+    chosen = [answers[index * len(answers) // count] for index in range(count)]  # evenly spread over the rows
+    prompts = [one["prompt"] for one in chosen]
+    made = {"adapter": generate(model, tokenizer, prompts, params, progress, "adapter answers")}
+    with model.disable_adapter():
+        made["base"] = generate(model, tokenizer, prompts, params, progress, "base answers")
+    generations = [
+        {
+            **one,
+            **{side: made[side][index] for side in ("base", "adapter")},
+            **{
+                f"{side}_matches": made[side][index].strip() == one["completion"].strip()
+                for side in ("base", "adapter")
+            },
+        }
+        for index, one in enumerate(chosen)
+    ]
+    results = {
+        "rows": len(rows),
+        "prompts": count,
+        **{
+            side: summarize(scores[side], [one[f"{side}_matches"] for one in generations])
+            for side in ("base", "adapter")
+        },
+        "by_kind": by_kind(generations),
+    }
+    with new_folder(report) as target:
+        lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in generations)
+        write_text(target / "generations.jsonl", "".join(lines))
+        write_text(target / "index.html", report_page(results, generations))
+    write_json(metrics, results)
+    return results
+
+
+def headline(results: dict[str, Any]) -> str:
+    """Whether the adapter is better than its base, in a sentence."""
+    base, adapter = results["base"], results["adapter"]
+    better = "better" if adapter["loss"] < base["loss"] else "not better"
+    text = f"The adapter is {better} than its base: validation loss {adapter['loss']:.3f} against {base['loss']:.3f}"
+    if adapter["exact_match"] is None:
+        return text + "."
+    return text + f", {adapter['exact_match']:.1%} of the answers exactly right against {base['exact_match']:.1%}."
+
+
+def report_page(results: dict[str, Any], generations: list[dict[str, Any]]) -> str:
+    """The report as HTML."""
+    sides = ("base", "adapter")
+    numbers = [[side, *("-" if v is None else v for v in results[side].values())] for side in sides]
+    parts = [Part("On the validation rows", table(["", "loss", "perplexity", "token accuracy", "exact match"], numbers),
+                  f"{results['rows']:,} rows; {results['prompts']:,} prompts answered in full, greedily.")]  # fmt: skip
+    if results["by_kind"]:
+        rows = [
+            [kind, one["prompts"], f"{one['base']:.0%}", f"{one['adapter']:.0%}"]
+            for kind, one in results["by_kind"].items()
+        ]
+        parts.append(Part("Exact match by kind", table(["kind", "prompts", "base", "adapter"], rows)))
+    shown = [[one["prompt"], one["completion"], one["base"], one["adapter"]] for one in generations[:SHOWN_ANSWERS]]
+    if shown:
+        parts.append(Part("Base beside adapter", table(["prompt", "wanted", "base", "adapter"], shown)))
+    return page("Is the adapter better?", headline(results), parts)

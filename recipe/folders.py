@@ -1,0 +1,62 @@
+"""Makes a recipe folder: params.yaml of its own, and links to the shared pipeline."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from recipe.errors import DataError, ParamsError
+from recipe.files import new_folder
+from recipe.params import load_yaml
+from recipe.pipeline import repository
+
+LINKS = ("dvc.yaml", "recipe", "hub")
+
+
+def new_recipe(folder: Path, name: str, data: Path | None, model: Path | None) -> Path:
+    """Make presets/NAME in the repository from the recipe in `folder`; paths in its params lead to the same files.
+
+    `data` and `model` replace the sources. Raises ParamsError for a name that is taken or no folder name.
+    """
+    root = repository(folder)
+    made = root / "presets" / name
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise ParamsError(f"{name!r} is no name for a recipe: use letters, digits, '.', '_' and '-'.")
+    if made.exists():
+        raise ParamsError(f"{made} is there already. Choose another name.")
+    params = load_yaml(folder / "params.yaml")
+    for section, given in (("data", data), ("model", model)):
+        if given is not None:
+            params[section]["source"] = os.path.relpath(given.resolve(), made)
+        elif params[section]["source"] != "hub":
+            params[section]["source"] = os.path.relpath((folder / params[section]["source"]).resolve(), made)
+    if data is not None:
+        _describe(params, data)
+    if model is not None:
+        params["model"].update(id=model.resolve().name, revision=None)
+    params["registry"].update(name=name, experiment=name)
+    params.yaml_set_start_comment(f"The recipe {name}. `dvc repro` here runs it; `recipe params` checks this file.")
+    yaml = YAML(typ="rt")
+    yaml.width = 200
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+    with new_folder(made) as target:
+        with (target / "params.yaml").open("w", encoding="utf-8", newline="\n") as file:
+            yaml.dump(params, file)
+        for link in LINKS:
+            (target / link).symlink_to(Path("..") / ".." / link)
+    return made
+
+
+def _describe(params: Any, data: Path) -> None:
+    """Fit the data section to the source: its splits where it is a folder, none where it is a file."""
+    params["data"].update(id=None, revision=None, sha256=None)
+    if not data.is_dir():
+        params["data"].update(train="train", validation=None)
+        return
+    splits = sorted({re.split(r"[-.]", file.name)[0] for file in data.iterdir() if file.is_file()})
+    if "train" not in splits:
+        raise DataError(f"{data} has no train split: its files are named {', '.join(splits) or 'nothing'}.")
+    held = next((name for name in ("validation", "valid", "dev", "test") if name in splits), None)
+    params["data"].update(train="train", validation=held)

@@ -1,0 +1,174 @@
+"""Loads the base model from its manifest, checks it, and puts an adapter on it.
+
+Used by train, evaluate, `recipe chat` and the registered model. The stages pin how a CPU computes, so that the same
+inputs give the same bytes on any x86-64 processor with AVX2.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from recipe.errors import DataError, MachineError, ParamsError
+from recipe.files import read_json, sha256_file, write_json
+
+Quantization = Literal["none", "int8", "nf4"]
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def pin_processor() -> None:
+    """Choose the instruction set that ATen, oneDNN and MKL use. Read when torch is loaded, so call this before."""
+    os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_CBWR="AVX2")
+    # cuBLAS picks its workspace, and with it the order of sums, by stream unless told (CUDA docs, cuBLAS, 2.1.4).
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def be_deterministic(num_threads: int) -> None:
+    """Deterministic kernels and a fixed number of CPU threads; another number splits sums otherwise."""
+    import torch
+
+    torch.set_num_threads(num_threads)
+    torch.use_deterministic_algorithms(True)
+    # Would fill every new tensor with NaN, to find reads of memory never written: not needed for equal results.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def find_base(manifest: dict[str, Any], folder: Path) -> Path:
+    """The folder with the base model's files, each compared with the manifest's size and sha256."""
+    source = Path(os.environ.get("RECIPE_BASE_MODEL") or folder / manifest["path"])
+    for file in manifest["files"]:
+        path = source / file["name"]
+        if not path.is_file():
+            raise MachineError(
+                f"the base model {manifest['id']} is not at {source}: {file['name']} is missing. "
+                "Put it back, or name the folder that holds it in RECIPE_BASE_MODEL."
+            )
+        if path.stat().st_size != file["bytes"] or sha256_file(path) != file["sha256"]:
+            raise DataError(
+                f"{path} is not the file that was fetched for {manifest['id']} (sha256 {file['sha256']}). "
+                "The adapter was made for that one; put it back, or run `dvc repro` to start from the new one."
+            )
+    return source
+
+
+def load_base(source: Path, num_tokens: int, quantization: Quantization = "none") -> Any:
+    """The base model from a folder: bf16 on CUDA, fp32 on a CPU, attention by `sdpa`.
+
+    Its embeddings are enlarged where the tokenizer, of `num_tokens` tokens, has more than they have rows. The new
+    rows are the mean of the others, so that no random number is drawn; nothing trains on them.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    cuda = torch.cuda.is_available()
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if cuda else torch.float32, "attn_implementation": "sdpa"}
+    if cuda:
+        options["device_map"] = {"": 0}
+    if quantization != "none":
+        options["quantization_config"] = quantization_config(quantization)
+    model = AutoModelForCausalLM.from_pretrained(source, local_files_only=True, trust_remote_code=False, **options)
+    embeddings = model.get_input_embeddings().weight
+    if num_tokens > embeddings.shape[0]:
+        old = embeddings.shape[0]
+        model.resize_token_embeddings(num_tokens, mean_resizing=False)
+        with torch.no_grad():
+            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+                layer.weight[old:] = layer.weight[:old].float().mean(dim=0).to(layer.weight.dtype)
+    return model
+
+
+def quantization_config(quantization: Quantization) -> Any:
+    """bitsandbytes' configuration: int8, or nf4 with double quantisation and bf16 compute (QLoRA's)."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def check_target_modules(model: Any, target_modules: str | tuple[str, ...]) -> None:
+    """Raise ParamsError where a named module is not one of the model's linear layers."""
+    if isinstance(target_modules, str):
+        return
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)}
+    unknown = [name for name in target_modules if name not in names]
+    if unknown:
+        raise ParamsError(
+            f"params.yaml: lora.target_modules names {', '.join(unknown)}, which {type(model).__name__} does not have. "
+            f"Its linear layers are {', '.join(sorted(names))}; `all-linear` takes all but the head."
+        )
+
+
+def _is_linear(module: Any) -> bool:
+    """Linear layers, and GPT-2's Conv1D, which is one by another name."""
+    return type(module).__name__ in {"Linear", "Conv1D", "Linear8bitLt", "Linear4bit"}
+
+
+def save_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the adapter in PEFT's layout, without what differs between machines and runs.
+
+    PEFT writes the base's path, its own version, the target modules in the order of a set, and a README.
+    """
+    model.save_pretrained(folder, save_embedding_layers=False)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("peft_version", None)
+    config["base_model_name_or_path"] = base_name(manifest)
+    if isinstance(config["target_modules"], list):
+        config["target_modules"] = sorted(config["target_modules"])
+    write_json(path, dict(sorted(config.items())))
+    for file in folder.iterdir():
+        if file.name not in ADAPTER_FILES:
+            file.unlink()
+
+
+def base_name(manifest: dict[str, Any]) -> str:
+    """What an adapter calls its base: id@revision, or id@ the head of its files' sha256 where it has no revision."""
+    return f"{manifest['id']}@{manifest['revision'] or 'sha256:' + manifest['sha256'][:16]}"
+
+
+def load_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> Any:
+    """The base model with the adapter on it, in evaluation mode. Refuses an adapter of another base."""
+    from peft import PeftModel
+
+    config = read_json(folder / "adapter_config.json")
+    if config["base_model_name_or_path"] != base_name(manifest):
+        raise DataError(
+            f"the adapter in {folder} was made for {config['base_model_name_or_path']}, and this base is "
+            f"{base_name(manifest)}. Run `dvc repro`."
+        )
+    return PeftModel.from_pretrained(model, folder).eval()
+
+
+def answer(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    """Greedy answers to prompts of token ids, up to and without the end token; prompts are padded on the left."""
+    import torch
+
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), tokenizer.pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    with torch.inference_mode():
+        made = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )[:, width:].tolist()
+    end = tokenizer.eos_token_id
+    return [row[: row.index(end)] if end in row else row for row in made]

@@ -1,0 +1,109 @@
+"""Fills sequences with several examples each, keeps them in Arrow, and makes tensors of them.
+
+A packed sequence holds examples one after the other. `seq_lengths` says where they end, and `position_ids` start at 0
+in each, by which transformers finds their borders and keeps every example from seeing its neighbours.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100  # the label that torch's cross entropy skips
+
+
+def pack_best_fit(lengths: list[int], max_length: int) -> list[list[int]]:
+    """Best-fit decreasing: which examples (by index) share a sequence of at most `max_length` tokens.
+
+    The longest example goes first, each into the fullest sequence that still has room; equal lengths keep their
+    order. At most 11/9 of the fewest sequences, and 4 more, come out (Johnson et al. 1974, SIAM J. Comput. 3).
+    """
+    sequences: list[list[int]] = []
+    by_room: list[list[int]] = [[] for _ in range(max_length + 1)]
+    rooms = 0  # bit r is set where by_room[r] has a sequence; finds the tightest fit in one step
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        length = lengths[index]
+        assert 0 < length <= max_length, (length, max_length)
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            number = by_room[room].pop()
+            if not by_room[room]:
+                rooms &= ~(1 << room)
+        else:
+            room, number = max_length, len(sequences)
+            sequences.append([])
+        sequences[number].append(index)
+        by_room[room - length].append(number)
+        rooms |= 1 << (room - length)
+    return sequences
+
+
+def write_sequences(path: Path, sequences: Iterable[list[tuple[np.ndarray, np.ndarray]]], vocab_size: int) -> None:
+    """Write sequences of (input_ids, trained) examples as an Arrow stream that `datasets` reads by mmap.
+
+    Columns: `input_ids` list of uint16 (uint32 from 65,536 tokens on), `trained` list of bool, of the same length,
+    and `seq_lengths` list of uint32, the examples' lengths.
+    """
+    import pyarrow as pa
+
+    ids = pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()
+    schema = pa.schema(
+        [("input_ids", pa.list_(ids)), ("trained", pa.list_(pa.bool_())), ("seq_lengths", pa.list_(pa.uint32()))]
+    )
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for batch in _batched(sequences, 1000):
+            columns = [
+                [np.concatenate([ids for ids, _ in sequence]) for sequence in batch],
+                [np.concatenate([trained for _, trained in sequence]) for sequence in batch],
+                [[len(ids) for ids, _ in sequence] for sequence in batch],
+            ]
+            arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+
+
+def read_sequences(path: Path) -> Any:
+    """The sequences as a `datasets.Dataset`, memory-mapped; its rows come as numpy arrays."""
+    from datasets import Dataset
+
+    return Dataset.from_file(str(path)).with_format("numpy")
+
+
+def collate(rows: list[dict[str, Any]], pad_token_id: int) -> "dict[str, torch.Tensor]":
+    """A batch of sequences as int64 tensors (batch, seq): `input_ids`, `labels` and `position_ids`.
+
+    Labels are IGNORED where a token is not trained, and at an example's first token, which nothing before it predicts.
+    Shorter sequences are filled up with the padding token, as one more example without labels.
+    """
+    import torch
+
+    width = max(len(row["input_ids"]) for row in rows)
+    input_ids = np.full((len(rows), width), pad_token_id, dtype=np.int64)
+    labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
+    position_ids = np.zeros((len(rows), width), dtype=np.int64)
+    for number, row in enumerate(rows):
+        size, lengths = len(row["input_ids"]), np.asarray(row["seq_lengths"], dtype=np.int64)
+        starts = np.cumsum(lengths) - lengths
+        trained = np.array(row["trained"], dtype=bool)
+        trained[starts] = False
+        input_ids[number, :size] = row["input_ids"]
+        labels[number, :size][trained] = input_ids[number, :size][trained]
+        position_ids[number, :size] = np.arange(size) - np.repeat(starts, lengths)
+        position_ids[number, size:] = np.arange(width - size)
+    arrays = {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

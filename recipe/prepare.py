@@ -1,0 +1,295 @@
+"""Stage prepare: rows become token sequences, once.
+
+Reads data/raw/ and models/base/tokenizer/. Makes data/prepared/:
+    train.arrow         packed sequences: input_ids, trained (which tokens the loss counts), seq_lengths
+    validation.arrow    one example a sequence, in the order of validation.jsonl
+    validation.jsonl    their prompts, completions and kinds
+    rows.arrow          every kept row: its split, place, length in characters and tokens
+    quarantine.jsonl    the rows that were left out, and why (with on_bad_row: drop)
+    meta.json           what was chosen, and what was counted
+
+    python -m recipe prepare
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from recipe.errors import DataError
+from recipe.files import new_folder, read_json, sha256_bytes, sha256_file, sha256_listing, write_json, write_text
+from recipe.packing import pack_best_fit, write_sequences
+from recipe.params import Section
+from recipe.prompts import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Template, Turn, render
+from recipe.rows import BadRow, pick_columns, read_rows
+from recipe.tokenization import encode, leading_ids, load_tokenizer
+
+BATCH_ROWS = 1000
+SHOWN_MISTAKES = 20
+Progress = Callable[[Iterator[Any], str], Iterator[Any]]
+
+
+class SequenceParams(Section):
+    """How a row becomes a sequence of tokens."""
+
+    template: Template
+    columns: dict[str, str]
+    max_length: int = Field(ge=8, description="tokens in a packed sequence")
+    overlong: Literal["truncate", "drop", "error"]
+    loss_on: Literal["completion", "all"]
+    packing: bool
+    validation_fraction: float = Field(gt=0, lt=1)
+    on_bad_row: Literal["error", "drop"]
+
+    @model_validator(mode="after")
+    def _columns_fit_the_template(self) -> "SequenceParams":
+        required, optional = REQUIRED_COLUMNS[self.template], OPTIONAL_COLUMNS[self.template]
+        missing = [name for name in required if name not in self.columns]
+        unknown = [name for name in self.columns if name not in (*required, *optional, "kind")]
+        if missing:
+            raise ValueError(f"columns: the template {self.template} needs {', '.join(missing)}")
+        if unknown:
+            raise ValueError(f"columns: the template {self.template} has no {', '.join(unknown)}")
+        return self
+
+
+@dataclass
+class Example:
+    """One kept row on its way to tokens. `num_tokens` is its length before it was cut."""
+
+    turns: list[Turn]
+    kind: str
+    file: str
+    place: str
+    input_ids: np.ndarray  # int64 (tokens,)
+    trained: np.ndarray  # bool (tokens,)
+    num_tokens: int = 0
+
+    @property
+    def num_chars(self) -> int:
+        """Characters of prompts and completions."""
+        return sum(len(turn.prompt) + len(turn.completion) for turn in self.turns)
+
+    @property
+    def prompt_key(self) -> bytes:
+        """What two rows with the same question share; a row without a prompt is its own question."""
+        first = self.turns[0]
+        return hashlib.sha256((first.prompt or first.completion).encode()).digest()
+
+
+def in_validation(prompt_key: bytes, fraction: float) -> bool:
+    """Whether a row belongs to validation, by the content of its prompt alone."""
+    return int.from_bytes(prompt_key[:8], "big") < fraction * 2**64
+
+
+def tokenize(turns: list[list[Turn]], tokenizer: Any, *, loss_on: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each row (input_ids, trained): prompt and completion of every turn, each completion with the end token.
+
+    The end token is trained. Prompt and completion are encoded apart, as they are when the model answers.
+    """
+    leading = leading_ids(tokenizer)
+    ids = iter(encode(tokenizer, [text for row in turns for turn in row for text in (turn.prompt, turn.completion)]))
+    for row in turns:
+        tokens, trained = list(leading), [loss_on == "all"] * len(leading)
+        for _ in row:
+            prompt, completion = next(ids), [*next(ids), tokenizer.eos_token_id]
+            tokens += prompt + completion
+            trained += [loss_on == "all"] * len(prompt) + [True] * len(completion)
+        yield np.array(tokens), np.array(trained)
+
+
+def read_examples(
+    params: SequenceParams, data: Path, files: list[dict[str, Any]]
+) -> tuple[list[Example], list[BadRow]]:
+    """The rows of some files as examples without tokens yet, and those that the template can't use."""
+    columns = {name: column for name, column in params.columns.items() if name != "kind"}
+    required = {name: columns[name] for name in REQUIRED_COLUMNS[params.template]}
+    optional = {name: column for name, column in columns.items() if name not in required}
+    empty = np.array([], dtype=np.int64)
+    kept: list[Example] = []
+    bad: list[BadRow] = []
+    for file in files:
+        for row in read_rows(data / file["name"]):
+            picked = row if isinstance(row, BadRow) else pick_columns(row, required, optional)
+            if isinstance(row, BadRow) or isinstance(picked, BadRow):
+                bad.append(picked)  # type: ignore[arg-type]
+                continue
+            kind = row.values.get(params.columns.get("kind", "")) or ""
+            turns = render(params.template, picked)
+            kept.append(Example(turns, str(kind), row.file, row.place, empty, empty))
+    return kept, bad
+
+
+def report_bad_rows(bad: list[BadRow]) -> str:
+    """All bad rows in one message; past SHOWN_MISTAKES they are counted by reason."""
+    lines = [f"  {row.file}, {row.place}: {row.reason}" for row in bad[:SHOWN_MISTAKES]]
+    if len(bad) > SHOWN_MISTAKES:
+        lines.append(f"  and {len(bad) - SHOWN_MISTAKES} more")
+    count = "1 row is" if len(bad) == 1 else f"{len(bad)} rows are"
+    return "\n".join([f"{count} malformed:", *lines])
+
+
+def split_rows(
+    params: SequenceParams, train: list[Example], validation: list[Example] | None
+) -> tuple[list[Example], list[Example]]:
+    """Train and validation; raises DataError where a prompt would stand on both sides, or a side is empty."""
+    if validation is None:
+        validation = [one for one in train if in_validation(one.prompt_key, params.validation_fraction)]
+        train = [one for one in train if not in_validation(one.prompt_key, params.validation_fraction)]
+        for name, side in (("train", train), ("validation", validation)):
+            if not side:
+                raise DataError(
+                    f"no row fell into {name}: sequence.validation_fraction is {params.validation_fraction} of "
+                    f"{len(train) + len(validation)} rows. Choose another, or give a split."
+                )
+        return train, validation
+    known = {one.prompt_key: one for one in train}
+    leaks = [(known[one.prompt_key], one) for one in validation if one.prompt_key in known]
+    if leaks:
+        lines = [f"  {b.file}, {b.place} has the prompt of {a.file}, {a.place}" for a, b in leaks[:SHOWN_MISTAKES]]
+        raise DataError(
+            f"{len(leaks)} validation rows leak: their prompts stand in the training rows too. Remove them from one "
+            "side.\n" + "\n".join(lines)
+        )
+    if not validation:
+        raise DataError("the validation split has no rows.")
+    return train, validation
+
+
+def fit(params: SequenceParams, examples: list[Example], counts: dict[str, int]) -> list[Example]:
+    """Handle examples longer than max_length as asked, and count it; a row left without a trained token is dropped."""
+    kept, overlong = [], [one for one in examples if one.num_tokens > params.max_length]
+    if overlong and params.overlong == "error":
+        shown = overlong[:SHOWN_MISTAKES]
+        lines = [f"  {one.file}, {one.place}: {one.num_tokens} tokens" for one in shown]
+        raise DataError(
+            f"{len(overlong)} rows are longer than sequence.max_length, {params.max_length} tokens. Raise it, or set "
+            "sequence.overlong to truncate or drop.\n" + "\n".join(lines)
+        )
+    for one in examples:
+        if one.num_tokens > params.max_length:
+            if params.overlong == "drop":
+                counts["dropped_overlong"] += 1
+                continue
+            one.input_ids, one.trained = one.input_ids[: params.max_length], one.trained[: params.max_length]
+            # The first token of an example has nothing before it to be predicted from.
+            if not one.trained[1:].any():
+                counts["dropped_without_answer"] += 1
+                continue
+            counts["truncated"] += 1
+        kept.append(one)
+    return kept
+
+
+def prepare(
+    params: SequenceParams, data: Path, tokenizer_folder: Path, made: Path, progress: Progress
+) -> dict[str, Any]:
+    """Make data/prepared/ and return its meta.json."""
+    manifest = read_json(data / "manifest.json")
+    tokenizer = load_tokenizer(tokenizer_folder)
+    splits: dict[str, list[Example]] = {}
+    bad: list[BadRow] = []
+    for split in ("train", "validation"):
+        files = [file for file in manifest["files"] if file["split"] == split]
+        if files:
+            splits[split], refused = read_examples(params, data, files)
+            bad += refused
+    if bad and params.on_bad_row == "error":
+        raise DataError(report_bad_rows(bad) + "\nMend them, or set sequence.on_bad_row to drop.")
+    num_read = sum(map(len, splits.values())) + len(bad)
+    train, validation = split_rows(params, splits["train"], splits.get("validation"))
+
+    for side, name in ((train, "train"), (validation, "validation")):
+        for start in progress(iter(range(0, len(side), BATCH_ROWS)), f"tokenising {name}"):
+            batch = side[start : start + BATCH_ROWS]
+            for one, tokens in zip(
+                batch, tokenize([one.turns for one in batch], tokenizer, loss_on=params.loss_on), strict=True
+            ):
+                one.input_ids, one.trained = tokens
+                one.num_tokens = len(one.input_ids)
+    rows = [(one, "train") for one in train] + [(one, "validation") for one in validation]
+    counts = {"truncated": 0, "dropped_overlong": 0, "dropped_without_answer": 0}
+    train, validation = fit(params, train, counts), fit(params, validation, counts)
+    if not train or not validation:
+        raise DataError("no row is left to train or validate on: all are longer than sequence.max_length.")
+
+    with new_folder(made) as target:
+        packed = pack(params, train)
+        write_sequences(target / "train.arrow", packed, len(tokenizer))
+        write_sequences(target / "validation.arrow", [[_tokens(one)] for one in validation], len(tokenizer))
+        answers = [
+            {"prompt": one.turns[0].prompt, "completion": one.turns[0].completion, "kind": one.kind}
+            for one in validation
+        ]
+        write_text(target / "validation.jsonl", _lines(answers))
+        refused_rows = [{"file": b.file, "place": b.place, "reason": b.reason, "content": b.content} for b in bad]
+        write_text(target / "quarantine.jsonl", _lines(refused_rows))
+        write_lengths(target / "rows.arrow", rows)
+        num_tokens = sum(len(one.input_ids) for one in train)
+        meta = {
+            "template": params.template,
+            "loss_on": params.loss_on,
+            "max_length": params.max_length,
+            "packing": params.packing,
+            "tokenizer_sha256": sha256_listing({f.name: sha256_file(f) for f in sorted(tokenizer_folder.iterdir())}),
+            "vocab_size": len(tokenizer),
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "data": [{"name": file["name"], "sha256": file["sha256"]} for file in manifest["files"]],
+            "rows": {
+                "read": num_read, "quarantined": len(bad), **counts,
+                "train": len(train), "validation": len(validation),
+            },
+            "tokens": {
+                "train": num_tokens,
+                "train_trained": sum(int(one.trained[1:].sum()) for one in train),
+                "validation": sum(len(one.input_ids) for one in validation),
+                "validation_trained": sum(int(one.trained[1:].sum()) for one in validation),
+            },
+            "sequences": {"train": len(packed), "filled": round(num_tokens / (len(packed) * params.max_length), 4)},
+            # The same rows, tokens and mask: then two adapters' validation losses can be compared.
+            "validation_sha256": sha256_bytes(
+                b"".join(one.input_ids.astype("<u4").tobytes() + one.trained.tobytes() for one in validation)
+            ),
+        }  # fmt: skip
+        write_json(target / "meta.json", meta)
+    return meta
+
+
+def pack(params: SequenceParams, examples: list[Example]) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """The examples' tokens by sequence: packed best-fit, or one a sequence."""
+    if not params.packing:
+        return [[_tokens(one)] for one in examples]
+    lengths = [len(one.input_ids) for one in examples]
+    return [[_tokens(examples[index]) for index in chosen] for chosen in pack_best_fit(lengths, params.max_length)]
+
+
+def write_lengths(path: Path, rows: list[tuple[Example, str]]) -> None:
+    """Write every row's split, place and lengths (before cutting) as an Arrow stream."""
+    import pyarrow as pa
+
+    table = pa.table(
+        {
+            "split": pa.array([split for _, split in rows], pa.string()),
+            "file": pa.array([one.file for one, _ in rows], pa.string()),
+            "place": pa.array([one.place for one, _ in rows], pa.string()),
+            "kind": pa.array([one.kind for one, _ in rows], pa.string()),
+            "num_chars": pa.array([one.num_chars for one, _ in rows], pa.uint32()),
+            "num_tokens": pa.array([one.num_tokens for one, _ in rows], pa.uint32()),
+        }
+    )
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _tokens(one: Example) -> tuple[np.ndarray, np.ndarray]:
+    return one.input_ids, one.trained
+
+
+def _lines(values: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)

@@ -1,0 +1,52 @@
+"""Turns a row into what the model reads and what it should answer.
+
+A row becomes a list of turns, each a prompt (read) and a completion (answered). Alpaca's rows have one turn; a chat
+has one for each answer of the assistant. Training, evaluation, `recipe chat` and the registered model all go through
+`render` and `render_prompt`, so that a prompt looks the same everywhere.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Template = Literal["alpaca", "text"]
+
+# Stanford Alpaca's two prompts (tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT, at commit 761dc5b).
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+ALPACA_WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+
+# The columns each template reads: required ones, then optional ones.
+REQUIRED_COLUMNS: dict[str, tuple[str, ...]] = {"alpaca": ("instruction", "output"), "text": ("text",)}
+OPTIONAL_COLUMNS: dict[str, tuple[str, ...]] = {"alpaca": ("input",), "text": ()}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A prompt, which the model reads, and a completion, which it is trained to answer."""
+
+    prompt: str
+    completion: str
+
+
+def render_prompt(template: Template, row: dict[str, str]) -> str:
+    """The prompt of a row's first turn. A `text` row has none: all of it is completion."""
+    if template == "text":
+        return ""
+    form = ALPACA_WITH_INPUT if row.get("input") else ALPACA_WITHOUT_INPUT
+    # Not str.format: a row may hold braces.
+    instruction, rest = form.split("{instruction}")
+    return instruction + row["instruction"] + rest.replace("{input}", row.get("input") or "", 1)
+
+
+def render(template: Template, row: dict[str, str]) -> list[Turn]:
+    """A row's turns. `row` has the template's columns, each a string; `input` may be empty or missing."""
+    if template == "text":
+        return [Turn("", row["text"])]
+    return [Turn(render_prompt(template, row), row["output"])]

@@ -1,0 +1,164 @@
+"""Stage register: the adapter becomes a version of a model in the MLflow registry.
+
+Reads the adapter, its metrics and reports. Makes models/registered.json, a receipt that is the same whatever server
+took the version. The same adapter is registered once; on another server, `recipe register` registers it there.
+
+    python -m recipe register
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import Field
+
+from recipe.files import read_json, sha256_tree, write_json
+from recipe.params import Section
+
+ALIAS = "champion"
+
+
+class RegistryParams(Section):
+    """Where the adapter goes."""
+
+    name: str = Field(min_length=1, pattern=r"^[^/:.%\"']+$", description="of the registered model")
+    experiment: str = Field(min_length=1, description="the MLflow experiment")
+    promote: Literal["if_better", "always", "never"]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """All that a version is made of. `tags` are the numbers and lineage that the registry shows."""
+
+    name: str
+    folder: Path
+    tokenizer: Path
+    base_manifest: Path
+    prepared_meta: Path
+    report: Path
+    metrics: dict[str, float]
+    curve: list[dict[str, float]]
+    tags: dict[str, str]
+    card: str
+
+
+class Registry(Protocol):
+    """What this stage asks of the tracker."""
+
+    def add_version(self, adapter: Adapter) -> str:
+        """Register the adapter, or find the version it already is; its number."""
+
+    def champion(self, name: str) -> tuple[str, dict[str, str]] | None:
+        """The version under the alias and its tags."""
+
+    def promote(self, name: str, version: str) -> None:
+        """Move the alias."""
+
+
+def decide(
+    rule: str, version: str, tags: dict[str, str], champion: tuple[str, dict[str, str]] | None
+) -> tuple[bool, str]:
+    """Whether the alias moves to `version`, and why, in a sentence."""
+    if rule == "never":
+        return False, f"version {version} is registered; the alias {ALIAS} stays, as registry.promote says"
+    if champion is None:
+        return True, f"version {version} is the first {ALIAS}"
+    number, held = champion
+    if number == version:
+        return False, f"version {version} is the {ALIAS} already"
+    if rule == "always":
+        return True, f"version {version} is the {ALIAS} now, as registry.promote says; it was version {number}"
+    for tag, what in (("validation_sha256", "validation rows, tokens or mask"), ("tokenizer_sha256", "tokenizer")):
+        if tags[tag] != held.get(tag):
+            return False, (
+                f"version {number} stays the {ALIAS}: version {version} was measured on another {what}, so their "
+                "losses can't be compared. Set registry.promote to always to move the alias"
+            )
+    new, old = float(tags["validation_loss"]), float(held["validation_loss"])
+    if new < old:
+        return (
+            True,
+            f"version {version} is the {ALIAS} now: validation loss {new:.4f} against {old:.4f} of version {number}",
+        )
+    return (
+        False,
+        f"version {number} stays the {ALIAS}: validation loss {old:.4f} against {new:.4f} of version {version}",
+    )
+
+
+def flat(prefix: str, values: dict[str, Any]) -> dict[str, float]:
+    """Numbers of a nested mapping under `/`-joined names."""
+    made: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            made |= flat(f"{prefix}/{name}", value)
+        elif isinstance(value, int | float):
+            made[f"{prefix}/{name.replace(' ', '_')}"] = float(value)
+    return made
+
+
+def read_curve(path: Path) -> list[dict[str, float]]:
+    """The loss curve's points."""
+    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    return [dict(zip(header.split(","), map(float, line.split(",")), strict=True)) for line in lines]
+
+
+def model_card(
+    manifest: dict[str, Any],
+    meta: dict[str, Any],
+    trained: dict[str, Any],
+    scores: dict[str, Any],
+    tags: dict[str, str],
+) -> str:
+    """The card that stands beside the registered adapter, in Markdown."""
+    base, adapter = scores["base"], scores["adapter"]
+    lines = [
+        f"# A LoRA adapter of {manifest['id']}", "",
+        f"- Base: {manifest['id']}, revision {manifest['revision']}, sha256 of its files {manifest['sha256']}",
+        *[f"- Data: {file['name']}, sha256 {file['sha256']}" for file in meta["data"]],
+        f"- Rows: {meta['rows']['train']:,} trained on, {meta['rows']['validation']:,} validated on",
+        f"- Template: {meta['template']}, loss on {meta['loss_on']}, at most {meta['max_length']:,} tokens",
+        f"- Training: {trained['steps']:,} steps, {trained['tokens']:,} tokens an epoch",
+        "", "| | base | adapter |", "|---|---|---|",
+        *[f"| {name.replace('_', ' ')} | {base[name]} | {adapter[name]} |" for name in base],
+        "", "## Where it comes from", "", *[f"- {name}: {value}" for name, value in sorted(tags.items())], "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def register(
+    params: RegistryParams, *, base: Path, prepared: Path, adapter: Path, training: Path, curve: Path, evaluation: Path,
+    report: Path, receipt: Path, lineage: dict[str, str], registry: Registry,
+) -> str:  # fmt: skip
+    """Register the adapter, move the alias where it should, write the receipt; what was done, in a sentence."""
+    manifest, meta = read_json(base / "manifest.json"), read_json(prepared / "meta.json")
+    trained, scores = read_json(training), read_json(evaluation)
+    sha256 = sha256_tree(adapter)
+    tags = {
+        "adapter_sha256": sha256,
+        "base_id": manifest["id"],
+        "base_revision": str(manifest["revision"]),
+        "base_sha256": manifest["sha256"],
+        "tokenizer_sha256": meta["tokenizer_sha256"],
+        "validation_sha256": meta["validation_sha256"],
+        "validation_loss": f"{scores['adapter']['loss']:.6f}",
+        "base_validation_loss": f"{scores['base']['loss']:.6f}",
+        **{f"data_sha256.{file['name']}": file["sha256"] for file in meta["data"]},
+        **lineage,
+    }
+    version = registry.add_version(
+        Adapter(
+            name=params.name, folder=adapter, tokenizer=base / "tokenizer", base_manifest=base / "manifest.json",
+            prepared_meta=prepared / "meta.json", report=report, metrics=flat("eval", scores) | flat("train", trained),
+            curve=read_curve(curve), tags=tags, card=model_card(manifest, meta, trained, scores, tags),
+        )
+    )  # fmt: skip
+    moves, sentence = decide(params.promote, version, tags, registry.champion(params.name))
+    if moves:
+        registry.promote(params.name, version)
+    write_json(
+        receipt,
+        {"name": params.name, "adapter_sha256": sha256, "base_sha256": manifest["sha256"],
+         "validation_loss": scores["adapter"]["loss"], "validation_sha256": meta["validation_sha256"]},
+    )  # fmt: skip
+    return sentence

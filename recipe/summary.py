@@ -1,0 +1,60 @@
+"""Says what came out of a run and where to look: what `recipe summary` prints, and the end of `make demo`."""
+
+import json
+from typing import Any
+
+from recipe.evaluate import headline
+from recipe.files import read_json
+from recipe.notes import read_notes
+from recipe.pipeline import Paths
+
+SHOWN = 3
+
+
+def pick(generations: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Some generations, of different kinds where there are kinds, spread over the file."""
+    seen: dict[str, dict[str, Any]] = {}
+    for one in generations:
+        seen.setdefault(one["kind"] or str(len(seen)), one)
+    chosen = list(seen.values())
+    return [chosen[index * len(chosen) // count] for index in range(min(count, len(chosen)))]
+
+
+def summary_text(paths: Paths, model_name: str) -> str:
+    """The headline, numbers, three answers side by side, and the next commands."""
+    results = read_json(paths.evaluation)
+    lines = [headline(results), ""]
+    lines.append(f"{'':9}{'loss':>9}{'perplexity':>12}{'token acc.':>12}{'exact':>9}")
+    for side in ("base", "adapter"):
+        one = results[side]
+        exact = "-" if one["exact_match"] is None else f"{one['exact_match']:.1%}"
+        lines.append(f"{side:9}{one['loss']:9.3f}{one['perplexity']:12,.2f}{one['token_accuracy']:12.1%}{exact:>9}")
+    text = (paths.report / "generations.jsonl").read_text(encoding="utf-8")
+    for one in pick([json.loads(line) for line in text.splitlines()], SHOWN):
+        asked = one["prompt"].split("### Instruction:\n")[-1].removesuffix("\n\n### Response:\n")
+        asked = " | ".join(part.strip() for part in asked.split("\n\n### Input:\n"))
+        lines += ["", f"asked    {_short(asked)}"]
+        lines += [
+            f"{label:9}{_short(one[key])}"
+            for label, key in (("wanted", "completion"), ("base", "base"), ("adapter", "adapter"))
+        ]
+    seconds = {
+        name: facts["stage_seconds"] for name, facts in read_notes(paths.local).items() if "stage_seconds" in facts
+    }
+    if seconds:
+        lines += ["", "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())]
+    lines += [
+        "",
+        f"The data         {paths.analysis / 'index.html'}",
+        f"The result       {paths.report / 'index.html'}",
+        "The experiments  make mlflow-ui",
+        f"The model        models:/{model_name}@champion",
+        "Talk to it       recipe chat",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _short(text: str, width: int = 100) -> str:
+    """One line of at most `width` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,45 @@
+"""Loads a tokenizer from its folder, and gives one a padding token where it needs it."""
+
+from pathlib import Path
+from typing import Any
+
+from recipe.errors import DataError
+
+PADDING_TOKEN = "<|pad|>"
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder, as transformers reads it, without the network and without remote code."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise DataError(f"{folder} holds no tokenizer that transformers can read: {first}") from None
+
+
+def give_padding_token(tokenizer: Any) -> None:
+    """Set a padding token that is not the end token.
+
+    Where both are one, as in the tutorial, a mask that finds padding by its id takes the end token out of training,
+    and the model never learns to stop.
+    """
+    if tokenizer.eos_token_id is None:
+        raise DataError("the tokenizer has no end token, so an answer could never end. Choose another base model.")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PADDING_TOKEN})
+
+
+def leading_ids(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before every text: its begin token, or nothing."""
+    ids = list(tokenizer("")["input_ids"])
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id else ids
+
+
+def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """The token ids of each text, with no token added; the name of a special token in a text is plain text there."""
+    if not texts:
+        return []
+    options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+    return tokenizer(texts, split_special_tokens=True, **options)["input_ids"]

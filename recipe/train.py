@@ -1,0 +1,245 @@
+"""Stage train: LoRA on the packed sequences, with TRL's SFTTrainer.
+
+Reads data/prepared/ and models/base/. Makes models/adapter/ (PEFT's layout), metrics/train.json and metrics/loss.csv.
+A killed run goes on from its last whole checkpoint in .recipe/checkpoints/ and ends with the same bytes.
+
+    python -m recipe train
+"""
+
+import math
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from recipe.checkpoints import mark_complete, newest_complete
+from recipe.errors import TrainingError
+from recipe.files import new_folder, read_json, write_json, write_text
+from recipe.modeling import Quantization, be_deterministic, check_target_modules, find_base, load_base, save_adapter
+from recipe.packing import collate, read_sequences
+from recipe.params import Section
+from recipe.tokenization import load_tokenizer
+
+Log = Callable[[dict[str, float], int], None]
+CURVE = ("step", "loss", "learning_rate", "grad_norm", "mean_token_accuracy")
+
+
+class LoraParams(Section):
+    """The adapter: W + alpha / r * B A on every target module (Hu et al. 2021, arXiv 2106.09685)."""
+
+    r: int = Field(ge=1, description="rank of the update")
+    alpha: float = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+    target_modules: Literal["all-linear"] | tuple[str, ...]
+
+
+class TrainParams(Section):
+    """How the adapter is trained."""
+
+    num_epochs: float = Field(gt=0)
+    batch_size: int = Field(ge=1, description="packed sequences an optimiser step")
+    micro_batch_size: int = Field(ge=1, description="packed sequences at once")
+    learning_rate: float = Field(gt=0)
+    lr_schedule: Literal["linear", "cosine", "constant"]
+    warmup_ratio: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    max_grad_norm: float = Field(gt=0)
+    quantization: Quantization
+    activation_checkpointing: bool
+    seed: int = Field(ge=0, lt=2**32)
+    num_threads: int = Field(ge=1)
+    logging_steps: int = Field(ge=1)
+    save_steps: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> "TrainParams":
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
+        if self.save_steps % self.logging_steps:
+            # A point of the curve is a mean since the last one; a checkpoint between two points would lose a part.
+            raise ValueError(f"save_steps {self.save_steps} is no multiple of logging_steps {self.logging_steps}")
+        return self
+
+
+def trainer_config(params: TrainParams, checkpoints: Path) -> Any:
+    """SFTConfig for sequences that prepare has packed: TRL tokenises, packs and pads nothing."""
+    import torch
+    from trl import SFTConfig
+
+    cuda = torch.cuda.is_available()
+    schedule = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}[params.lr_schedule]
+    return SFTConfig(
+        output_dir=str(checkpoints),
+        num_train_epochs=params.num_epochs,
+        per_device_train_batch_size=params.micro_batch_size,
+        gradient_accumulation_steps=params.batch_size // params.micro_batch_size,
+        learning_rate=params.learning_rate,
+        lr_scheduler_type=schedule,
+        warmup_steps=params.warmup_ratio,  # below 1 it is a share of all steps
+        weight_decay=params.weight_decay,
+        max_grad_norm=params.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=cuda,
+        use_cpu=not cuda,
+        gradient_checkpointing=params.activation_checkpointing,
+        seed=params.seed,
+        data_seed=params.seed,
+        logging_steps=params.logging_steps,
+        logging_nan_inf_filter=False,  # it would show the last good loss in place of NaN
+        save_steps=params.save_steps,
+        save_total_limit=2,  # the last one may be cut off by a kill
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=cuda,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        remove_unused_columns=False,
+        completion_only_loss=False,  # our labels say what is trained
+    )
+
+
+def progress_callback(checkpoints: Path, log: Log, tokens_per_step: float) -> Any:
+    """A callback that shows and logs progress, marks whole checkpoints, and stops at a loss that is not a number."""
+    import torch
+    from tqdm import tqdm
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        """Told by the trainer after each step, log and save."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.started, self.first_step = time.monotonic(), state.global_step
+            interactive = sys.stderr.isatty()
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step") if interactive else None
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if self.bar:
+                self.bar.update(state.global_step - self.bar.n)
+            if state.global_step >= state.max_steps:
+                control.should_log = True  # the curve ends where training ends, however few the steps
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+            if "loss" not in logs:
+                return
+            if not math.isfinite(logs["loss"]) or not math.isfinite(logs["grad_norm"]):
+                raise TrainingError(
+                    f"the loss is {logs['loss']} and the gradient's norm {logs['grad_norm']} at step "
+                    f"{state.global_step}. Lower train.learning_rate, or raise train.warmup_ratio."
+                )
+            steps = state.global_step - self.first_step
+            tokens_per_second = steps * tokens_per_step / (time.monotonic() - self.started)
+            kept = {name: float(logs[name]) for name in CURVE[1:]}
+            log({**kept, "tokens_per_second": tokens_per_second}, state.global_step)
+            text = f"loss {logs['loss']:.3f}, {tokens_per_second:,.0f} tokens/s"
+            if self.bar:
+                self.bar.set_postfix_str(text)
+            else:
+                print(f"step {state.global_step}/{state.max_steps}: {text}", flush=True)
+
+        def on_save(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+            if not all(torch.isfinite(weight).all() for weight in model.parameters() if weight.requires_grad):
+                raise TrainingError(
+                    f"the adapter holds numbers that are not finite after step {state.global_step}. "
+                    "Lower train.learning_rate."
+                )
+            mark_complete(checkpoints / f"checkpoint-{state.global_step}")
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if self.bar:
+                self.bar.close()
+
+    return Progress()
+
+
+def curve_text(history: list[dict[str, float]]) -> str:
+    """The loss curve as CSV, a line a point."""
+    lines = [",".join(f"{entry[name]:.6g}" for name in CURVE) for entry in history if "loss" in entry]
+    return "\n".join([",".join(CURVE), *lines]) + "\n"
+
+
+def train(
+    lora: LoraParams, params: TrainParams, *, folder: Path, prepared: Path, base: Path, adapter: Path,
+    metrics: Path, curve: Path, checkpoints: Path, log: Log,
+) -> dict[str, Any]:  # fmt: skip
+    """Train the adapter and write it with its metrics; returns what differs between runs (seconds, memory)."""
+    import torch
+    from peft import LoraConfig, prepare_model_for_kbit_training
+    from transformers import PrinterCallback
+    from trl import SFTTrainer
+
+    # PEFT warns that the embeddings could be saved too; only resized ones would be, and nothing trains them.
+    warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")
+    be_deterministic(params.num_threads)
+    manifest, meta = read_json(base / "manifest.json"), read_json(prepared / "meta.json")
+    tokenizer = load_tokenizer(base / "tokenizer")
+    model = load_base(find_base(manifest, folder), len(tokenizer), params.quantization)
+    check_target_modules(model, lora.target_modules)
+    if params.quantization != "none":
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=params.activation_checkpointing)
+    sequences = read_sequences(prepared / "train.arrow")
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    tokens_per_step = meta["tokens"]["train"] / len(sequences) * params.batch_size
+    trainer = SFTTrainer(
+        model=model,
+        args=trainer_config(params, checkpoints),
+        data_collator=lambda rows: collate(rows, meta["pad_token_id"]),
+        train_dataset=sequences,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+        ),
+        callbacks=[progress_callback(checkpoints, log, tokens_per_step)],
+    )
+    trainer.remove_callback(PrinterCallback)  # ours says it, in fewer words
+    newest = newest_complete(checkpoints)
+    if newest:
+        print(f"going on from {newest.name}")
+    started = time.monotonic()
+    try:
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise TrainingError(
+                f"out of memory ({params.micro_batch_size} sequences of {meta['max_length']} tokens at once). Lower "
+                "train.micro_batch_size, or set train.activation_checkpointing or train.quantization."
+            ) from None
+        raise
+    seconds = time.monotonic() - started
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+    with new_folder(adapter) as target:
+        save_adapter(trainer.model, target, manifest)
+    write_text(curve, curve_text(history))
+    write_json(
+        metrics,
+        {
+            "loss": round(history[-1]["loss"], 6) if history else None,
+            "first_loss": round(history[0]["loss"], 6) if history else None,
+            "steps": trainer.state.global_step,
+            "sequences": len(sequences),
+            "quantization": params.quantization,
+            "tokens": meta["tokens"]["train"],
+            "trained_token_fraction": round(meta["tokens"]["train_trained"] / meta["tokens"]["train"], 6),
+            "trainable_parameters": trainable,
+            "parameters": sum(weight.numel() for weight in trainer.model.parameters()),
+        },
+    )
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_memory()
+    return {"seconds": round(seconds, 2), "peak_memory_bytes": peak}
+
+
+def _peak_memory() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

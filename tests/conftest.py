@@ -1,0 +1,202 @@
+"""Fixtures shared by the tests: a tiny base model built here, the shipped demo, the real data where it is there."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+# As the command line does it: one code path on every processor, nothing asked of the Hub.
+os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_CBWR="AVX2")
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TRANSFORMERS_VERBOSITY="error")
+os.environ.update(DVC_NO_ANALYTICS="1", MLFLOW_DISABLE_TELEMETRY="true")
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+import pytest
+
+from recipe.prompts import ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+
+def alpaca(instruction, output, given=""):
+    return {"instruction": instruction, "input": given, "output": output}
+
+
+def write_jsonl(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def toy_rows(count):
+    """Rows whose answer is in the prompt, with lengths from short to long."""
+    return [alpaca(f"Say number {n} and nothing else.", f"{n} " * (1 + n % 17), "x " * (n % 5)) for n in range(count)]
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    """A random Llama of 160,000 parameters with a byte-level BPE tokenizer that has no padding token of its own."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT, "Say number and nothing else."], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    fast.save_pretrained(folder)
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=fast.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fetched_base(tiny_base, tmp_path_factory):
+    """models/base/ as fetch makes it of the tiny base."""
+    from recipe.fetch import ModelParams, fetch_model
+
+    made = tmp_path_factory.mktemp("fetched") / "base"
+    params = ModelParams(source=str(tiny_base), id="tiny", revision=None)
+    fetch_model(params, Path("/"), made)
+    manifest = json.loads((made / "manifest.json").read_text())
+    manifest["path"] = str(tiny_base)
+    (made / "manifest.json").write_text(json.dumps(manifest))
+    return made
+
+
+@pytest.fixture
+def sequence_params():
+    """SequenceParams with some keys changed."""
+    from recipe.prepare import SequenceParams
+
+    def make(**changes):
+        values = {
+            "template": "alpaca",
+            "columns": {"instruction": "instruction", "input": "input", "output": "output"},
+            "max_length": 256,
+            "overlong": "truncate",
+            "loss_on": "completion",
+            "packing": True,
+            "validation_fraction": 0.2,
+            "on_bad_row": "error",
+        }
+        return SequenceParams(**{**values, **changes})
+
+    return make
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """data/raw/ as fetch makes it: the rows of each split in a file, and the manifest."""
+    from recipe.fetch import DataParams, fetch_data
+
+    def make(train, validation=None):
+        source = tmp_path / "source"
+        shutil.rmtree(source, ignore_errors=True)
+        write_jsonl(source / "train.jsonl", train)
+        if validation is not None:
+            write_jsonl(source / "validation.jsonl", validation)
+        split = None if validation is None else "validation"
+        params = DataParams(source="source", id=None, revision=None, sha256=None, train="train", validation=split)
+        fetch_data(params, tmp_path, tmp_path / "raw")
+        return tmp_path / "raw"
+
+    return make
+
+
+@pytest.fixture
+def prepared(raw, fetched_base, sequence_params, tmp_path):
+    """data/prepared/ of some rows with the tiny base's tokenizer."""
+    from recipe.prepare import prepare
+
+    def make(train, validation=None, **changes):
+        made = tmp_path / "prepared"
+        prepare(sequence_params(**changes), raw(train, validation), fetched_base / "tokenizer", made, no_progress)
+        return made
+
+    return make
+
+
+def no_progress(items, what, total=None):
+    return items
+
+
+@pytest.fixture
+def train_params():
+    """TrainParams for a run of seconds, with some keys changed."""
+    from recipe.train import TrainParams
+
+    def make(**changes):
+        values = {
+            "num_epochs": 1,
+            "batch_size": 2,
+            "micro_batch_size": 1,
+            "learning_rate": 1e-2,
+            "lr_schedule": "linear",
+            "warmup_ratio": 0.1,
+            "weight_decay": 0.0,
+            "max_grad_norm": 1.0,
+            "quantization": "none",
+            "activation_checkpointing": False,
+            "seed": 1,
+            "num_threads": 2,
+            "logging_steps": 2,
+            "save_steps": 4,
+        }
+        return TrainParams(**{**values, **changes})
+
+    return make
+
+
+@pytest.fixture
+def trained(prepared, fetched_base, train_params, tmp_path):
+    """A trained adapter; returns the folder that holds prepared/, adapter/, train.json and loss.csv."""
+    from recipe.train import LoraParams, train
+
+    def make(rows=None, folder=None, lora=None, log=lambda values, step: None, **changes):
+        if not (tmp_path / "prepared").exists():
+            prepared(rows or toy_rows(60))
+        target = folder or tmp_path
+        train(
+            lora or LoraParams(r=4, alpha=8, dropout=0.1, target_modules="all-linear"),
+            train_params(**changes),
+            folder=Path("/"),
+            prepared=tmp_path / "prepared",
+            base=fetched_base,
+            adapter=target / "adapter",
+            metrics=target / "train.json",
+            curve=target / "loss.csv",
+            checkpoints=target / "checkpoints",
+            log=log,
+        )
+        return target
+
+    return make
+
+
+@pytest.fixture
+def shared():
+    """The folder with real datasets; where it is missing the test is skipped."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the real datasets are not at {SHARED}")
+    return SHARED

@@ -1,0 +1,127 @@
+import json
+import shutil
+
+import pytest
+from conftest import ROOT, alpaca, write_jsonl
+
+from recipe.errors import DataError, ParamsError
+from recipe.fetch import DataParams, ModelParams, fetch_data, fetch_model
+from recipe.files import sha256_file, sha256_tree
+from recipe.tokenization import load_tokenizer
+
+
+def data(source="rows", train="train", validation=None, sha256=None, **changes):
+    return DataParams(source=source, id=None, revision=None, sha256=sha256, train=train, validation=validation, **changes)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    write_jsonl(tmp_path / "rows" / "train-0001.jsonl", [alpaca("b", "2")])
+    write_jsonl(tmp_path / "rows" / "train-0000.jsonl", [alpaca("a", "1")])
+    write_jsonl(tmp_path / "rows" / "test.jsonl", [alpaca("c", "3")])
+    (tmp_path / "rows" / "README.md").write_text("about")
+    return tmp_path
+
+
+def test_a_folder_gives_its_splits_and_a_manifest(rows):
+    fetch_data(data(validation="test"), rows, rows / "raw")
+    manifest = json.loads((rows / "raw" / "manifest.json").read_text())
+    assert [(file["name"], file["split"]) for file in manifest["files"]] == [
+        ("train-0000.jsonl", "train"),
+        ("train-0001.jsonl", "train"),
+        ("test.jsonl", "validation"),
+    ]
+    for file in manifest["files"]:
+        copy = rows / "raw" / file["name"]
+        assert (file["bytes"], file["sha256"]) == (copy.stat().st_size, sha256_file(copy))
+        assert copy.read_bytes() == (rows / "rows" / file["name"]).read_bytes()
+    assert str(rows) not in (rows / "raw" / "manifest.json").read_text()
+
+
+def test_a_file_is_one_split(rows):
+    fetch_data(data("rows/test.jsonl"), rows, rows / "raw")
+    assert sorted(file.name for file in (rows / "raw").iterdir()) == ["manifest.json", "test.jsonl"]
+    with pytest.raises(ParamsError, match=r"data.validation is 'test', but data.source is one file"):
+        fetch_data(data("rows/test.jsonl", validation="test"), rows, rows / "raw")
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "part"),
+    [
+        (data("nowhere"), DataError, "nowhere does not exist"),
+        (data(train="training"), DataError, "has no split 'training': it holds test.jsonl, train-0000.jsonl"),
+        (data(validation="train"), DataError, "both name"),
+        (data("rows/README.md"), DataError, "ends in '.md'"),
+        (data("hub"), ParamsError, "local files only"),
+    ],
+)
+def test_a_wrong_source_is_refused(rows, params, error, part):
+    with pytest.raises(error) as raised:
+        fetch_data(params, rows, rows / "raw")
+    assert part in str(raised.value)
+    assert not (rows / "raw").exists()
+
+
+def test_a_given_sha256_is_checked(rows):
+    good = sha256_file(rows / "rows" / "test.jsonl")
+    fetch_data(data("rows/test.jsonl", sha256=good), rows, rows / "raw")
+    fetch_data(data(sha256={"train-0000.jsonl": sha256_file(rows / "rows" / "train-0000.jsonl")}), rows, rows / "raw")
+    kept = sha256_tree(rows / "raw")
+    for params, part in (
+        (data("rows/test.jsonl", sha256="0" * 64), f"expected {'0' * 64}, found {good}"),
+        (data(sha256={"x.jsonl": good}), "data.sha256 names x.jsonl"),
+        (data(sha256=good), "one value for 2 files"),
+    ):
+        with pytest.raises((DataError, ParamsError), match=part):
+            fetch_data(params, rows, rows / "raw")
+    assert sha256_tree(rows / "raw") == kept
+
+
+def model(source, **changes):
+    return ModelParams(**{"source": str(source), "id": "tiny", "revision": None, **changes})
+
+
+def test_a_model_is_noted_by_sha256_and_its_tokenizer_kept(tiny_base, tmp_path):
+    shutil.copytree(tiny_base, tmp_path / "base model")
+    fetch_model(model("base model"), tmp_path, tmp_path / "made")
+    manifest = json.loads((tmp_path / "made" / "manifest.json").read_text())
+    assert manifest["path"] == "base model" and manifest["architecture"] == "LlamaForCausalLM"
+    assert {file["name"] for file in manifest["files"]} == {"config.json", "generation_config.json", "model.safetensors"}
+    for file in manifest["files"]:
+        assert file["sha256"] == sha256_file(tiny_base / file["name"])
+    first = sha256_tree(tmp_path / "made")
+    fetch_model(model("base model"), tmp_path, tmp_path / "made")
+    assert sha256_tree(tmp_path / "made") == first
+
+
+def test_a_tokenizer_without_padding_token_gets_one_that_is_not_the_end_token(tiny_base, fetched_base):
+    before, after = load_tokenizer(tiny_base), load_tokenizer(fetched_base / "tokenizer")
+    assert before.pad_token_id is None
+    assert after.pad_token == "<|pad|>" and after.pad_token_id == len(before) and after.pad_token_id != after.eos_token_id
+
+
+def test_the_demos_own_padding_token_is_kept():
+    tokenizer = load_tokenizer(ROOT / "demo" / "base")
+    assert tokenizer.pad_token == "<|pad|>" and len(tokenizer) == 1024
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no .safetensors file"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "no tokenizer that transformers can read"),
+        (lambda folder: (folder / "config.json").write_text('{"auto_map": {}}'), "code of its own"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_refused(tiny_base, tmp_path, change, part):
+    shutil.copytree(tiny_base, tmp_path / "base")
+    change(tmp_path / "base")
+    with pytest.raises(DataError, match=part):
+        fetch_model(model("base"), tmp_path, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_model_from_the_hub_is_refused_for_now(tmp_path):
+    with pytest.raises(ParamsError, match="model.source is `hub`"):
+        fetch_model(model("hub"), tmp_path, tmp_path / "made")

@@ -1,0 +1,77 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from recipe.errors import MachineError
+from recipe.files import (
+    new_folder, only_one, read_json, sha256_bytes, sha256_file, sha256_listing, sha256_tree, write_json, write_text,
+)  # fmt: skip
+
+
+def test_sha256_of_bytes_file_and_tree(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
+    assert sha256_bytes(b"abc") == sha256_file(tmp_path / "a") == known
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "b").write_bytes(b"")
+    first = sha256_tree(tmp_path)
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__" / "x.pyc").write_bytes(b"x")
+    assert sha256_tree(tmp_path) == first
+    (tmp_path / "d" / "b").rename(tmp_path / "d" / "c")
+    assert sha256_tree(tmp_path) != first
+    assert sha256_listing({"x": "1", "y": "2"}) == sha256_listing({"y": "2", "x": "1"})
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "sub" / "a.json"
+    write_json(path, {"b": 1, "a": "ü"})
+    assert path.read_text() == '{\n  "b": 1,\n  "a": "ü"\n}\n'
+    with pytest.raises(ValueError, match="Out of range"):
+        write_json(path, {"a": float("nan")})
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\udc80")
+    assert json.loads(path.read_text()) == {"b": 1, "a": "ü"}
+    assert [file.name for file in path.parent.iterdir()] == ["a.json"]
+
+
+def test_a_folder_is_made_whole_or_not_at_all(tmp_path):
+    made = tmp_path / "made"
+    with new_folder(made) as folder:
+        (folder / "a").write_text("1")
+    with pytest.raises(RuntimeError), new_folder(made) as folder:
+        (folder / "b").write_text("2")
+        raise RuntimeError
+    assert [file.name for file in made.iterdir()] == ["a"]
+    with new_folder(made) as folder:
+        (folder / "b").write_text("2")
+    assert [file.name for file in made.iterdir()] == ["b"]
+    assert [file.name for file in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_missing_earlier_output_names_dvc_repro(tmp_path):
+    with pytest.raises(MachineError, match="dvc repro"):
+        read_json(tmp_path / "meta.json")
+
+
+def test_only_one_process_holds_the_lock(tmp_path):
+    with only_one(tmp_path / "lock", "a stage"), pytest.raises(MachineError, match="process"), only_one(
+        tmp_path / "lock", "a stage"
+    ):
+        pass
+    with only_one(tmp_path / "lock", "a stage"):
+        code = (
+            "import sys; from pathlib import Path; from recipe.files import only_one\n"
+            "from recipe.errors import MachineError\n"
+            "try:\n  with only_one(Path(sys.argv[1]), 'a stage'): pass\n"
+            "except MachineError as e: print(e)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "lock"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    assert "a stage is already running here (process" in done.stdout
+    with only_one(tmp_path / "lock", "a stage"):
+        pass

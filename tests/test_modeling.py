@@ -1,0 +1,116 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipe.errors import DataError, MachineError, ParamsError
+from recipe.modeling import (
+    answer, check_target_modules, find_base, load_adapter, load_base, quantization_config, save_adapter,
+)  # fmt: skip
+from recipe.tokenization import load_tokenizer
+
+
+@pytest.fixture
+def manifest(fetched_base):
+    return json.loads((fetched_base / "manifest.json").read_text())
+
+
+def lora(model, **changes):
+    from peft import LoraConfig, get_peft_model
+
+    config = {"r": 4, "target_modules": ["v_proj", "q_proj"], "task_type": "CAUSAL_LM", **changes}
+    return get_peft_model(model, LoraConfig(**config))
+
+
+def test_embeddings_grow_to_the_tokenizer_and_old_logits_stay(tiny_base):
+    old = load_base(tiny_base, 0)
+    rows = old.get_input_embeddings().weight.shape[0]
+    new = load_base(tiny_base, rows + 3)
+    assert new.get_input_embeddings().weight.shape[0] == new.config.vocab_size == rows + 3
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(new(ids).logits[..., :rows], old(ids).logits)
+    torch.testing.assert_close(new.lm_head.weight[rows], old.lm_head.weight.mean(0))
+    # A tokenizer smaller than the model leaves it as it is.
+    assert load_base(tiny_base, 10).config.vocab_size == rows
+
+
+def test_weights_are_fp32_on_a_cpu(tiny_base):
+    assert {weight.dtype for weight in load_base(tiny_base, 0).parameters()} == {torch.float32}
+
+
+def test_the_base_is_found_checked_and_refused_when_altered(tiny_base, tmp_path, manifest, monkeypatch):
+    assert find_base(manifest, Path("/")) == tiny_base
+    shutil.copytree(tiny_base, tmp_path / "copy")
+    monkeypatch.setenv("RECIPE_BASE_MODEL", str(tmp_path / "copy"))
+    assert find_base(manifest, Path("/")) == tmp_path / "copy"
+    weights = tmp_path / "copy" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(DataError, match="not the file that was fetched for tiny"):
+        find_base(manifest, Path("/"))
+    weights.unlink()
+    with pytest.raises(MachineError, match=r"model.safetensors is missing.*RECIPE_BASE_MODEL"):
+        find_base(manifest, Path("/"))
+
+
+def test_a_saved_adapter_holds_nothing_of_the_machine_and_loads_back(tiny_base, tmp_path, manifest):
+    tokens = len(load_tokenizer(tiny_base)) + 1
+    model = lora(load_base(tiny_base, tokens))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    tmp_path.joinpath("a").mkdir()
+    save_adapter(model, tmp_path / "a", manifest)
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    text = (tmp_path / "a" / "adapter_config.json").read_text()
+    config = json.loads(text)
+    assert config["base_model_name_or_path"] == f"tiny@sha256:{manifest['sha256'][:16]}"
+    assert config["target_modules"] == ["q_proj", "v_proj"] and list(config) == sorted(config)
+    assert str(tiny_base) not in text and "peft_version" not in config
+    again = load_adapter(load_base(tiny_base, tokens), tmp_path / "a", manifest)
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(again(ids).logits, model.eval()(ids).logits, rtol=0, atol=0)
+    with again.disable_adapter():
+        assert not torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_an_adapter_of_another_base_is_refused(tiny_base, tmp_path, manifest):
+    tmp_path.joinpath("a").mkdir()
+    save_adapter(lora(load_base(tiny_base, 0)), tmp_path / "a", manifest)
+    with pytest.raises(DataError, match=r"made for tiny@sha256:.*this base is tiny@abc"):
+        load_adapter(load_base(tiny_base, 0), tmp_path / "a", {**manifest, "revision": "abc"})
+
+
+def test_target_modules_are_held_to_the_model(tiny_base):
+    model = load_base(tiny_base, 0)
+    check_target_modules(model, "all-linear")
+    check_target_modules(model, ("q_proj", "v_proj"))
+    with pytest.raises(ParamsError, match=r"names c_attn.*down_proj, gate_proj, k_proj"):
+        check_target_modules(model, ("q_proj", "c_attn"))
+
+
+def test_answers_are_the_same_alone_and_in_a_batch_and_end_at_the_end_token(tiny_base, fetched_base):
+    tokenizer = load_tokenizer(fetched_base / "tokenizer")
+    model = load_base(tiny_base, len(tokenizer)).eval()
+    prompts = [[5], [9, 8, 7, 6], [50, 60]]
+    batch = answer(model, tokenizer, prompts, 12)
+    assert batch == [answer(model, tokenizer, [prompt], 12)[0] for prompt in prompts]
+    assert all(len(row) == 12 for row in batch)
+    tokenizer.eos_token_id = batch[0][3]
+    assert answer(model, tokenizer, prompts[:1], 12) == [batch[0][:3]]
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_quantised_base_takes_an_adapter_and_trains(tiny_base, quantization):
+    from peft import prepare_model_for_kbit_training
+
+    assert quantization_config("nf4").bnb_4bit_use_double_quant
+    model = load_base(tiny_base, 0, quantization)
+    model = lora(prepare_model_for_kbit_training(model, use_gradient_checkpointing=False))
+    loss = model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss
+    loss.backward()
+    gradients = [weight.grad for weight in model.parameters() if weight.requires_grad]
+    assert any(grad.abs().sum() > 0 for grad in gradients)

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recipe.packing import IGNORED, collate, pack_best_fit, read_sequences, write_sequences
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 64), max_size=80), st.integers(64, 128))
+def test_every_example_is_packed_once_and_no_sequence_is_too_long(lengths, max_length):
+    packed = pack_best_fit(lengths, max_length)
+    assert sorted(index for sequence in packed for index in sequence) == list(range(len(lengths)))
+    sizes = [sum(lengths[index] for index in sequence) for sequence in packed]
+    assert all(0 < size <= max_length for size in sizes)
+    # Any two sequences together overflow one: else best fit would have put them into one.
+    assert all(a + b > max_length for n, a in enumerate(sizes) for b in sizes[:n])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 32), max_size=40))
+def test_packing_is_best_fit_decreasing_as_the_plain_loop_does_it(lengths):
+    bins: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        rooms = [32 - sum(lengths[i] for i in one) for one in bins]
+        fitting = [room for room in rooms if room >= lengths[index]]
+        if fitting:
+            bins[len(rooms) - 1 - rooms[::-1].index(min(fitting))].append(index)
+        else:
+            bins.append([index])
+    assert sorted(map(len, pack_best_fit(lengths, 32))) == sorted(map(len, bins))
+    assert len(pack_best_fit(lengths, 32)) == len(bins)
+
+
+def test_a_long_tail_of_lengths_fills_the_sequences():
+    lengths = np.clip(np.random.default_rng(0).lognormal(5, 0.6, 5000), 1, 1024).astype(int).tolist()
+    packed = pack_best_fit(lengths, 1024)
+    assert sum(lengths) / (len(packed) * 1024) > 0.99
+
+
+def example(length, trained_from, start=0):
+    return np.arange(start, start + length), np.arange(length) >= trained_from
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(400, "uint16"), (1 << 16, "uint16"), (70_000, "uint32")])
+def test_sequences_come_back_from_arrow_in_the_narrowest_type(tmp_path, vocab_size, dtype):
+    path = tmp_path / "s.arrow"
+    write_sequences(path, [[example(3, 1), example(2, 0, 9)], [example(4, 2)]], vocab_size)
+    rows = read_sequences(path)
+    assert rows[0]["input_ids"].tolist() == [0, 1, 2, 9, 10]
+    assert rows.features["input_ids"].feature.dtype == dtype
+    assert rows[0]["trained"].tolist() == [False, True, True, True, True]
+    assert rows[1]["seq_lengths"].tolist() == [4]
+
+
+def test_collate_marks_borders_and_trains_on_no_first_token(tmp_path):
+    write_sequences(tmp_path / "s.arrow", [[example(3, 1), example(2, 0, 9)], [example(2, 0, 5)]], 400)
+    batch = collate([*read_sequences(tmp_path / "s.arrow")], pad_token_id=7)
+    i = IGNORED
+    assert batch["input_ids"].tolist() == [[0, 1, 2, 9, 10], [5, 6, 7, 7, 7]]
+    assert batch["labels"].tolist() == [[i, 1, 2, i, 10], [i, 6, i, i, i]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]]
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+def test_a_packed_example_gives_the_logits_it_gives_alone(tiny_base):
+    """And whatever its neighbours are, and whatever the batch is filled up with."""
+    from recipe.modeling import load_base
+
+    model = load_base(tiny_base, 0).eval()
+    rng = np.random.default_rng(3)
+    lengths = [1, 2, 31, 17, 5, 64]
+    examples = [(rng.integers(1, 300, n), np.ones(n, bool)) for n in lengths]
+    as_row = [
+        {
+            "input_ids": np.concatenate([ids for ids, _ in part]),
+            "trained": np.concatenate([trained for _, trained in part]),
+            "seq_lengths": [len(ids) for ids, _ in part],
+        }
+        for part in (examples, examples[3:])
+    ]
+    batch = collate(as_row, pad_token_id=0)
+    with torch.no_grad():
+        packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        alone = [model(input_ids=torch.tensor(ids)[None], use_cache=False).logits[0] for ids, _ in examples]
+    for row, part in ((0, alone), (1, alone[3:])):
+        start = 0
+        for logits in part:
+            torch.testing.assert_close(packed[row, start : start + len(logits)], logits, rtol=1e-5, atol=1e-5)
+            start += len(logits)

@@ -1,0 +1,127 @@
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from recipe.cli import _sections
+from recipe.errors import ParamsError
+from recipe.params import find_value, read_params
+
+TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+def read(tmp_path, *changes):
+    text = TEXT
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new, 1)
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    return read_params(path, _sections())
+
+
+def mistakes(tmp_path, *changes):
+    with pytest.raises(ParamsError) as raised:
+        read(tmp_path, *changes)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted(ROOT.glob("presets/*/params.yaml"))], ids=str)
+def test_every_shipped_recipe_is_valid(path):
+    read_params(path, _sections())
+
+
+def test_every_key_of_the_default_has_a_comment():
+    bare = [line for line in TEXT.splitlines() if ": " in line and "#" not in line]
+    assert bare == [f"    {name}: {name}" for name in ("instruction", "input", "output", "kind")]
+
+
+def test_the_recipe_is_the_tutorials():
+    params = read_params(ROOT / "params.yaml", _sections())
+    lora, train = params["lora"], params["train"]
+    assert (lora.r, lora.alpha, lora.dropout, lora.target_modules) == (16, 32, 0.05, "all-linear")
+    assert (train.lr_schedule, train.warmup_ratio, train.num_epochs, train.batch_size) == ("linear", 0.1, 1, 4)
+
+
+def test_numbers_in_exponent_form_are_numbers(tmp_path):
+    assert read(tmp_path, ("learning_rate: 4e-3", "learning_rate: 2e-4"))["train"].learning_rate == 2e-4
+
+
+def test_all_mistakes_come_at_once_with_line_and_nearest_key(tmp_path):
+    text = mistakes(
+        tmp_path,
+        ("  r: 16", "  rank: 16"),
+        ("learning_rate: 4e-3", "learning_rate: fast"),
+        ("warmup_ratio: 0.1", "warmup_ratoi: 0.1"),
+        ("on_bad_row: error", "on_bad_row: ignore"),
+        ("registry:", "registri:"),
+    )
+    lines = text.splitlines()
+    assert lines[0].endswith("params.yaml has 8 mistakes:")
+    number = next(n for n, line in enumerate(TEXT.splitlines(), 1) if "learning_rate" in line)
+    assert f"  line {number}, train.learning_rate: found \"fast\". Input should be a valid number" in lines
+    assert any("lora.rank: no such key" in line for line in lines)
+    assert any("train.warmup_ratoi: no such key; did you mean train.warmup_ratio?" in line for line in lines)
+    assert any("registri: no such section; did you mean registry?" in line for line in lines)
+    assert any("lora.r: the key is missing (rank of the update)" in line for line in lines)
+    assert any("'error' or 'drop'" in line for line in lines)
+
+
+def test_a_key_in_the_wrong_section_is_named_where_it_belongs(tmp_path):
+    text = mistakes(tmp_path, ("  r: 16", "  seed: 1\n  r: 16"))
+    assert "lora.seed: no such key; did you mean train.seed?" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (("r: 16", "r: 0"), "lora.r: found 0. Input should be greater than or equal to 1"),
+        (("r: 16", "r: '16'"), 'lora.r: found "16". Input should be a valid integer'),
+        (("packing: true", "packing: 'yes'"), "sequence.packing: found"),
+        (("save_steps: 50", "save_steps: 55"), "save_steps 55 is no multiple of logging_steps 10"),
+        (("micro_batch_size: 4", "micro_batch_size: 3"), "batch_size 4 is no multiple of micro_batch_size 3"),
+        (("template: alpaca", "template: text"), "columns: the template text needs text"),
+        (("    kind: kind", "    knid: kind"), "columns: the template alpaca has no knid"),
+        (("target_modules: all-linear", "target_modules: [q_proj, 3]"), "lora.target_modules"),
+        (("dropout: 0.05", "dropout: .nan"), "lora.dropout"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_was_found(tmp_path, change, part):
+    assert part in mistakes(tmp_path, change)
+
+
+def test_names_of_modules_are_taken_as_a_list(tmp_path):
+    params = read(tmp_path, ("target_modules: all-linear", "target_modules: [q_proj, v_proj]"))
+    assert params["lora"].target_modules == ("q_proj", "v_proj")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("data: {a: 1\n", "not valid YAML"),
+        ("data:\n  a: 1\n  a: 2\n", "line 3"),
+        ("- 1\n", "not sections with keys"),
+        ("", "not sections with keys"),
+        ("data: 3\n", "data: found 3"),
+    ],
+)
+def test_a_broken_file_is_one_error(tmp_path, text, part):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ParamsError, match=part):
+        read_params(path, _sections())
+
+
+def test_a_missing_or_binary_file_is_one_error(tmp_path):
+    with pytest.raises(ParamsError, match="recipe new NAME"):
+        read_params(tmp_path / "params.yaml", _sections())
+    (tmp_path / "params.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ParamsError, match="not UTF-8"):
+        read_params(tmp_path / "params.yaml", _sections())
+
+
+def test_a_value_is_found_by_its_dotted_key():
+    assert find_value(ROOT / "params.yaml", "lora.r") == "16"
+    assert find_value(ROOT / "params.yaml", "model.id") == "demo-base"
+    with pytest.raises(ParamsError, match="no key"):
+        find_value(Path(ROOT / "params.yaml"), "lora.rank")

@@ -1,0 +1,144 @@
+import csv
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recipe.errors import DataError
+from recipe.rows import BadRow, Row, pick_columns, read_rows
+
+ROWS = [{"instruction": "a, \"b\"", "output": "two\nlines"}, {"instruction": "ü 漢 🙂", "output": "x"}]
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+some_rows = st.lists(st.fixed_dictionaries({"instruction": texts, "output": texts}), min_size=1, max_size=5)
+
+
+def read(tmp_path, name, data):
+    path = tmp_path / name
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return list(read_rows(path))
+
+
+def csv_text(rows):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\r\n", quoting=csv.QUOTE_ALL)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("r.json", json.dumps(ROWS)),
+        ("r.json", json.dumps(ROWS, indent=4, ensure_ascii=False)),
+        ("r.json", "".join(json.dumps(row) + "\n" for row in ROWS)),
+        ("r.jsonl", "".join(json.dumps(row) + "\n\n" for row in ROWS)),
+        ("r.jsonl", "\ufeff" + "\r\n".join(json.dumps(row) for row in ROWS)),
+        ("r.csv", csv_text(ROWS)),
+        ("r.csv", "\ufeff" + csv_text(ROWS)),
+    ],
+)
+def test_every_format_gives_the_same_rows(tmp_path, name, text):
+    assert [row.values for row in read(tmp_path, name, text)] == ROWS
+
+
+def test_parquet_gives_the_same_rows_with_their_number(tmp_path):
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "r.parquet")
+    rows = list(read_rows(tmp_path / "r.parquet"))
+    assert [row.values for row in rows] == ROWS
+    assert [row.place for row in rows] == ["row 1", "row 2"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(some_rows, st.sampled_from([None, 2]))
+def test_any_json_list_round_trips_with_true_lines(tmp_path_factory, rows, indent):
+    text = json.dumps(rows, indent=indent)
+    found = read(tmp_path_factory.mktemp("rows"), "r.json", text)
+    assert [row.values for row in found] == rows
+    lines = text.splitlines()
+    assert all(lines[int(row.place.split()[1]) - 1].lstrip(" [").startswith("{") for row in found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(some_rows)
+def test_any_csv_round_trips(tmp_path_factory, rows):
+    rows = [{name: value.replace("\0", "") for name, value in row.items()} for row in rows]
+    found = read(tmp_path_factory.mktemp("rows"), "r.csv", csv_text(rows))
+    assert [row.values for row in found] == rows
+
+
+def test_a_csv_row_is_named_by_its_first_line(tmp_path):
+    found = read(tmp_path, "r.csv", 'instruction,output\n"a\nb",1\nc,2\nd\n')
+    assert [row.place for row in found] == ["line 2", "line 4", "line 5"]
+    assert found[2].reason == "1 values for 2 columns"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "part"),
+    [
+        ("r.json", '[{"a": 1},\n{"a": }]', "line 2, column 7"),
+        ("r.json", '[{"a": 1}\n{"a": 2}]', "line 2: not valid JSON: expected ',' or ']'"),
+        ("r.json", '[{"a": 1},\n', "line 2"),
+        ("r.json", '[{"a": 1}', "the end of the file"),
+        ("r.json", '"rows"', "expected a list of objects"),
+        ("r.json", "", "is empty"),
+        ("r.csv", 'a,a\n1,2\n', "stand twice"),
+        ("r.csv", 'a,b\n"x,2\n', "not valid CSV"),
+        ("r.parquet", b"PAR1 but not really", "not a readable Parquet file"),
+        ("r.txt", "x", "not from '.txt'"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_with_its_place(tmp_path, name, data, part):
+    with pytest.raises(DataError) as raised:
+        read(tmp_path, name, data)
+    assert part in str(raised.value) and name in str(raised.value)
+
+
+def test_a_broken_line_is_one_bad_row_and_the_others_are_read(tmp_path):
+    good, broken, number, fine = read(tmp_path, "r.jsonl", '{"a": "x"}\n{"a": \n3\n{"a": "y"}\n')
+    assert (good.values, fine.values) == ({"a": "x"}, {"a": "y"})
+    assert (broken.place, number.reason) == ("line 2", "a number, not an object with columns")
+    assert "not valid JSON" in broken.reason
+
+
+REQUIRED, OPTIONAL = {"instruction": "q", "output": "a"}, {"input": "ctx"}
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"q": "x"}, "the column 'a' is missing; the row has 'q'"),
+        ({"q": "x", "a": None}, "'a' is null, not a string"),
+        ({"q": "x", "a": 3}, "'a' is a number, not a string"),
+        ({"q": ["x"], "a": "y"}, "'q' is a list, not a string"),
+        ({"q": "x", "a": " \n"}, "'a' is empty"),
+        ({"q": "x", "a": "y", "ctx": True}, "'ctx' is a boolean, not a string"),
+        ({"q": "x\udc80", "a": "y"}, "'q' is not UTF-8"),
+    ],
+)
+def test_a_row_that_the_template_cannot_use_is_refused_with_the_reason(values, reason):
+    bad = pick_columns(Row(values, "r.json", "line 7"), REQUIRED, OPTIONAL)
+    assert isinstance(bad, BadRow)
+    assert (bad.file, bad.place, bad.reason) == ("r.json", "line 7", reason)
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.json", "r.csv"])
+def test_bytes_that_are_not_utf8_are_a_bad_row_at_their_line(tmp_path, name):
+    data = {
+        "r.jsonl": b'{"q": "ok", "a": "ok"}\n{"q": "caf\xe9", "a": "ok"}\n',
+        "r.json": b'[{"q": "ok", "a": "ok"},\n{"q": "caf\xe9", "a": "ok"}]',
+        "r.csv": b"q,a\ncaf\xe9,ok\n",
+    }[name]
+    bad = [pick_columns(row, REQUIRED, OPTIONAL) for row in read(tmp_path, name, data)][-1]
+    assert (bad.place, bad.reason) == ("line 2", "'q' is not UTF-8")
+    bad.content.encode()
+
+
+def test_optional_columns_may_be_missing_or_null():
+    for values in ({"q": "x", "a": "y"}, {"q": "x", "a": "y", "ctx": None}):
+        picked = pick_columns(Row(values, "f", "line 1"), REQUIRED, OPTIONAL)
+        assert picked == {"instruction": "x", "output": "y", "input": ""}

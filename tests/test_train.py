@@ -1,0 +1,125 @@
+import json
+import math
+
+import pytest
+import torch
+from conftest import toy_rows
+
+from recipe.errors import TrainingError
+from recipe.files import sha256_tree
+from recipe.modeling import load_adapter, load_base
+from recipe.train import LoraParams
+
+LORA = LoraParams(r=4, alpha=8, dropout=0.1, target_modules="all-linear")
+
+
+def outputs(folder):
+    return {name: sha256_tree(folder / name) for name in ("adapter", "train.json", "loss.csv")}
+
+
+def test_training_lowers_the_loss_and_writes_what_it_says(trained, fetched_base):
+    folder = trained(num_epochs=6)
+    metrics = json.loads((folder / "train.json").read_text())
+    assert metrics["loss"] < metrics["first_loss"] - 0.3
+    assert 0 < metrics["trained_token_fraction"] < 0.5
+    # r (in + out) for q, k, v, o, gate, up and down of two layers: k and v have half the heads.
+    assert metrics["trainable_parameters"] == 2 * 4 * (128 + 96 + 96 + 128 + 192 + 192 + 192)
+    header, *lines = (folder / "loss.csv").read_text().splitlines()
+    assert header == "step,loss,learning_rate,grad_norm,mean_token_accuracy"
+    assert int(lines[-1].split(",")[0]) == metrics["steps"]
+    assert not (folder / "checkpoints").exists()
+    manifest = json.loads((fetched_base / "manifest.json").read_text())
+    load_adapter(load_base(fetched_base / manifest["path"], 0), folder / "adapter", manifest)
+
+
+def test_the_same_inputs_give_the_same_bytes_and_another_seed_others(trained, tmp_path):
+    first = outputs(trained(folder=tmp_path / "a"))
+    assert outputs(trained(folder=tmp_path / "b")) == first
+    other = outputs(trained(folder=tmp_path / "c", seed=2))
+    assert other["adapter"] != first["adapter"]
+
+
+def test_a_training_cut_off_anywhere_ends_in_the_same_bytes(trained, tmp_path):
+    """Cut off after a checkpoint, between two points of the curve; a half-written newer checkpoint is in the way."""
+    whole = outputs(trained(folder=tmp_path / "a"))
+
+    class CutError(Exception):
+        pass
+
+    def cut(values, step):
+        if step >= 6:
+            raise CutError
+
+    with pytest.raises(CutError):
+        trained(folder=tmp_path / "b", log=cut)
+    [kept] = (tmp_path / "b" / "checkpoints").glob("checkpoint-*")
+    half = kept.with_name("checkpoint-5")
+    half.mkdir()
+    (half / "trainer_state.json").write_text("{")
+    seen = []
+    trained(folder=tmp_path / "b", log=lambda values, step: seen.append(step))
+    assert outputs(tmp_path / "b") == whole
+    assert min(seen) > 4
+
+
+def test_numbers_are_logged_as_training_goes(trained):
+    logged = []
+    trained(log=lambda values, step: logged.append((step, values)))
+    assert [step for step, _ in logged][:2] == [2, 4]
+    assert all(set(values) >= {"loss", "learning_rate", "grad_norm", "tokens_per_second"} for _, values in logged)
+    # Linear from its peak, after a warm-up: falling, and at its end nearly 0.
+    rates = [values["learning_rate"] for _, values in logged]
+    assert rates[-1] < max(rates) / 3
+
+
+def test_a_loss_that_is_no_number_stops_training_and_names_the_step(trained, monkeypatch):
+    import recipe.train
+
+    def broken(*arguments):
+        model = load_base(*arguments)
+        with torch.no_grad():
+            model.model.norm.weight.fill_(math.nan)
+        return model
+
+    monkeypatch.setattr(recipe.train, "load_base", broken)
+    with pytest.raises(TrainingError, match=r"the loss is nan .* at step 2. Lower train.learning_rate"):
+        trained()
+
+
+def test_out_of_memory_says_what_to_lower(trained, monkeypatch):
+    from trl import SFTTrainer
+
+    def full(self, *arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SFTTrainer, "training_step", full)
+    with pytest.raises(TrainingError, match="out of memory .* Lower train.micro_batch_size"):
+        trained()
+
+
+def test_an_error_of_ours_is_not_taken_for_lack_of_memory(trained, monkeypatch):
+    from trl import SFTTrainer
+
+    def wrong(self, *arguments, **options):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(SFTTrainer, "training_step", wrong)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        trained()
+
+
+def test_checkpointing_and_micro_batches_give_nearly_the_same_adapter(trained, tmp_path):
+    from safetensors.torch import load_file
+
+    lora = LoraParams(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
+    first = load_file(trained(folder=tmp_path / "a", lora=lora) / "adapter" / "adapter_model.safetensors")
+    for name, changes in (("b", {"activation_checkpointing": True}), ("c", {"micro_batch_size": 2})):
+        made = load_file(trained(folder=tmp_path / name, lora=lora, **changes) / "adapter" / "adapter_model.safetensors")
+        for key, weight in first.items():
+            torch.testing.assert_close(made[key], weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_quantised_base_trains_through_the_stage(trained, quantization):
+    folder = trained(rows=toy_rows(30), quantization=quantization)
+    assert json.loads((folder / "train.json").read_text())["quantization"] == quantization
