@@ -30,7 +30,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from demo.rows import KINDS, Words, words_of
-from demo.words import held_out
+from demo.words import invented
 
 SEED = 7
 BASE = Path(__file__).parent / "base"
@@ -62,19 +62,6 @@ Below is a list that describes a city. | A task is paired with an input. | This 
 Write a letter that completes the order. | An instruction describes a task. | The response completes the request.
 {name} appropriately completes the task. | The request is an instruction. | The input provides the context.
 """.replace("\n", " ").split(" | ")
-
-ONSETS = "b c d f g h j k l m n p r s t v w z br ch cl dr fl gr pl sh sl sp st th tr".split()
-VOWELS = "a e i o u ai ea ee oo ou".split()
-SYLLABLES = [onset + vowel for onset in ONSETS for vowel in VOWELS]
-ENDINGS = ["", "", "n", "r", "l", "t", "m", "s", "ck", "nd", "sh", "y", "x"]
-
-
-def invented(rng: Random) -> str:
-    """A pronounceable word that is not held out; as a rule no word at all."""
-    while True:
-        word = "".join(rng.choice(SYLLABLES) for _ in range(rng.choice([1, 2, 2, 3]))) + rng.choice(ENDINGS)
-        if len(word) > 2 and not held_out(word):
-            return word
 
 
 def corpus_words(rng: Random) -> Words:

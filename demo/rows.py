@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from demo.words import CITIES, HELD_OUT_SHARE, IRREGULAR, NAMES, NOUNS, VERBS, past, plural, pool
+from demo.words import CITIES, HELD_OUT_SHARE, IRREGULAR, NAMES, NOUNS, VERBS, invented, past, plural, pool
 
 SEED = 20261124
-NUM_TRAIN_ROWS = 5_000
+NUM_TRAIN_ROWS = 4_600
 NUM_VALIDATION_ROWS = 450
+INVENTED = 4
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,23 @@ class Task:
 def words_of(*, held: bool) -> Words:
     """The held-out words, or all the others."""
     return Words(pool(NAMES, held=held), pool(CITIES, held=held), pool(NOUNS, held=held), pool(VERBS, held=held), held)
+
+
+def training_words(rng: Random) -> Words:
+    """All words that may be trained on, and INVENTED times as many invented ones, so that no word comes often."""
+    known = words_of(held=False)
+
+    def mixed(words: list[str], *, capital: bool) -> list[str]:
+        made = [invented(rng) for _ in range(INVENTED * len(words))]
+        return list(dict.fromkeys(words + [word.capitalize() if capital else word for word in made]))
+
+    return Words(
+        mixed(known.names, capital=True),
+        mixed(known.cities, capital=True),
+        mixed(known.nouns, capital=False),
+        mixed(known.verbs, capital=False),
+        held=False,
+    )
 
 
 def reverse(rng: Random, words: Words) -> Task:
@@ -195,8 +213,12 @@ def rows(count: int, seed: int, words: Words) -> list[dict[str, str]]:
 def write(folder: Path) -> None:
     """Write both files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for split, count, held in (("train", NUM_TRAIN_ROWS, False), ("validation", NUM_VALIDATION_ROWS, True)):
-        made = rows(count, SEED + held, words_of(held=held))
+    splits = {
+        "train": (NUM_TRAIN_ROWS, SEED, training_words(Random(SEED))),
+        "validation": (NUM_VALIDATION_ROWS, SEED + 1, words_of(held=True)),
+    }
+    for split, (count, seed, words) in splits.items():
+        made = rows(count, seed, words)
         text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in made)
         (folder / f"{split}.jsonl").write_text(text, encoding="utf-8", newline="\n")
 

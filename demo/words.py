@@ -4,6 +4,7 @@ A word is held out by its sha256, so that adding words to a list moves no other 
 """
 
 import hashlib
+from random import Random
 
 NAMES = """
 Ada Aino Alba Amir Anna Anton Arne Asha Bela Bruno Carla Carlos Chen Clara Dana Daniel Dario David Diego Dora Edith
@@ -53,6 +54,11 @@ touch train travel trust turn twist visit wait walk wander wash watch water weig
 IRREGULAR = {"dig", "draw", "sweep", "learn", "smell"}
 HELD_OUT_SHARE = 5  # one word in five
 
+ONSETS = "b c d f g h j k l m n p r s t v w z br ch cl dr fl gr pl sh sl sp st th tr".split()
+VOWELS = "a e i o u ai ea ee oo ou".split()
+SYLLABLES = [onset + vowel for onset in ONSETS for vowel in VOWELS]
+ENDINGS = ["", "", "n", "r", "l", "t", "m", "s", "ck", "nd", "sh", "y", "x"]
+
 
 def held_out(word: str) -> bool:
     """Whether this word may stand in validation rows only."""
@@ -62,6 +68,14 @@ def held_out(word: str) -> bool:
 def pool(words: list[str], *, held: bool) -> list[str]:
     """The words of a list that are held out, or the others, in the list's order."""
     return [word for word in dict.fromkeys(words) if held_out(word) == held]
+
+
+def invented(rng: Random) -> str:
+    """A pronounceable word that is not held out; as a rule no word of any language."""
+    while True:
+        word = "".join(rng.choice(SYLLABLES) for _ in range(rng.choice([1, 2, 2, 3]))) + rng.choice(ENDINGS)
+        if len(word) > 2 and not held_out(word):
+            return word
 
 
 def plural(noun: str) -> str:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from recipe.attention import choose_attention, register_attention
 from recipe.errors import DataError, MachineError, ParamsError
 from recipe.files import read_json, sha256_file, write_json
 
@@ -52,20 +53,24 @@ def find_base(manifest: dict[str, Any], folder: Path) -> Path:
     return source
 
 
-def load_base(source: Path, num_tokens: int, quantization: Quantization = "none") -> Any:
-    """The base model from a folder: bf16 on CUDA, fp32 on a CPU, attention by `sdpa`.
+def load_base(source: Path, num_tokens: int, quantization: Quantization = "none", *, packed: bool = False) -> Any:
+    """The base model from a folder: bf16 on CUDA, fp32 on a CPU. `packed` is for training on packed sequences.
 
     Its embeddings are enlarged where the tokenizer, of `num_tokens` tokens, has more than they have rows. The new
     rows are the mean of the others, so that no random number is drawn; nothing trains on them.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     cuda = torch.cuda.is_available()
-    options: dict[str, Any] = {"dtype": torch.bfloat16 if cuda else torch.float32, "attn_implementation": "sdpa"}
+    attention = None
+    if packed:
+        attention = choose_attention(AutoConfig.from_pretrained(source, local_files_only=True), cuda=cuda)
+        register_attention()
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if cuda else torch.float32, "attn_implementation": attention}
     if cuda:
         options["device_map"] = {"": 0}
     if quantization != "none":

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
+from recipe.curve import read_curve
 from recipe.files import read_json, sha256_tree, write_json
 from recipe.params import Section
 
@@ -95,12 +96,6 @@ def flat(prefix: str, values: dict[str, Any]) -> dict[str, float]:
         elif isinstance(value, int | float):
             made[f"{prefix}/{name.replace(' ', '_')}"] = float(value)
     return made
-
-
-def read_curve(path: Path) -> list[dict[str, float]]:
-    """The loss curve's points."""
-    header, *lines = path.read_text(encoding="utf-8").splitlines()
-    return [dict(zip(header.split(","), map(float, line.split(",")), strict=True)) for line in lines]
 
 
 def model_card(

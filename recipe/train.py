@@ -6,9 +6,7 @@ A killed run goes on from its last whole checkpoint in .recipe/checkpoints/ and 
     python -m recipe train
 """
 
-import math
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -17,7 +15,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from recipe.checkpoints import mark_complete, newest_complete
+from recipe.checkpoints import newest_complete
+from recipe.curve import curve_text
 from recipe.errors import TrainingError
 from recipe.files import new_folder, read_json, write_json, write_text
 from recipe.modeling import Quantization, be_deterministic, check_target_modules, find_base, load_base, save_adapter
@@ -26,7 +25,6 @@ from recipe.params import Section
 from recipe.tokenization import load_tokenizer
 
 Log = Callable[[dict[str, float], int], None]
-CURVE = ("step", "loss", "learning_rate", "grad_norm", "mean_token_accuracy")
 
 
 class LoraParams(Section):
@@ -103,65 +101,6 @@ def trainer_config(params: TrainParams, checkpoints: Path) -> Any:
     )
 
 
-def progress_callback(checkpoints: Path, log: Log, tokens_per_step: float) -> Any:
-    """A callback that shows and logs progress, marks whole checkpoints, and stops at a loss that is not a number."""
-    import torch
-    from tqdm import tqdm
-    from transformers import TrainerCallback
-
-    class Progress(TrainerCallback):
-        """Told by the trainer after each step, log and save."""
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.started, self.first_step = time.monotonic(), state.global_step
-            interactive = sys.stderr.isatty()
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step") if interactive else None
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if self.bar:
-                self.bar.update(state.global_step - self.bar.n)
-            if state.global_step >= state.max_steps:
-                control.should_log = True  # the curve ends where training ends, however few the steps
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-            if "loss" not in logs:
-                return
-            if not math.isfinite(logs["loss"]) or not math.isfinite(logs["grad_norm"]):
-                raise TrainingError(
-                    f"the loss is {logs['loss']} and the gradient's norm {logs['grad_norm']} at step "
-                    f"{state.global_step}. Lower train.learning_rate, or raise train.warmup_ratio."
-                )
-            steps = state.global_step - self.first_step
-            tokens_per_second = steps * tokens_per_step / (time.monotonic() - self.started)
-            kept = {name: float(logs[name]) for name in CURVE[1:]}
-            log({**kept, "tokens_per_second": tokens_per_second}, state.global_step)
-            text = f"loss {logs['loss']:.3f}, {tokens_per_second:,.0f} tokens/s"
-            if self.bar:
-                self.bar.set_postfix_str(text)
-            else:
-                print(f"step {state.global_step}/{state.max_steps}: {text}", flush=True)
-
-        def on_save(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-            if not all(torch.isfinite(weight).all() for weight in model.parameters() if weight.requires_grad):
-                raise TrainingError(
-                    f"the adapter holds numbers that are not finite after step {state.global_step}. "
-                    "Lower train.learning_rate."
-                )
-            mark_complete(checkpoints / f"checkpoint-{state.global_step}")
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if self.bar:
-                self.bar.close()
-
-    return Progress()
-
-
-def curve_text(history: list[dict[str, float]]) -> str:
-    """The loss curve as CSV, a line a point."""
-    lines = [",".join(f"{entry[name]:.6g}" for name in CURVE) for entry in history if "loss" in entry]
-    return "\n".join([",".join(CURVE), *lines]) + "\n"
-
-
 def train(
     lora: LoraParams, params: TrainParams, *, folder: Path, prepared: Path, base: Path, adapter: Path,
     metrics: Path, curve: Path, checkpoints: Path, log: Log,
@@ -170,21 +109,22 @@ def train(
     import torch
     from peft import LoraConfig, prepare_model_for_kbit_training
     from transformers import PrinterCallback
-    from trl import SFTTrainer
+
+    from recipe.trainer import PackedTrainer, Progress
 
     # PEFT warns that the embeddings could be saved too; only resized ones would be, and nothing trains them.
     warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")
     be_deterministic(params.num_threads)
     manifest, meta = read_json(base / "manifest.json"), read_json(prepared / "meta.json")
     tokenizer = load_tokenizer(base / "tokenizer")
-    model = load_base(find_base(manifest, folder), len(tokenizer), params.quantization)
+    model = load_base(find_base(manifest, folder), len(tokenizer), params.quantization, packed=True)
     check_target_modules(model, lora.target_modules)
     if params.quantization != "none":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=params.activation_checkpointing)
     sequences = read_sequences(prepared / "train.arrow")
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     tokens_per_step = meta["tokens"]["train"] / len(sequences) * params.batch_size
-    trainer = SFTTrainer(
+    trainer = PackedTrainer(
         model=model,
         args=trainer_config(params, checkpoints),
         data_collator=lambda rows: collate(rows, meta["pad_token_id"]),
@@ -197,7 +137,7 @@ def train(
             target_modules=targets,
             task_type="CAUSAL_LM",
         ),
-        callbacks=[progress_callback(checkpoints, log, tokens_per_step)],
+        callbacks=[Progress(checkpoints, log, tokens_per_step)],
     )
     trainer.remove_callback(PrinterCallback)  # ours says it, in fewer words
     newest = newest_complete(checkpoints)

@@ -11,7 +11,9 @@ from recipe.tokenization import load_tokenizer
 
 
 def data(source="rows", train="train", validation=None, sha256=None, **changes):
-    return DataParams(source=source, id=None, revision=None, sha256=sha256, train=train, validation=validation, **changes)
+    return DataParams(
+        source=source, id=None, revision=None, sha256=sha256, train=train, validation=validation, **changes
+    )
 
 
 @pytest.fixture
@@ -86,7 +88,11 @@ def test_a_model_is_noted_by_sha256_and_its_tokenizer_kept(tiny_base, tmp_path):
     fetch_model(model("base model"), tmp_path, tmp_path / "made")
     manifest = json.loads((tmp_path / "made" / "manifest.json").read_text())
     assert manifest["path"] == "base model" and manifest["architecture"] == "LlamaForCausalLM"
-    assert {file["name"] for file in manifest["files"]} == {"config.json", "generation_config.json", "model.safetensors"}
+    assert {file["name"] for file in manifest["files"]} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
     for file in manifest["files"]:
         assert file["sha256"] == sha256_file(tiny_base / file["name"])
     first = sha256_tree(tmp_path / "made")
@@ -97,7 +103,9 @@ def test_a_model_is_noted_by_sha256_and_its_tokenizer_kept(tiny_base, tmp_path):
 def test_a_tokenizer_without_padding_token_gets_one_that_is_not_the_end_token(tiny_base, fetched_base):
     before, after = load_tokenizer(tiny_base), load_tokenizer(fetched_base / "tokenizer")
     assert before.pad_token_id is None
-    assert after.pad_token == "<|pad|>" and after.pad_token_id == len(before) and after.pad_token_id != after.eos_token_id
+    assert (
+        after.pad_token == "<|pad|>" and after.pad_token_id == len(before) and after.pad_token_id != after.eos_token_id
+    )
 
 
 def test_the_demos_own_padding_token_is_kept():
@@ -123,5 +131,5 @@ def test_a_folder_that_is_no_model_is_refused(tiny_base, tmp_path, change, part)
 
 
 def test_a_model_from_the_hub_is_refused_for_now(tmp_path):
-    with pytest.raises(ParamsError, match="model.source is `hub`"):
+    with pytest.raises(ParamsError, match=r"model\.source is `hub`"):
         fetch_model(model("hub"), tmp_path, tmp_path / "made")

@@ -7,7 +7,15 @@ from conftest import ROOT
 
 from recipe.errors import MachineError
 from recipe.files import (
-    new_folder, only_one, read_json, sha256_bytes, sha256_file, sha256_listing, sha256_tree, write_json, write_text,
+    new_folder,
+    only_one,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    sha256_listing,
+    sha256_tree,
+    write_json,
+    write_text,
 )  # fmt: skip
 
 
@@ -58,8 +66,10 @@ def test_a_missing_earlier_output_names_dvc_repro(tmp_path):
 
 
 def test_only_one_process_holds_the_lock(tmp_path):
-    with only_one(tmp_path / "lock", "a stage"), pytest.raises(MachineError, match="process"), only_one(
-        tmp_path / "lock", "a stage"
+    with (
+        only_one(tmp_path / "lock", "a stage"),
+        pytest.raises(MachineError, match="process"),
+        only_one(tmp_path / "lock", "a stage"),
     ):
         pass
     with only_one(tmp_path / "lock", "a stage"):

@@ -7,7 +7,13 @@ import torch
 
 from recipe.errors import DataError, MachineError, ParamsError
 from recipe.modeling import (
-    answer, check_target_modules, find_base, load_adapter, load_base, quantization_config, save_adapter,
+    answer,
+    check_target_modules,
+    find_base,
+    load_adapter,
+    load_base,
+    quantization_config,
+    save_adapter,
 )  # fmt: skip
 from recipe.tokenization import load_tokenizer
 
@@ -64,7 +70,10 @@ def test_a_saved_adapter_holds_nothing_of_the_machine_and_loads_back(tiny_base, 
             torch.nn.init.normal_(weight)
     tmp_path.joinpath("a").mkdir()
     save_adapter(model, tmp_path / "a", manifest)
-    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     text = (tmp_path / "a" / "adapter_config.json").read_text()
     config = json.loads(text)
     assert config["base_model_name_or_path"] == f"tiny@sha256:{manifest['sha256'][:16]}"

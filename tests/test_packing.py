@@ -64,11 +64,16 @@ def test_collate_marks_borders_and_trains_on_no_first_token(tmp_path):
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
 
-def test_a_packed_example_gives_the_logits_it_gives_alone(tiny_base):
+@pytest.mark.parametrize("packed", [True, False], ids=["by_document", "sdpa"])
+def test_a_packed_example_gives_the_logits_it_gives_alone(tiny_base, packed):
     """And whatever its neighbours are, and whatever the batch is filled up with."""
     from recipe.modeling import load_base
 
     model = load_base(tiny_base, 0).eval()
+    by_itself = model
+    if packed:
+        model = load_base(tiny_base, 0, packed=True).eval()
+        assert model.config._attn_implementation == "by_document"
     rng = np.random.default_rng(3)
     lengths = [1, 2, 31, 17, 5, 64]
     examples = [(rng.integers(1, 300, n), np.ones(n, bool)) for n in lengths]
@@ -83,7 +88,7 @@ def test_a_packed_example_gives_the_logits_it_gives_alone(tiny_base):
     batch = collate(as_row, pad_token_id=0)
     with torch.no_grad():
         packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
-        alone = [model(input_ids=torch.tensor(ids)[None], use_cache=False).logits[0] for ids, _ in examples]
+        alone = [by_itself(input_ids=torch.tensor(ids)[None], use_cache=False).logits[0] for ids, _ in examples]
     for row, part in ((0, alone), (1, alone[3:])):
         start = 0
         for logits in part:

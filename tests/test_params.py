@@ -59,7 +59,7 @@ def test_all_mistakes_come_at_once_with_line_and_nearest_key(tmp_path):
     lines = text.splitlines()
     assert lines[0].endswith("params.yaml has 8 mistakes:")
     number = next(n for n, line in enumerate(TEXT.splitlines(), 1) if "learning_rate" in line)
-    assert f"  line {number}, train.learning_rate: found \"fast\". Input should be a valid number" in lines
+    assert f'  line {number}, train.learning_rate: found "fast". Input should be a valid number' in lines
     assert any("lora.rank: no such key" in line for line in lines)
     assert any("train.warmup_ratoi: no such key; did you mean train.warmup_ratio?" in line for line in lines)
     assert any("registri: no such section; did you mean registry?" in line for line in lines)

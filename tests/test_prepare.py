@@ -98,7 +98,9 @@ def test_equal_prompts_never_stand_on_both_sides(prepared, tokenizer):
 
 
 def test_the_share_of_validation_is_as_asked():
-    digests = [n.to_bytes(8, "big") for n in np.random.default_rng(0).integers(0, 2**64, 20_000, dtype=np.uint64).tolist()]
+    digests = [
+        n.to_bytes(8, "big") for n in np.random.default_rng(0).integers(0, 2**64, 20_000, dtype=np.uint64).tolist()
+    ]
     assert abs(sum(in_validation(one, 0.05) for one in digests) / 20_000 - 0.05) < 0.006
 
 
@@ -125,7 +127,7 @@ LONG = [alpaca(f"{n}?", "word " * 200) for n in range(3)]
 def test_overlong_rows_are_cut_dropped_or_refused_and_counted(prepared):
     rows = toy_rows(40)
     for overlong, counted in (("truncate", "truncated"), ("drop", "dropped_overlong")):
-        made = prepared(rows, LONG + [alpaca("fits", "x")], overlong=overlong, max_length=256)
+        made = prepared(rows, [*LONG, alpaca("fits", "x")], overlong=overlong, max_length=256)
         assert meta(made)["rows"][counted] == 3
         assert all(len(ids) <= 256 for ids, _ in documents(made / "validation.arrow"))
     with pytest.raises(DataError) as raised:

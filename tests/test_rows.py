@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from recipe.errors import DataError
 from recipe.rows import BadRow, Row, pick_columns, read_rows
 
-ROWS = [{"instruction": "a, \"b\"", "output": "two\nlines"}, {"instruction": "ü 漢 🙂", "output": "x"}]
+ROWS = [{"instruction": 'a, "b"', "output": "two\nlines"}, {"instruction": "ü 漢 🙂", "output": "x"}]
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 some_rows = st.lists(st.fixed_dictionaries({"instruction": texts, "output": texts}), min_size=1, max_size=5)
 
@@ -86,7 +86,7 @@ def test_a_csv_row_is_named_by_its_first_line(tmp_path):
         ("r.json", '[{"a": 1}', "the end of the file"),
         ("r.json", '"rows"', "expected a list of objects"),
         ("r.json", "", "is empty"),
-        ("r.csv", 'a,a\n1,2\n', "stand twice"),
+        ("r.csv", "a,a\n1,2\n", "stand twice"),
         ("r.csv", 'a,b\n"x,2\n', "not valid CSV"),
         ("r.parquet", b"PAR1 but not really", "not a readable Parquet file"),
         ("r.txt", "x", "not from '.txt'"),

@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import toy_rows
 
+from recipe.curve import read_curve
 from recipe.errors import TrainingError
 from recipe.files import sha256_tree
 from recipe.modeling import load_adapter, load_base
@@ -75,8 +76,8 @@ def test_numbers_are_logged_as_training_goes(trained):
 def test_a_loss_that_is_no_number_stops_training_and_names_the_step(trained, monkeypatch):
     import recipe.train
 
-    def broken(*arguments):
-        model = load_base(*arguments)
+    def broken(*arguments, **options):
+        model = load_base(*arguments, **options)
         with torch.no_grad():
             model.model.norm.weight.fill_(math.nan)
         return model
@@ -93,7 +94,7 @@ def test_out_of_memory_says_what_to_lower(trained, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(SFTTrainer, "training_step", full)
-    with pytest.raises(TrainingError, match="out of memory .* Lower train.micro_batch_size"):
+    with pytest.raises(TrainingError, match=r"out of memory .* Lower train.micro_batch_size"):
         trained()
 
 
@@ -114,7 +115,9 @@ def test_checkpointing_and_micro_batches_give_nearly_the_same_adapter(trained, t
     lora = LoraParams(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
     first = load_file(trained(folder=tmp_path / "a", lora=lora) / "adapter" / "adapter_model.safetensors")
     for name, changes in (("b", {"activation_checkpointing": True}), ("c", {"micro_batch_size": 2})):
-        made = load_file(trained(folder=tmp_path / name, lora=lora, **changes) / "adapter" / "adapter_model.safetensors")
+        made = load_file(
+            trained(folder=tmp_path / name, lora=lora, **changes) / "adapter" / "adapter_model.safetensors"
+        )
         for key, weight in first.items():
             torch.testing.assert_close(made[key], weight, rtol=1e-3, atol=1e-4)
 
@@ -123,3 +126,32 @@ def test_checkpointing_and_micro_batches_give_nearly_the_same_adapter(trained, t
 def test_a_quantised_base_trains_through_the_stage(trained, quantization):
     folder = trained(rows=toy_rows(30), quantization=quantization)
     assert json.loads((folder / "train.json").read_text())["quantization"] == quantization
+
+
+def test_the_loss_on_trained_tokens_alone_is_trls_own(trained, tmp_path, monkeypatch):
+    """The same training with TRL's loss, which scores every position, ends in nearly the same place."""
+    import recipe.trainer
+
+    ours = trained(folder=tmp_path / "a")
+    monkeypatch.setattr(recipe.trainer, "_head_is_all", lambda *_: False)
+    theirs = trained(folder=tmp_path / "b")
+    for one, other in zip(read_curve(ours / "loss.csv"), read_curve(theirs / "loss.csv"), strict=True):
+        for name in ("step", "loss", "learning_rate", "grad_norm"):
+            assert one[name] == pytest.approx(other[name], rel=2e-3), name
+
+
+def test_a_model_with_more_than_a_linear_head_is_found(tiny_base):
+    from recipe.trainer import _head_is_all
+
+    model = load_base(tiny_base, 0, packed=True)
+    parts = model, model.base_model, model.get_output_embeddings()
+    assert _head_is_all(*parts)
+    forward = model.forward
+
+    def capped(*arguments, **options):
+        output = forward(*arguments, **options)
+        output.logits = 0.1 * torch.tanh(output.logits / 0.1)
+        return output
+
+    model.forward = capped
+    assert not _head_is_all(*parts)

@@ -1,0 +1,73 @@
+"""Attention by document: each example of a packed sequence attends to itself alone, and no (seq, seq) mask is made.
+
+transformers isolates packed examples with a dense mask, under which `scaled_dot_product_attention` computes every pair
+of a sequence. On a CPU a loop over the examples computes the same and leaves out what the mask would throw away. On
+CUDA, and for models whose attention is more than plain causal, training stays with the dense mask.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+NAME = "by_document"
+# What a model may ask of its attention that a loop of plain causal attention does not do.
+MORE_THAN_CAUSAL = ("sliding_window", "softcap", "s_aux", "position_bias")
+
+
+def choose_attention(config: Any, *, cuda: bool) -> str | None:
+    """The attention to train a packed model with: `by_document` where it is exact, else None, transformers' choice."""
+    special = ("sliding_window", "attn_logit_softcapping", "attention_chunk_size")
+    plain = all(getattr(config, name, None) is None for name in special)
+    plain = plain and set(getattr(config, "layer_types", None) or []) <= {"full_attention"}
+    return NAME if plain and not cuda else None
+
+
+def register_attention() -> None:
+    """Make `by_document` known to transformers, with a mask function that makes none."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(NAME, attend_by_document)
+    AttentionMaskInterface.register(NAME, lambda *_, **__: None)
+
+
+def attend_by_document(
+    module: Any,
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    attention_mask: None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    position_ids: "torch.Tensor | None" = None,
+    **more: Any,
+) -> "tuple[torch.Tensor, None]":
+    """Causal attention within each run of positions that starts at 0.
+
+    query is (batch, heads, seq, dim), key and value (batch, key heads, seq, dim), position_ids (batch, seq) int64;
+    the result is (batch, seq, heads, dim), as transformers' attention functions give it.
+    """
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    assert attention_mask is None and position_ids is not None and key.shape[2] == query.shape[2]
+    assert all(more.get(name) is None for name in MORE_THAN_CAUSAL), more.keys()
+    batch, _, seq, _ = query.shape
+    rows = []
+    for row, positions in enumerate(position_ids.expand(batch, seq)):
+        starts = (positions == 0).nonzero().flatten().tolist()
+        pieces = [
+            scaled_dot_product_attention(
+                query[row : row + 1, :, start:end],
+                key[row : row + 1, :, start:end],
+                value[row : row + 1, :, start:end],
+                dropout_p=dropout,
+                is_causal=True,
+                scale=scaling,
+                enable_gqa=key.shape[1] != query.shape[1],
+            )
+            for start, end in zip(starts, [*starts[1:], seq], strict=True)
+        ]
+        rows.append(torch.cat(pieces, dim=2))
+    return torch.cat(rows).transpose(1, 2).contiguous(), None

@@ -1,0 +1,137 @@
+"""TRL's SFTTrainer with the loss on trained tokens alone, and the callback that shows, logs and guards training.
+
+Imported inside the train stage: torch and trl take seconds to load.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from recipe.checkpoints import mark_complete
+from recipe.curve import CURVE
+from recipe.errors import TrainingError
+from recipe.packing import IGNORED
+
+Log = Callable[[dict[str, float], int], None]
+
+
+class PackedTrainer(SFTTrainer):
+    """SFTTrainer that sends only trained positions through the head.
+
+    With the loss on completions, most positions are prompt: TRL 1.16 projects and scores them too, on a CPU even the
+    padding, and then multiplies by 0. The loss is the same. Where a model does more to its logits than a linear head
+    (a soft cap, a scale, an auxiliary loss), TRL's own loss is used; `__init__` finds out by comparing the two.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        whole = self.model.get_base_model()
+        self.backbone, self.head = whole.base_model, whole.get_output_embeddings()
+        self.num_right, self.num_scored = torch.zeros((), device=self.model.device), 0
+        alone = self.accelerator.num_processes == 1 and not self.aux_loss_enabled
+        self.trained_only = alone and _head_is_all(self.model, self.backbone, self.head)
+        if not self.trained_only:
+            print("this model's logits are more than a linear head: the loss goes through every position")
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The summed cross entropy of the trained tokens, over their number in the whole optimiser step."""
+        if not self.trained_only:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        assert not return_outputs
+        labels = inputs["labels"][:, 1:]
+        trained = labels != IGNORED
+        with self.accelerator.autocast():
+            hidden = self.backbone(inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False)[0]
+            logits = self.head(hidden[:, :-1][trained])
+        wanted = labels[trained]
+        loss = cross_entropy(logits.float(), wanted, reduction="sum")
+        self.num_right += (logits.detach().argmax(-1) == wanted).sum()
+        self.num_scored += len(wanted)
+        return loss / (len(wanted) if num_items_in_batch is None else num_items_in_batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the share of trained tokens ranked first since the last point."""
+        if self.trained_only and self.num_scored:
+            logs["mean_token_accuracy"] = self.num_right.item() / self.num_scored
+            self.num_right.zero_()
+            self.num_scored = 0
+        super().log(logs, start_time)
+
+
+def _head_is_all(model: Any, backbone: Any, head: Any) -> bool:
+    """Whether the model's logits are its head's output on its backbone's hidden states, and nothing more."""
+    ids = torch.arange(8, device=model.device)[None]
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        options = {"position_ids": ids, "use_cache": False}
+        same = torch.allclose(
+            model(ids, **options).logits.float(), head(backbone(ids, **options)[0]).float(), atol=1e-3
+        )
+    model.train(was_training)
+    return same
+
+
+class Progress(TrainerCallback):
+    """Shows and logs progress, marks whole checkpoints, and stops at a loss that is not a number."""
+
+    def __init__(self, checkpoints: Path, log: Log, tokens_per_step: float) -> None:
+        self.checkpoints, self.log, self.tokens_per_step = checkpoints, log, tokens_per_step
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock and, on a terminal, the bar."""
+        self.started, self.first_step = time.monotonic(), state.global_step
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move the bar; the curve ends where training ends, however few the steps."""
+        if self.bar:
+            self.bar.update(state.global_step - self.bar.n)
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        """Hand the numbers on; raises TrainingError where they are not finite."""
+        if "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]) or not math.isfinite(logs["grad_norm"]):
+            raise TrainingError(
+                f"the loss is {logs['loss']} and the gradient's norm {logs['grad_norm']} at step {state.global_step}. "
+                "Lower train.learning_rate, or raise train.warmup_ratio."
+            )
+        steps = state.global_step - self.first_step
+        tokens_per_second = steps * self.tokens_per_step / (time.monotonic() - self.started)
+        kept = {name: float(logs[name]) for name in CURVE[1:]}
+        self.log({**kept, "tokens_per_second": tokens_per_second}, state.global_step)
+        text = f"loss {logs['loss']:.3f}, {tokens_per_second:,.0f} tokens/s"
+        if self.bar:
+            self.bar.set_postfix_str(text)
+        else:
+            print(f"step {state.global_step}/{state.max_steps}: {text}", flush=True)
+
+    def on_save(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        """Mark the checkpoint whole; raises TrainingError where its weights are not finite."""
+        if not all(torch.isfinite(weight).all() for weight in model.parameters() if weight.requires_grad):
+            raise TrainingError(
+                f"the adapter holds numbers that are not finite after step {state.global_step}. "
+                "Lower train.learning_rate."
+            )
+        mark_complete(self.checkpoints / f"checkpoint-{state.global_step}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Close the bar."""
+        if self.bar:
+            self.bar.close()

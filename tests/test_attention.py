@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+import torch
+from transformers import Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
+
+from recipe.attention import attend_by_document, choose_attention
+from recipe.modeling import load_base
+from recipe.packing import collate
+
+
+def test_gradients_of_an_adapter_are_those_of_the_dense_mask(tiny_base):
+    """Held to transformers' own isolation of packed examples, for lengths from 1 on."""
+    from peft import LoraConfig, get_peft_model
+
+    rng = np.random.default_rng(0)
+    lengths = [1, 2, 40, 7]
+    rows = [
+        {
+            "input_ids": rng.integers(1, 300, sum(lengths)),
+            "trained": np.ones(sum(lengths), bool),
+            "seq_lengths": lengths,
+        }
+        for _ in range(2)
+    ]
+    batch = collate(rows, 0)
+    gradients = []
+    for packed in (True, False):
+        torch.manual_seed(0)
+        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        model = get_peft_model(load_base(tiny_base, 0, packed=packed), config).eval()
+        model(**batch, use_cache=False).loss.backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad})
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().sum() > 0
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_that_asks_for_more_than_causal_attention_keeps_the_dense_mask():
+    assert choose_attention(LlamaConfig(), cuda=False) == "by_document"
+    assert choose_attention(GPT2Config(), cuda=False) == "by_document"
+    assert choose_attention(MistralConfig(sliding_window=4096), cuda=False) is None
+    assert choose_attention(Gemma2Config(), cuda=False) is None
+    assert choose_attention(Qwen3Config(), cuda=False) == "by_document"
+    assert choose_attention(LlamaConfig(), cuda=True) is None
+
+
+def test_what_it_cannot_do_is_never_left_out_silently():
+    query = torch.zeros(1, 2, 3, 4)
+    position_ids = torch.arange(3)[None]
+    for extra in ({"sliding_window": 2}, {"softcap": 3.0}):
+        with pytest.raises(AssertionError):
+            attend_by_document(None, query, query, query, None, position_ids=position_ids, **extra)
+    with pytest.raises(AssertionError):
+        attend_by_document(None, query, query, query, None)
