@@ -17,7 +17,7 @@ from random import Random
 from demo.words import CITIES, HELD_OUT_SHARE, IRREGULAR, NAMES, NOUNS, VERBS, invented, past, plural, pool
 
 SEED = 20261124
-NUM_TRAIN_ROWS = 4_600
+NUM_TRAIN_ROWS = 4_300
 NUM_VALIDATION_ROWS = 450
 INVENTED = 4
 

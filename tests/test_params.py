@@ -44,14 +44,14 @@ def test_the_recipe_is_the_tutorials():
 
 
 def test_numbers_in_exponent_form_are_numbers(tmp_path):
-    assert read(tmp_path, ("learning_rate: 4e-3", "learning_rate: 2e-4"))["train"].learning_rate == 2e-4
+    assert read(tmp_path, ("learning_rate: 3e-3", "learning_rate: 2e-4"))["train"].learning_rate == 2e-4
 
 
 def test_all_mistakes_come_at_once_with_line_and_nearest_key(tmp_path):
     text = mistakes(
         tmp_path,
         ("  r: 16", "  rank: 16"),
-        ("learning_rate: 4e-3", "learning_rate: fast"),
+        ("learning_rate: 3e-3", "learning_rate: fast"),
         ("warmup_ratio: 0.1", "warmup_ratoi: 0.1"),
         ("on_bad_row: error", "on_bad_row: ignore"),
         ("registry:", "registri:"),
@@ -78,7 +78,7 @@ def test_a_key_in_the_wrong_section_is_named_where_it_belongs(tmp_path):
         (("r: 16", "r: 0"), "lora.r: found 0. Input should be greater than or equal to 1"),
         (("r: 16", "r: '16'"), 'lora.r: found "16". Input should be a valid integer'),
         (("packing: true", "packing: 'yes'"), "sequence.packing: found"),
-        (("save_steps: 50", "save_steps: 55"), "save_steps 55 is no multiple of logging_steps 10"),
+        (("save_steps: 100", "save_steps: 105"), "save_steps 105 is no multiple of logging_steps 10"),
         (("micro_batch_size: 4", "micro_batch_size: 3"), "batch_size 4 is no multiple of micro_batch_size 3"),
         (("template: alpaca", "template: text"), "columns: the template text needs text"),
         (("    kind: kind", "    knid: kind"), "columns: the template alpaca has no knid"),

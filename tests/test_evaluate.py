@@ -1,0 +1,110 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+from conftest import no_progress, toy_rows
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipe.evaluate import EvaluateParams, batches, by_kind, evaluate, headline, score, summarize
+from recipe.files import sha256_tree
+from recipe.modeling import load_base
+from recipe.packing import collate, read_sequences
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 200))
+def test_every_row_is_in_one_batch_and_a_batch_fits(lengths, batch_tokens):
+    made = batches(lengths, batch_tokens)
+    assert sorted(index for batch in made for index in batch) == list(range(len(lengths)))
+    for batch in made:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= batch_tokens
+
+
+def test_scores_are_those_of_each_row_alone(prepared, tiny_base, fetched_base):
+    made = prepared(toy_rows(40))
+    model = load_base(tiny_base, 800).eval()
+    rows = read_sequences(made / "validation.arrow")
+    for row, (loss, right, count) in zip(rows, score(model, rows, 0, 500, no_progress), strict=True):
+        batch = collate([row], 0)
+        labels = batch["labels"][0, 1:]
+        logits = model(input_ids=batch["input_ids"]).logits[0, :-1]
+        picked = labels != -100
+        assert count == int(picked.sum())
+        wanted = -logits.log_softmax(-1)[picked, labels[picked]].sum().item()
+        assert loss == pytest.approx(wanted, rel=1e-4)
+        assert right == int((logits.argmax(-1) == labels)[picked].sum())
+
+
+def test_the_summary_weighs_tokens_and_counts_matches():
+    made = summarize([(2.0, 1, 1), (1.0, 1, 3)], [True, False, False, True])
+    assert made == {"loss": 0.75, "perplexity": round(math.exp(0.75), 4), "token_accuracy": 0.5, "exact_match": 0.5}
+    assert summarize([(2.0, 0, 1)], [])["exact_match"] is None
+
+
+def test_scores_by_kind_leave_out_rows_without_one():
+    rows = [
+        {"kind": "b", "base_matches": False, "adapter_matches": True},
+        {"kind": "a", "base_matches": True, "adapter_matches": True},
+        {"kind": "b", "base_matches": False, "adapter_matches": False},
+        {"kind": "", "base_matches": False, "adapter_matches": False},
+    ]
+    assert by_kind(rows) == {
+        "a": {"prompts": 1, "base": 1.0, "adapter": 1.0},
+        "b": {"prompts": 2, "base": 0.0, "adapter": 0.5},
+    }
+
+
+@pytest.mark.parametrize(("adapter_loss", "says"), [(1.0, "is better"), (2.0, "is not better"), (3.0, "is not better")])
+def test_the_headline_says_whether_the_adapter_is_better(adapter_loss, says):
+    results = {"base": {"loss": 2.0, "exact_match": 0.0}, "adapter": {"loss": adapter_loss, "exact_match": 0.5}}
+    assert headline(results).startswith(f"The adapter {says} than its base")
+    results["adapter"]["exact_match"] = None
+    assert "answers" not in headline(results)
+
+
+def run(folder, fetched_base, **changes):
+    params = EvaluateParams(**{"num_prompts": 4, "max_new_tokens": 5, "batch_tokens": 600, **changes})
+    return evaluate(
+        params,
+        folder=Path("/"),
+        prepared=folder / "prepared",
+        base=fetched_base,
+        adapter=folder / "adapter",
+        training=folder / "train.json",
+        metrics=folder / "evaluate.json",
+        report=folder / "report",
+        progress=no_progress,
+    )
+
+
+def test_the_stage_scores_both_and_gives_the_same_bytes_again(trained, fetched_base):
+    folder = trained(num_epochs=4)
+    results = run(folder, fetched_base)
+    assert results == json.loads((folder / "evaluate.json").read_text())
+    assert set(results["base"]) == set(results["adapter"]) == {"loss", "perplexity", "token_accuracy", "exact_match"}
+    assert results["adapter"]["loss"] < results["base"]["loss"]
+    generations = [json.loads(line) for line in (folder / "report" / "generations.jsonl").read_text().splitlines()]
+    assert len(generations) == results["prompts"] == 4
+    assert headline(results) in (folder / "report" / "index.html").read_text()
+    first = sha256_tree(folder / "report"), (folder / "evaluate.json").read_bytes()
+    run(folder, fetched_base)
+    assert (sha256_tree(folder / "report"), (folder / "evaluate.json").read_bytes()) == first
+
+
+def test_no_prompts_leave_exact_match_out(trained, fetched_base):
+    results = run(trained(), fetched_base, num_prompts=0)
+    assert results["adapter"]["exact_match"] is None and results["by_kind"] == {}
+
+
+def test_an_exact_match_is_the_whole_answer(trained, fetched_base, monkeypatch):
+    import recipe.evaluate
+
+    folder = trained()
+    wanted = [
+        json.loads(line)["completion"] for line in (folder / "prepared" / "validation.jsonl").read_text().splitlines()
+    ]
+    answers = [wanted[0], *(f"{answer} and more" for answer in wanted[1:])]
+    monkeypatch.setattr(recipe.evaluate, "generate", lambda *_: answers)
+    results = run(folder, fetched_base, num_prompts=len(wanted))
+    assert results["adapter"]["exact_match"] == pytest.approx(1 / len(wanted), abs=1e-6)

@@ -1,0 +1,232 @@
+"""MLflow for real: a SQLite store in a folder of the test's own, and a real server on loopback."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, no_progress
+
+from recipe.errors import TrackingError
+from recipe.evaluate import EvaluateParams, evaluate
+from recipe.modeling import load_adapter, load_base
+from recipe.register import RegistryParams, register
+from recipe.tokenization import load_tokenizer
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A repository folder with MLflow's store in it, and the code that goes into an artifact."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "recipe").symlink_to(ROOT / "recipe")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder
+
+
+def tracker(store, fingerprint="f" * 64, **changes):
+    from recipe.tracking import Tracker
+
+    facts = {
+        "name": "tiny-r4",
+        "fingerprint": fingerprint,
+        "params": {"lora.r": 4, "data.sha256": None, "long": "x" * 7000},
+        "tags": {"git_commit": "abc"},
+        "datasets": [{"name": "train.jsonl", "sha256": "a" * 64, "context": "train"}],
+    }
+    return Tracker(store, "tests", {**facts, **changes})
+
+
+@pytest.fixture
+def evaluated(trained, fetched_base, tmp_path):
+    """Everything that register reads, made by the stages before it."""
+
+    def make(**changes):
+        folder = trained(**changes)
+        evaluate(
+            EvaluateParams(num_prompts=2, max_new_tokens=4, batch_tokens=1000),
+            folder=Path("/"),
+            prepared=folder / "prepared",
+            base=fetched_base,
+            adapter=folder / "adapter",
+            training=folder / "train.json",
+            metrics=folder / "evaluate.json",
+            report=folder / "report",
+            progress=no_progress,
+        )
+        return folder
+
+    return make
+
+
+def run_register(folder, fetched_base, registry, promote="if_better"):
+    return register(
+        RegistryParams(name="tiny", experiment="tests", promote=promote),
+        base=fetched_base,
+        prepared=folder / "prepared",
+        adapter=folder / "adapter",
+        training=folder / "train.json",
+        curve=folder / "loss.csv",
+        evaluation=folder / "evaluate.json",
+        report=folder / "report",
+        receipt=folder / "registered.json",
+        lineage={"git_commit": "abc", "fingerprint": registry.facts["fingerprint"]},
+        registry=registry,
+    )
+
+
+def test_a_training_is_one_run_with_params_datasets_and_curve(store):
+    one = tracker(store)
+    with one.training() as log:
+        for step in (2, 4):
+            log({"loss": 3.0 - step / 10, "tokens_per_second": 9.0}, step)
+    run = one.client.get_run(one.find_run(finished=True))
+    assert run.data.params["lora.r"] == "4" and len(run.data.params["long"]) == 6000
+    assert run.data.tags["git_commit"] == "abc" and run.data.tags["fingerprint"] == "f" * 64
+    curve = one.client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(point.step, point.value) for point in curve] == [(2, 2.8), (4, 2.6)]
+    [dataset] = run.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("train.jsonl", "a" * 36)
+    assert {tag.key: tag.value for tag in dataset.tags}["sha256"] == "a" * 64
+
+
+def test_a_killed_training_goes_on_in_its_run_and_a_failed_one_is_marked(store):
+    one = tracker(store)
+    killed = one.start(None, system_metrics=False)  # and never ended
+    import mlflow
+
+    mlflow.tracking.fluent._active_run_stack.get().clear()
+    with one.training() as log:
+        log({"loss": 1.0}, 1)
+    assert one.find_run(finished=True) == killed and one.find_run(finished=False) is None
+    with pytest.raises(ZeroDivisionError), one.training():
+        raise ZeroDivisionError
+    runs = one.client.search_runs([one.experiment_id()])
+    assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
+
+
+def test_a_dead_server_never_stops_a_training(store, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    with tracker(store).training() as log:
+        log({"loss": 1.0}, 1)
+    said = capsys.readouterr().out
+    assert "does not answer; register will log this training" in said and "secret" not in said
+
+
+def test_the_adapter_is_registered_once_and_loads_with_the_same_logits(
+    evaluated, fetched_base, store, monkeypatch, tmp_path
+):
+    import mlflow
+
+    folder = evaluated(num_epochs=2)
+    registry = tracker(store)
+    assert run_register(folder, fetched_base, registry) == "version 1 is the first champion"
+    assert run_register(folder, fetched_base, registry) == "version 1 is the champion already"
+    # Training was not tracked here, so the run was made from the curve.
+    run_id = registry.find_run(finished=True)
+    points = registry.client.get_metric_history(run_id, "train/loss")
+    assert len(points) == len((folder / "loss.csv").read_text().splitlines()) - 1
+    version = registry.client.get_model_version("tiny", "1")
+    assert version.tags["base_id"] == "tiny" and version.tags["git_commit"] == "abc" and version.run_id == run_id
+
+    monkeypatch.chdir(tmp_path)
+    model = mlflow.pyfunc.load_model("models:/tiny@champion")
+    manifest = json.loads((fetched_base / "manifest.json").read_text())
+    tokenizer = load_tokenizer(fetched_base / "tokenizer")
+    ours = load_adapter(load_base(Path(manifest["path"]), len(tokenizer)), folder / "adapter", manifest)
+    served = model.unwrap_python_model()
+    ids = torch.tensor([[5, 60, 70, 8]])
+    torch.testing.assert_close(served.model(ids).logits, ours(ids).logits, rtol=0, atol=0)
+    answers = model.predict(
+        [{"instruction": "Say number 3.", "input": "3"}, {"instruction": "Go."}], {"max_new_tokens": 3}
+    )
+    assert len(answers) == 2 and all(isinstance(one, str) for one in answers)
+    card = Path(mlflow.artifacts.download_artifacts("models:/tiny@champion")) / "artifacts" / "MODEL_CARD.md"
+    assert "# A LoRA adapter of tiny" in card.read_text()
+
+
+def test_another_base_is_refused_when_loading(evaluated, fetched_base, store, tiny_base, tmp_path, monkeypatch):
+    import shutil
+
+    import mlflow
+
+    run_register(evaluated(), fetched_base, tracker(store))
+    shutil.copytree(tiny_base, tmp_path / "elsewhere")
+    monkeypatch.setenv("RECIPE_BASE_MODEL", str(tmp_path / "elsewhere"))
+    mlflow.pyfunc.load_model("models:/tiny@champion")
+    weights = tmp_path / "elsewhere" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    with pytest.raises(Exception, match="is not the file that was fetched for tiny"):
+        mlflow.pyfunc.load_model("models:/tiny@champion")
+
+
+def test_the_champion_stays_with_the_better_adapter(evaluated, fetched_base, store, tmp_path):
+    registry = tracker(store)
+    run_register(evaluated(num_epochs=4), fetched_base, registry)
+    worse = evaluated(num_epochs=1, learning_rate=1e-6)
+    assert "version 1 stays the champion" in run_register(worse, fetched_base, registry)
+    assert registry.champion("tiny")[0] == "1"
+    assert "version 2 is the champion now" in run_register(worse, fetched_base, registry, promote="always")
+    assert registry.champion("tiny")[0] == "2"
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A real MLflow server."""
+    port = free_port()
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+         "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--artifacts-destination", str(tmp_path / "art")],
+        cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    uri = f"http://127.0.0.1:{port}"
+    import time
+
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"{uri}/health", timeout=1).read()
+            break
+        except OSError:
+            assert process.poll() is None
+            time.sleep(0.1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    yield uri
+    os.killpg(process.pid, 15)
+    process.wait()
+
+
+def test_a_real_server_takes_run_and_version_and_gives_the_model_back(evaluated, fetched_base, store, server):
+    import mlflow
+
+    registry = tracker(store)
+    with registry.training() as log:
+        log({"loss": 1.0}, 1)
+    folder = evaluated()
+    assert run_register(folder, fetched_base, registry) == "version 1 is the first champion"
+    assert registry.link(registry.find_run(finished=True)).startswith(f"{server}/#/experiments/")
+    model = mlflow.pyfunc.load_model("models:/tiny@champion")
+    assert len(model.predict([{"instruction": "Go."}], {"max_new_tokens": 2})) == 1
+    receipt = json.loads((folder / "registered.json").read_text())
+    assert server not in json.dumps(receipt) and receipt["name"] == "tiny"
+
+
+def test_a_dead_server_fails_registering_in_one_line(evaluated, fetched_base, store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    folder = evaluated()
+    with pytest.raises(TrackingError, match="could not register the adapter.*The adapter is safe"):
+        run_register(folder, fetched_base, tracker(store))
+    assert not (folder / "registered.json").exists()
