@@ -144,8 +144,8 @@ def register(
     version = registry.add_version(
         Adapter(
             name=params.name, folder=adapter, tokenizer=base / "tokenizer", base_manifest=base / "manifest.json",
-            prepared_meta=prepared / "meta.json", report=report, metrics=flat("eval", scores) | flat("train", trained),
-            curve=read_curve(curve), tags=tags, card=model_card(manifest, meta, trained, scores, tags),
+            prepared_meta=prepared / "meta.json", report=report, curve=read_curve(curve),
+            metrics=flat("eval", scores) | flat("trained", trained), tags=tags, card=model_card(manifest, meta, trained, scores, tags),
         )
     )  # fmt: skip
     moves, sentence = decide(params.promote, version, tags, registry.champion(params.name))

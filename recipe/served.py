@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow.pyfunc import PythonModel
 
+import mlflow
 from recipe.errors import DataError
 from recipe.modeling import answer, find_base, load_adapter, load_base
 from recipe.prompts import REQUIRED_COLUMNS, render_prompt
@@ -36,6 +36,8 @@ class AdapterModel(PythonModel):
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """One answer a row. `params`: max_new_tokens. (No type hints: MLflow would take them for a schema.)"""
         rows = model_input.to_dict("records") if hasattr(model_input, "to_dict") else model_input
+        # pandas fills a missing input with NaN.
+        rows = [{name: value for name, value in row.items() if isinstance(value, str)} for row in rows]
         needed = [name for name in REQUIRED_COLUMNS[self.meta["template"]] if name != "output"]
         for row in rows:
             missing = [name for name in needed if not row.get(name)]

@@ -7,7 +7,9 @@ never stops a training: the run is then made afterwards, by register, from the l
 import importlib.metadata
 import logging
 import os
+import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,18 +22,20 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-import mlflow
-from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
+import mlflow
+from mlflow import MlflowClient
 from recipe.errors import TrackingError
 from recipe.register import ALIAS, Adapter
 
 SYSTEM_METRICS_SECONDS = 5
+# It would have type hints decide the schema; served.py has none, and the signature is given.
+warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method.*")
 MAX_PARAM_CHARS = 6000  # the store's limit
 PACKAGES = ("mlflow", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
 
@@ -105,7 +109,7 @@ class Tracker:
         def tell(error: MlflowException) -> None:
             nonlocal alive
             alive = False
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = _first_line(error)
             print(f"MLflow at {_shown(self.uri)} does not answer; register will log this training. ({reason})")
 
         def log(values: dict[str, float], step: int) -> None:
@@ -211,11 +215,16 @@ def _explained(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        reason = str(error).strip().splitlines()[0][:300]
+        reason = _first_line(error)
         raise TrackingError(
             f"MLflow at {_shown(uri)} could not register the adapter: {reason}. The adapter is safe in the recipe "
             "folder; run `dvc repro` again when the server answers."
         ) from None
+
+
+def _first_line(error: MlflowException) -> str:
+    """The head of MLflow's message, without the password that an address may hold."""
+    return re.sub(r"//[^/@\s]+@", "//", str(error).strip().splitlines()[0])[:200]
 
 
 def _shown(uri: str) -> str:

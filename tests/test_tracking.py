@@ -189,7 +189,7 @@ def server(tmp_path, monkeypatch):
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-         "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--artifacts-destination", str(tmp_path / "art")],
+         "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--artifacts-destination", str(tmp_path / "a")],
         cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     uri = f"http://127.0.0.1:{port}"
@@ -227,6 +227,6 @@ def test_a_dead_server_fails_registering_in_one_line(evaluated, fetched_base, st
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     folder = evaluated()
-    with pytest.raises(TrackingError, match="could not register the adapter.*The adapter is safe"):
+    with pytest.raises(TrackingError, match=r"could not register the adapter.*The adapter is safe"):
         run_register(folder, fetched_base, tracker(store))
     assert not (folder / "registered.json").exists()
