@@ -43,11 +43,11 @@ vest violin wagon wallet walnut wheel whistle willow window wing zipper
 
 VERBS = """
 answer ask bake bark boil borrow brush call carry carve chew clean climb collect color comb cook count cover crawl
-cross dance deliver dig draw dress dust explain fetch fill finish fix float fold follow gather greet guard guess
+cross dance deliver dig draw dress dust explain fetch fill finish fix float fold follow gather guard guess
 hammer help hunt invent jump kick knock laugh launch learn lift listen load look march measure mend mix open order
 pack paint park pass peel pick plant play polish pour press print pull push rain reach repair rest roast rock roll row
-sail scrub search shout sketch skip smell smile sort sprint stack start stir stretch sweep tap taste thank tickle
-touch train travel trust turn twist visit wait walk wander wash watch water weigh whisper wink wipe wonder work wrap
+sail scrub search shout sketch skip smell smile sprint stack start stir stretch sweep tap taste thank tickle
+touch train travel trust twist visit wait walk wander wash watch water weigh whisper wink wipe wonder work wrap
 """.split()
 
 # Verbs above that do not simply take -ed are left out where the past tense is asked for.

@@ -29,9 +29,9 @@ def new_recipe(folder: Path, name: str, data: Path | None, model: Path | None) -
     params = load_yaml(folder / "params.yaml")
     for section, given in (("data", data), ("model", model)):
         if given is not None:
-            params[section]["source"] = os.path.relpath(given.resolve(), made)
+            params[section]["source"] = os.path.relpath(given, made)
         elif params[section]["source"] != "hub":
-            params[section]["source"] = os.path.relpath((folder / params[section]["source"]).resolve(), made)
+            params[section]["source"] = os.path.relpath(folder / params[section]["source"], made)
     if data is not None:
         _describe(params, data)
     if model is not None:

@@ -143,11 +143,18 @@ def register(
     }
     version = registry.add_version(
         Adapter(
-            name=params.name, folder=adapter, tokenizer=base / "tokenizer", base_manifest=base / "manifest.json",
-            prepared_meta=prepared / "meta.json", report=report, curve=read_curve(curve),
-            metrics=flat("eval", scores) | flat("trained", trained), tags=tags, card=model_card(manifest, meta, trained, scores, tags),
+            name=params.name,
+            folder=adapter,
+            tokenizer=base / "tokenizer",
+            base_manifest=base / "manifest.json",
+            prepared_meta=prepared / "meta.json",
+            report=report,
+            metrics=flat("eval", scores) | flat("trained", trained),
+            curve=read_curve(curve),
+            tags=tags,
+            card=model_card(manifest, meta, trained, scores, tags),
         )
-    )  # fmt: skip
+    )
     moves, sentence = decide(params.promote, version, tags, registry.champion(params.name))
     if moves:
         registry.promote(params.name, version)

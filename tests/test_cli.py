@@ -1,0 +1,167 @@
+"""The command line as a user types it: in a process of its own, in a recipe folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import ROOT, alpaca, toy_rows, write_jsonl
+
+from recipe.cli import main
+
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+
+
+def recipe(folder, *arguments, given=None):
+    return subprocess.run(
+        [sys.executable, "-m", "recipe", *map(str, arguments)],
+        cwd=folder, capture_output=True, text=True, input=given, env=ENVIRONMENT, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the repository's root recipe, with links to its code."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, folder / name)
+    for name in ("recipe", "hub", "demo", "requirements"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def edit(folder, old, new):
+    path = folder / "params.yaml"
+    text = path.read_text()
+    assert old in text, old
+    path.write_text(text.replace(old, new, 1))
+
+
+def seconds(function):
+    """The quickest of three, in seconds."""
+    taken = []
+    for _ in range(3):
+        started = time.monotonic()
+        function()
+        taken.append(time.monotonic() - started)
+    return min(taken)
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from recipe.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    heavy = {"torch", "trl", "mlflow", "transformers", "pandas", "pydantic", "numpy"}
+    assert not heavy & set(done.stdout.split())
+    assert "Commands:" in done.stdout and done.stdout.index("fetch") < done.stdout.index("register")
+
+
+def test_checking_params_imports_nothing_heavy(copy):
+    code = "import sys; from recipe.cli import main\ntry: main(['params'])\nexcept SystemExit: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=True)
+    assert not {"torch", "trl", "mlflow", "transformers"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("command", [[], ["fetch"], ["prepare"], ["train"], ["new"], ["chat"], ["register"]])
+def test_every_command_explains_itself(command):
+    result = CliRunner().invoke(main, [*command, "--help"])
+    assert result.exit_code == 0 and "Usage:" in result.output
+
+
+def test_mistakes_in_params_end_with_code_2_and_no_traceback(copy):
+    edit(copy, "  r: 16", "  rank: 16")
+    edit(copy, "template: alpaca", "template: llama")
+    for command in (["params"], ["fetch", "data"], ["train"]):
+        done = recipe(copy, *command)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert done.stderr.startswith("error: params.yaml has 3 mistakes:")
+        assert "lora.rank: no such key" in done.stderr and "sequence.template: found" in done.stderr
+
+
+def test_a_key_of_params_is_printed(copy):
+    assert recipe(copy, "params", "lora.r").stdout == "16\n"
+    assert recipe(copy, "params").stdout == (copy / "params.yaml").read_text()
+    assert recipe(copy, "params", "lora.q").returncode == 2
+
+
+def test_outside_a_recipe_folder_it_says_so(tmp_path):
+    (tmp_path / "recipe").symlink_to(ROOT / "recipe")
+    done = recipe(tmp_path, "train")
+    assert done.returncode == 2 and "params.yaml is missing. Run this in a recipe folder" in done.stderr
+
+
+@pytest.fixture
+def quick(copy, tiny_base, tmp_path):
+    """A recipe made with `recipe new` on toy rows and the tiny base, of seconds."""
+    write_jsonl(tmp_path / "rows" / "train.jsonl", toy_rows(80))
+    write_jsonl(tmp_path / "rows" / "test.jsonl", [alpaca(f"Held {n}", "x y") for n in range(6)])
+    done = recipe(copy, "new", "quick", "--data", tmp_path / "rows", "--model", tiny_base)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == (
+        "made presets/quick. Edit presets/quick/params.yaml, then: cd presets/quick && dvc repro"
+    )
+    return copy / "presets" / "quick"
+
+
+def test_a_new_recipe_has_its_params_with_comments_and_links(quick, copy):
+    assert sorted(path.name for path in quick.iterdir()) == ["dvc.yaml", "hub", "params.yaml", "recipe"]
+    assert (quick / "dvc.yaml").readlink().as_posix() == "../../dvc.yaml"
+    text = (quick / "params.yaml").read_text()
+    assert text.startswith("# The recipe quick.") and "# rank of the update" in text
+    assert recipe(quick, "params", "data.validation").stdout == "test\n"
+    assert recipe(quick, "params", "registry.name").stdout == "quick\n"
+    assert (quick / recipe(quick, "params", "model.source").stdout.strip()).is_dir()
+    for name, part in (("quick", "is there already"), ("../x", "is no name"), ("", "is no name")):
+        done = recipe(copy, "new", name)
+        assert done.returncode == 2 and part in done.stderr
+
+
+def test_a_new_recipe_without_options_leads_to_the_same_files(copy):
+    assert recipe(copy, "new", "plain").returncode == 0
+    assert recipe(copy / "presets" / "plain", "params", "data.source").stdout == "../../demo/rows\n"
+    assert recipe(copy / "presets" / "plain", "fetch", "data").returncode == 0
+
+
+def test_a_file_is_split_and_a_folder_without_train_split_is_refused(copy, tmp_path):
+    rows = write_jsonl(tmp_path / "rows.jsonl", toy_rows(3))
+    assert recipe(copy, "new", "file", "--data", rows).returncode == 0
+    assert recipe(copy / "presets" / "file", "params", "data.validation").stdout == "null\n"
+    (tmp_path / "empty").mkdir()
+    done = recipe(copy, "new", "folder", "--data", tmp_path / "empty")
+    assert done.returncode == 3 and "has no train split" in done.stderr
+    assert not (copy / "presets" / "folder").exists()
+
+
+def test_the_stages_by_hand_then_summary_and_chat(quick):
+    """Every stage through the command line, coverage included: they run in this process."""
+    before = Path.cwd()
+    os.chdir(quick)
+    try:
+        for key, value in (("num_prompts: 450", "num_prompts: 4"), ("max_new_tokens: 64", "max_new_tokens: 4")):
+            edit(quick, key, value)
+        runner = CliRunner()
+        for command in (["chat"], ["train"], ["summary"]):
+            early = runner.invoke(main, command)
+            assert early.exit_code == 4 and "dvc repro" in early.output, early.output
+        outputs = {}
+        for stage in ("fetch data", "fetch model", "prepare", "analyze", "train", "evaluate", "register"):
+            result = runner.invoke(main, stage.split(), catch_exceptions=False)
+            assert result.exit_code == 0, result.output
+            outputs[stage] = result.output
+        assert "80 rows to train on, 6 to validate on" in outputs["prepare"]
+        assert "MLflow run: tiny" in outputs["train"] or "MLflow run: base" in outputs["train"]
+        assert "version 1 is the first champion" in outputs["register"]
+        summary = runner.invoke(main, ["summary"]).output
+        assert "The adapter is" in summary and "models:/quick@champion" in summary and "seconds: " in summary
+        spoken = runner.invoke(main, ["chat"], input="Say number 3. | 3\n\nGo.\n")
+        assert spoken.exit_code == 0 and len(spoken.output.splitlines()) >= 2
+        assert runner.invoke(main, ["chat", "--base"], input="Go.\n").exit_code == 0
+        notes = json.loads((quick / ".recipe" / "notes.json").read_text())
+        assert notes["train"]["peak_memory_bytes"] > 0
+    finally:
+        os.chdir(before)
