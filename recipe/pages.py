@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from jinja2 import Environment
 from markupsafe import Markup
 
+LONG_TAIL = 10
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -91,6 +92,19 @@ def preformatted(text: str) -> Markup:
     return Markup("<pre>{}</pre>").format(text)
 
 
+def histogram_edges(values: Sequence[int], num_bins: int) -> tuple[list[float], bool]:
+    """The edges of the bars, and whether they are spaced by ratio.
+
+    They are where the longest value is over LONG_TAIL times the median: else it would press all others into one bar.
+    """
+    import numpy as np
+
+    low, high = max(1, min(values)), max(values) + 1
+    logarithmic = high > LONG_TAIL * float(np.median(values))
+    space = np.geomspace if logarithmic else np.linspace
+    return space(low, high, num_bins + 1).tolist(), logarithmic
+
+
 def histogram(values: Sequence[int], num_bins: int, label: str, mark: tuple[int, str] | None = None) -> Markup:
     """An SVG histogram, with a line at `mark` (value, what it is)."""
     from matplotlib import rc_context
@@ -100,7 +114,11 @@ def histogram(values: Sequence[int], num_bins: int, label: str, mark: tuple[int,
     with rc_context({"svg.hashsalt": "recipe", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure = Figure(figsize=(7.5, 2.6), layout="constrained")
         axes = figure.subplots()
-        axes.hist(values, bins=num_bins, color="#3b6fb6")
+        edges, logarithmic = histogram_edges(values, num_bins)
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.hist(values, bins=edges, color="#3b6fb6")
         if mark:
             axes.axvline(mark[0], color="#b3261e", linewidth=1.2)
             axes.text(mark[0], axes.get_ylim()[1], f" {mark[1]}", color="#b3261e", va="top", fontsize=9)

@@ -6,7 +6,7 @@ from conftest import alpaca, toy_rows
 
 from recipe.analyze import AnalyzeParams, analyze, quantiles, share_above, wrapped
 from recipe.files import sha256_tree
-from recipe.pages import Part, page, preformatted, table
+from recipe.pages import Part, histogram_edges, page, preformatted, table
 
 
 def test_quantiles_are_by_nearest_rank():
@@ -48,6 +48,13 @@ def test_the_report_says_what_is_there(report):
     html = (folder / "index.html").read_text()
     assert html.count("<svg") == 2 and "max_length 256" in html
     assert not re.search(r"""(src|href)=["'](?!#)""", html) and "url(http" not in html and "<link" not in html
+
+
+def test_one_very_long_row_does_not_press_the_others_into_one_bar():
+    assert histogram_edges(list(range(50, 150)), 20)[1] is False
+    edges, logarithmic = histogram_edges([*range(50, 150), 9000], 20)
+    assert logarithmic and edges[0] == 50 and edges[-1] == pytest.approx(9001) and len(edges) == 21
+    assert sum(edge < 150 for edge in edges) >= 5
 
 
 def test_what_a_row_holds_is_never_html(report):
