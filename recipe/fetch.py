@@ -22,7 +22,6 @@ from recipe.rows import FORMATS
 from recipe.tokenization import give_padding_token, load_tokenizer
 
 HUB = "hub"
-Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class DataParams(Section):

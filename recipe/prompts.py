@@ -10,7 +10,8 @@ from typing import Literal
 
 Template = Literal["alpaca", "text"]
 
-# Stanford Alpaca's two prompts (tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT, at commit 761dc5b).
+# Stanford Alpaca's two prompts (tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT), with the line end that the dataset's
+# own `text` column has between "### Response:" and the answer.
 ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
