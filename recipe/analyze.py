@@ -16,7 +16,7 @@ from pydantic import Field
 from recipe.files import new_folder, read_json, write_json, write_text
 from recipe.pages import Part, histogram, page, preformatted, table
 from recipe.params import Section
-from recipe.rows import BadRow, read_rows
+from recipe.rows import BadRow, read_rows, safe
 
 WRAP = 50  # the tutorial's view of a row: wrapped at 50 characters, after a rule of 15 dashes
 RULE = "---" * 15
@@ -65,9 +65,9 @@ def look(data: Path, files: list[dict[str, Any]], num_rows: int) -> tuple[list[d
                 continue
             count += 1
             if len(first) < num_rows:
-                first.append(row.values)
+                first.append({safe(name): safe(str(value)) for name, value in row.values.items()})
             for name, value in row.values.items():
-                types.setdefault(name, Counter())[type(value).__name__] += 1
+                types.setdefault(safe(name), Counter())[type(value).__name__] += 1
     return first, {name: dict(sorted(counter.items())) for name, counter in types.items()}, count
 
 

@@ -23,6 +23,30 @@ def choose_attention(config: Any, *, cuda: bool) -> str | None:
     return NAME if plain and not cuda else None
 
 
+def isolates(model: Any) -> bool:
+    """Whether the model, given two examples in one sequence, keeps each from seeing the other, and itself causal.
+
+    Found out by trying: a model with attention code of its own may ignore the positions, or the mask that is not made.
+    """
+    import torch
+
+    ids = torch.arange(10, device=model.device)[None]
+    position_ids = torch.tensor([[*range(5), *range(5)]], device=model.device)
+    outputs = []
+    with torch.no_grad():
+        for changed in (None, 0, 4):
+            tried = ids.clone()
+            if changed is not None:
+                tried[0, changed] = 11
+            try:
+                outputs.append(model(input_ids=tried, position_ids=position_ids, use_cache=False).logits[0].float())
+            except (AssertionError, AttributeError, KeyError, TypeError):
+                return False
+    whole, first, last = outputs
+    same = [(whole[5:], first[5:]), (whole[5:], last[5:]), (whole[:4], last[:4])]
+    return all(torch.allclose(one, other, rtol=1e-3, atol=1e-3) for one, other in same)
+
+
 def register_attention() -> None:
     """Make `by_document` known to transformers, with a mask function that makes none."""
     from transformers import AttentionInterface

@@ -4,6 +4,7 @@ transformers' Trainer takes the newest folder, even one that was half written wh
 counts only once a list of its files' sha256 stands in it, which is written last.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -20,12 +21,19 @@ def mark_complete(checkpoint: Path) -> None:
 
 def is_complete(checkpoint: Path) -> bool:
     """Whether the list is there and every file in it is as it was."""
-    if not (checkpoint / LIST).is_file():
+    try:
+        listed = json.loads((checkpoint / LIST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return False
     return all(
-        (checkpoint / name).is_file() and sha256_file(checkpoint / name) == sha256
-        for name, sha256 in read_json(checkpoint / LIST).items()
+        (checkpoint / name).is_file() and sha256_file(checkpoint / name) == sha256 for name, sha256 in listed.items()
     )
+
+
+def is_last(checkpoint: Path) -> bool:
+    """Whether training had ended when this checkpoint was written."""
+    state = read_json(checkpoint / "trainer_state.json")
+    return bool(state["global_step"] >= state["max_steps"])
 
 
 def newest_complete(folder: Path) -> Path | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
-from recipe.files import new_folder, read_json, write_json, write_text
+from recipe.files import new_folder, read_json, read_json_lines, write_json, write_text
 from recipe.modeling import answer, be_deterministic, find_base, load_adapter, load_base
 from recipe.packing import IGNORED, collate, read_sequences
 from recipe.pages import Part, page, table
@@ -118,7 +118,7 @@ def evaluate(
     loaded = load_base(find_base(manifest, folder), len(tokenizer), trained["quantization"])
     model = load_adapter(loaded, adapter, manifest)
     rows = read_sequences(prepared / "validation.arrow")
-    answers = [json.loads(line) for line in (prepared / "validation.jsonl").read_text(encoding="utf-8").splitlines()]
+    answers = read_json_lines(prepared / "validation.jsonl")
 
     pad = meta["pad_token_id"]
     scores = {"adapter": score(model, rows, pad, params.batch_tokens, progress)}

@@ -8,7 +8,6 @@ fetch model  keeps the tokenizer in models/base/tokenizer/; the weights stay whe
 """
 
 import fnmatch
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from recipe.rows import FORMATS
 from recipe.tokenization import give_padding_token, load_tokenizer
 
 HUB = "hub"
+MANIFEST = "manifest.json"
 
 
 class DataParams(Section):
@@ -87,10 +87,13 @@ def check_sha256(params: DataParams, found: dict[str, str]) -> None:
         wanted = dict.fromkeys(found, params.sha256)
     else:
         wanted = params.sha256
+        unnamed = sorted(set(found) - set(wanted))
+        if unnamed:
+            raise ParamsError(f"params.yaml: data.sha256 does not name {', '.join(unnamed)}.")
     for name, sha256 in wanted.items():
         if name not in found:
             raise ParamsError(f"params.yaml: data.sha256 names {name}; the source's files are {', '.join(found)}.")
-        if sha256 != found[name]:
+        if sha256.lower() != found[name]:
             raise DataError(f"{name} is not the file that data.sha256 names: expected {sha256}, found {found[name]}.")
 
 
@@ -102,12 +105,14 @@ def fetch_data(params: DataParams, folder: Path, made: Path) -> None:
         listed, found = [], {}
         for split, paths in files.items():
             for path in paths:
+                if path.name == MANIFEST:
+                    raise DataError(f"data.source: {path} has the name of fetch's own list. Rename it.")
                 shutil.copyfile(path, target / path.name)
                 found[path.name] = sha256_file(target / path.name)
                 size = path.stat().st_size
                 listed.append({"name": path.name, "split": split, "bytes": size, "sha256": found[path.name]})
         check_sha256(params, found)
-        write_json(target / "manifest.json", {"source": "files", "id": params.id, "files": listed})
+        write_json(target / MANIFEST, {"source": "files", "id": params.id, "files": listed})
 
 
 def fetch_model(params: ModelParams, folder: Path, made: Path) -> None:
@@ -126,6 +131,7 @@ def fetch_model(params: ModelParams, folder: Path, made: Path) -> None:
         raise DataError(f"model.source: {params.source} has no .safetensors file.")
     optional = [source / "generation_config.json"] if (source / "generation_config.json").is_file() else []
     files = {file.name: sha256_file(file) for file in [source / "config.json", *optional, *weights]}
+    check_weights(source, [file for file in weights if file.suffix == ".safetensors"])
     tokenizer = load_tokenizer(source)
     give_padding_token(tokenizer)
     with new_folder(made) as target:
@@ -135,7 +141,7 @@ def fetch_model(params: ModelParams, folder: Path, made: Path) -> None:
             "id": params.id,
             "revision": params.revision,
             "sha256": sha256_listing(files),
-            "path": os.path.relpath(source, folder),
+            "path": params.source,
             "architecture": (config.get("architectures") or [None])[0],
             "files": [
                 {"name": name, "bytes": (source / name).stat().st_size, "sha256": sha256}
@@ -144,6 +150,24 @@ def fetch_model(params: ModelParams, folder: Path, made: Path) -> None:
             "tokenizer_sha256": sha256_listing(kept),
         }
         write_json(target / "manifest.json", manifest)
+
+
+def check_weights(source: Path, weights: list[Path]) -> None:
+    """Raise DataError for a file that is no safetensors (a Git LFS pointer, say), or one that the index misses."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in weights:
+        try:
+            with safe_open(file, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            size = file.stat().st_size
+            raise DataError(f"model.source: {file} ({size:,} bytes) is not a safetensors file: {error}.") from None
+    index = source / "model.safetensors.index.json"
+    if index.is_file():
+        missing = sorted(set(read_json(index)["weight_map"].values()) - {file.name for file in weights})
+        if missing:
+            raise DataError(f"model.source: {index} names {', '.join(missing)}, which {source} does not hold.")
 
 
 def _refuse_hub(section: str, source: str) -> None:

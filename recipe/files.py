@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recipe.errors import MachineError
+from recipe.errors import DataError, MachineError
 
 CHUNK_BYTES = 1 << 20
 
@@ -35,7 +35,7 @@ def sha256_file(path: Path) -> str:
 def sha256_tree(path: Path) -> str:
     """One sha256 for a file, or for a folder: of its files' relative names and sha256, in the order of their names.
 
-    Compiled Python and temporary files do not count.
+    Compiled Python does not count.
     """
     if path.is_file():
         return sha256_file(path)
@@ -63,6 +63,13 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MachineError(f"{path} is missing: an earlier stage makes it. Run `dvc repro`.") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}.") from None
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of a file with one JSON value a line. (`splitlines` would break at U+2028 within a string.)"""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -22,11 +22,14 @@ def new_recipe(folder: Path, name: str, data: Path | None, model: Path | None) -
     """
     root = repository(folder)
     made = root / "presets" / name
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise ParamsError(f"{name!r} is no name for a recipe: use letters, digits, '.', '_' and '-'.")
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
+        raise ParamsError(f"{name!r} is no name for a recipe: use letters, digits, '_' and '-'.")
     if made.exists():
         raise ParamsError(f"{made} is there already. Choose another name.")
     params = load_yaml(folder / "params.yaml")
+    lacking = [section for section in ("data", "model", "registry") if section not in params]
+    if lacking:
+        raise ParamsError(f"{folder / 'params.yaml'} has no section {', '.join(lacking)}.")
     for section, given in (("data", data), ("model", model)):
         if given is not None:
             params[section]["source"] = os.path.relpath(given, made)

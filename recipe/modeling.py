@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from recipe.attention import choose_attention, register_attention
+from recipe.attention import choose_attention, isolates, register_attention
 from recipe.errors import DataError, MachineError, ParamsError
 from recipe.files import read_json, sha256_file, write_json
 
@@ -54,13 +54,16 @@ def find_base(manifest: dict[str, Any], folder: Path) -> Path:
 
 
 def load_base(source: Path, num_tokens: int, quantization: Quantization = "none", *, packed: bool = False) -> Any:
-    """The base model from a folder: bf16 on CUDA, fp32 on a CPU. `packed` is for training on packed sequences.
+    """The base model from a folder: bf16 on CUDA, fp32 on a CPU.
+
+    `packed` is for training on packed sequences: it picks the attention, and raises ParamsError for a model that can't
+    keep the examples of a sequence apart.
 
     Its embeddings are enlarged where the tokenizer, of `num_tokens` tokens, has more than they have rows. The new
     rows are the mean of the others, so that no random number is drawn; nothing trains on them.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, GenerationConfig
     from transformers.utils import logging
 
     if not sys.stderr.isatty():
@@ -75,7 +78,16 @@ def load_base(source: Path, num_tokens: int, quantization: Quantization = "none"
         options["device_map"] = {"": 0}
     if quantization != "none":
         options["quantization_config"] = quantization_config(quantization)
-    model = AutoModelForCausalLM.from_pretrained(source, local_files_only=True, trust_remote_code=False, **options)
+    model = _from_pretrained(source, options)
+    if packed and not isolates(model) and attention is not None:
+        model = _from_pretrained(source, {**options, "attn_implementation": None})
+    if packed and not isolates(model):
+        raise ParamsError(
+            f"params.yaml: sequence.packing is on, but {type(model).__name__} can't keep the examples of a packed "
+            "sequence apart. Set it to false."
+        )
+    # A base's own settings for generation (a repetition penalty, say) would make greedy answers something else.
+    model.generation_config = GenerationConfig()
     embeddings = model.get_input_embeddings().weight
     if num_tokens > embeddings.shape[0]:
         old = embeddings.shape[0]
@@ -84,6 +96,20 @@ def load_base(source: Path, num_tokens: int, quantization: Quantization = "none"
             for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
                 layer.weight[old:] = layer.weight[:old].float().mean(dim=0).to(layer.weight.dtype)
     return model
+
+
+def _from_pretrained(source: Path, options: dict[str, Any]) -> Any:
+    """The model as transformers loads it, in evaluation mode; raises DataError where it can't."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            source, local_files_only=True, trust_remote_code=False, **options
+        ).eval()
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"transformers can't load the base model in {source}: {reason}") from None
 
 
 def quantization_config(quantization: Quantization) -> Any:

@@ -19,6 +19,7 @@ from recipe.errors import MachineError
 from recipe.files import sha256_file, write_json
 
 NOTES = "notes.json"
+SOURCES = ("recipe", "dvc.yaml", "*params.yaml", "requirements", "demo")  # what a commit stands for; no outputs
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -70,7 +71,7 @@ def lineage(repository: Path) -> dict[str, str]:
     tags = {"lock_sha256": installed_lock(), "image": os.environ.get("RECIPE_IMAGE", "none")}
     commit = _git(repository, "rev-parse", "HEAD")
     if commit:
-        changed = _git(repository, "status", "--porcelain", "--untracked-files=no")
+        changed = _git(repository, "status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
         tags["git_commit"] = commit
         tags["git_changed"] = "yes" if changed else "no"
     for name in ("cpu", "cuda"):

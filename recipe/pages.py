@@ -107,11 +107,13 @@ def histogram_edges(values: Sequence[int], num_bins: int) -> tuple[list[float], 
 
 def histogram(values: Sequence[int], num_bins: int, label: str, mark: tuple[int, str] | None = None) -> Markup:
     """An SVG histogram, with a line at `mark` (value, what it is)."""
-    from matplotlib import rc_context
+    from matplotlib import rc_context, rcParamsDefault
     from matplotlib.figure import Figure
 
+    # A user's matplotlibrc must not show. The backend stays: no screen is used.
+    defaults = {name: value for name, value in rcParamsDefault.items() if not name.startswith("backend")}
     # Fixed ids and no date, so that the same values give the same bytes; text stays text.
-    with rc_context({"svg.hashsalt": "recipe", "svg.fonttype": "none", "font.family": "sans-serif"}):
+    with rc_context({**defaults, "svg.hashsalt": "recipe", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure = Figure(figsize=(7.5, 2.6), layout="constrained")
         axes = figure.subplots()
         edges, logarithmic = histogram_edges(values, num_bins)

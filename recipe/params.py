@@ -20,7 +20,7 @@ from recipe.errors import ParamsError
 class Section(BaseModel):
     """One section of params.yaml. Unknown keys and wrong types are refused, and nothing changes after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def load_yaml(path: Path) -> CommentedMap:
@@ -56,7 +56,7 @@ def read_params(path: Path, sections: dict[str, type[Section]]) -> dict[str, Any
     parsed: dict[str, Section] = {}
     mistakes += [
         (_line(found, [name]), f"{name}: no such section{_nearest([name], sections)}")
-        for name in found
+        for name in map(str, found)
         if name not in sections
     ]
     for name, section in sections.items():
@@ -64,7 +64,7 @@ def read_params(path: Path, sections: dict[str, type[Section]]) -> dict[str, Any
             mistakes.append((0, f"{name}: the section is missing; its keys are {', '.join(section.model_fields)}"))
             continue
         # Through JSON: strict mode then takes a list where a tuple is declared, and nothing else more than before.
-        text = json.dumps(found[name], default=str)
+        text = json.dumps(_plain(found[name]), default=str)
         try:
             parsed[name] = section.model_validate_json(text)
         except ValidationError as error:
@@ -76,6 +76,11 @@ def read_params(path: Path, sections: dict[str, type[Section]]) -> dict[str, Any
         count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
         raise ParamsError("\n".join([f"{path} has {count}:", *lines]))
     return parsed
+
+
+def _plain(value: Any) -> Any:
+    """The value with strings for keys; YAML allows others."""
+    return {str(key): one for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _is_branch(part: object) -> bool:

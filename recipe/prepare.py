@@ -26,7 +26,7 @@ from recipe.files import new_folder, read_json, sha256_bytes, sha256_file, sha25
 from recipe.packing import pack_best_fit, write_sequences
 from recipe.params import Section
 from recipe.prompts import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Template, Turn, render
-from recipe.rows import BadRow, pick_columns, read_rows
+from recipe.rows import BadRow, Row, pick_columns, read_rows, safe
 from recipe.tokenization import encode, leading_ids, load_tokenizer
 
 BATCH_ROWS = 1000
@@ -113,16 +113,30 @@ def read_examples(
     empty = np.array([], dtype=np.int64)
     kept: list[Example] = []
     bad: list[BadRow] = []
+    seen: set[str] = set()
     for file in files:
         for row in read_rows(data / file["name"]):
+            if isinstance(row, Row):
+                seen.update(row.values)
             picked = row if isinstance(row, BadRow) else pick_columns(row, required, optional)
             if isinstance(row, BadRow) or isinstance(picked, BadRow):
                 bad.append(picked)  # type: ignore[arg-type]
                 continue
-            kind = row.values.get(params.columns.get("kind", "")) or ""
+            kind = row.values.get(params.columns.get("kind", ""))
             turns = render(params.template, picked)
-            kept.append(Example(turns, str(kind), row.file, row.place, empty, empty))
+            kept.append(Example(turns, "" if kind is None else safe(str(kind)), row.file, row.place, empty, empty))
+    check_columns(params, seen, [file["name"] for file in files])
     return kept, bad
+
+
+def check_columns(params: SequenceParams, seen: set[str], files: list[str]) -> None:
+    """Raise DataError for an optional column that was mapped by hand and stands in no row: a misspelled name."""
+    for name, column in params.columns.items():
+        if name != column and column not in seen and name not in REQUIRED_COLUMNS[params.template] and seen:
+            raise DataError(
+                f"sequence.columns.{name} names the column {column!r}, which no row of {', '.join(files)} has; "
+                f"they have {', '.join(sorted(map(repr, seen)))}."
+            )
 
 
 def report_bad_rows(bad: list[BadRow]) -> str:
@@ -156,8 +170,9 @@ def split_rows(
             f"{len(leaks)} validation rows leak: their prompts stand in the training rows too. Remove them from one "
             "side.\n" + "\n".join(lines)
         )
-    if not validation:
-        raise DataError("the validation split has no rows.")
+    for name, side in (("train", train), ("validation", validation)):
+        if not side:
+            raise DataError(f"the {name} split has no rows.")
     return train, validation
 
 

@@ -6,6 +6,7 @@ took the version. The same adapter is registered once; on another server, `recip
     python -m recipe register
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -36,7 +37,9 @@ class Adapter:
     tokenizer: Path
     base_manifest: Path
     prepared_meta: Path
+    training: Path
     report: Path
+    template: str
     metrics: dict[str, float]
     curve: list[dict[str, float]]
     tags: dict[str, str]
@@ -87,14 +90,19 @@ def decide(
     )
 
 
+def plain(name: str) -> str:
+    """A name with only what MLflow takes in the names of metrics and tags."""
+    return re.sub(r"[^\w. -]", "_", name, flags=re.ASCII).strip(".") or "_"
+
+
 def flat(prefix: str, values: dict[str, Any]) -> dict[str, float]:
     """Numbers of a nested mapping under `/`-joined names."""
     made: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            made |= flat(f"{prefix}/{name}", value)
+            made |= flat(f"{prefix}/{plain(name)}", value)
         elif isinstance(value, int | float):
-            made[f"{prefix}/{name.replace(' ', '_')}"] = float(value)
+            made[f"{prefix}/{plain(name)}"] = float(value)
     return made
 
 
@@ -138,7 +146,7 @@ def register(
         "validation_sha256": meta["validation_sha256"],
         "validation_loss": f"{scores['adapter']['loss']:.6f}",
         "base_validation_loss": f"{scores['base']['loss']:.6f}",
-        **{f"data_sha256.{file['name']}": file["sha256"] for file in meta["data"]},
+        **{f"data_sha256.{plain(file['name'])}": file["sha256"] for file in meta["data"]},
         **lineage,
     }
     version = registry.add_version(
@@ -148,7 +156,9 @@ def register(
             tokenizer=base / "tokenizer",
             base_manifest=base / "manifest.json",
             prepared_meta=prepared / "meta.json",
+            training=training,
             report=report,
+            template=meta["template"],
             metrics=flat("eval", scores) | flat("trained", trained),
             curve=read_curve(curve),
             tags=tags,

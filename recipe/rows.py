@@ -111,6 +111,8 @@ def _json(path: Path) -> Iterator[Row | BadRow]:
             raise DataError(
                 f"{path.name}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}."
             ) from None
+        except (RecursionError, ValueError) as error:
+            raise DataError(f"{path.name}, line {line}: not readable JSON: {error}.") from None
         yield _row(path.name, f"line {line}", value)
         position = _skip(text, position)
         if text[position : position + 1] == ",":
@@ -138,9 +140,11 @@ def _json_lines(path: Path) -> Iterator[Row | BadRow]:
             try:
                 value = json.loads(text)
             except json.JSONDecodeError as error:
-                yield BadRow(
-                    path.name, f"line {number}", f"not valid JSON: {error.msg} at column {error.colno}", _safe(text)
-                )
+                reason = f"not valid JSON: {error.msg} at column {error.colno}"
+                yield BadRow(path.name, f"line {number}", reason, safe(text))
+                continue
+            except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
+                yield BadRow(path.name, f"line {number}", f"not readable JSON: {error}", safe(text))
                 continue
             yield _row(path.name, f"line {number}", value)
 
@@ -151,7 +155,9 @@ def _csv(path: Path) -> Iterator[Row | BadRow]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)
         try:
-            header = next(reader)
+            header = next(reader, [])
+            if not header:
+                raise DataError(f"{path.name} has no header.")
             doubled = sorted({name for name in header if header.count(name) > 1})
             if doubled:
                 raise DataError(f"{path.name}, line 1: the columns {doubled} stand twice.")
@@ -164,7 +170,7 @@ def _csv(path: Path) -> Iterator[Row | BadRow]:
                     yield Row(dict(zip(header, values, strict=True)), path.name, place)
                 else:
                     reason = f"{len(values)} values for {len(header)} columns"
-                    yield BadRow(path.name, place, reason, _safe(",".join(values)))
+                    yield BadRow(path.name, place, reason, safe(",".join(values)))
         except csv.Error as error:
             raise DataError(f"{path.name}, line {reader.line_num}: not valid CSV: {error}.") from None
 
@@ -187,9 +193,9 @@ def _parquet(path: Path) -> Iterator[Row | BadRow]:
 def _row(file: str, place: str, value: object) -> Row | BadRow:
     if isinstance(value, dict):
         return Row(value, file, place)
-    return BadRow(file, place, f"{_kind(value)}, not an object with columns", _safe(json.dumps(value)))
+    return BadRow(file, place, f"{_kind(value)}, not an object with columns", safe(json.dumps(value)))
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     """Text that can be written as UTF-8 whatever bytes it came from."""
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")

@@ -30,7 +30,8 @@ class AdapterModel(PythonModel):
         manifest = json.loads(Path(context.artifacts["base_manifest"]).read_text(encoding="utf-8"))
         self.meta = json.loads(Path(context.artifacts["prepared_meta"]).read_text(encoding="utf-8"))
         self.tokenizer = load_tokenizer(Path(context.artifacts["tokenizer"]))
-        base = load_base(find_base(manifest, Path.cwd()), len(self.tokenizer))
+        trained = json.loads(Path(context.artifacts["training"]).read_text(encoding="utf-8"))
+        base = load_base(find_base(manifest, Path.cwd()), len(self.tokenizer), trained["quantization"])
         self.model = load_adapter(base, Path(context.artifacts["adapter"]), manifest)
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]

@@ -1,10 +1,9 @@
 """Says what came out of a run and where to look: what `recipe summary` prints, and the end of `make demo`."""
 
-import json
 from typing import Any
 
 from recipe.evaluate import headline
-from recipe.files import read_json
+from recipe.files import read_json, read_json_lines
 from recipe.notes import read_notes
 from recipe.pipeline import Paths
 
@@ -29,8 +28,7 @@ def summary_text(paths: Paths, model_name: str) -> str:
         one = results[side]
         exact = "-" if one["exact_match"] is None else f"{one['exact_match']:.1%}"
         lines.append(f"{side:9}{one['loss']:9.3f}{one['perplexity']:12,.2f}{one['token_accuracy']:12.1%}{exact:>9}")
-    text = (paths.report / "generations.jsonl").read_text(encoding="utf-8")
-    for one in pick([json.loads(line) for line in text.splitlines()], SHOWN):
+    for one in pick(read_json_lines(paths.report / "generations.jsonl"), SHOWN):
         asked = one["prompt"].split("### Instruction:\n")[-1].removesuffix("\n\n### Response:\n")
         asked = " | ".join(part.strip() for part in asked.split("\n\n### Input:\n"))
         lines += ["", f"asked    {_short(asked)}"]

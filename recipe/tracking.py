@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,16 @@ from mlflow import MlflowClient
 from recipe.errors import TrackingError
 from recipe.register import ALIAS, Adapter
 
+# What a store that is away, misspelled or without its driver raises.
+AWAY = (MlflowException, ImportError, OSError)
+
 SYSTEM_METRICS_SECONDS = 5
 # It would have type hints decide the schema; served.py has none, and the signature is given.
 warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method.*")
+EXAMPLES = {
+    "alpaca": {"instruction": "What is the sum of the numbers?", "input": "12 + 30"},
+    "text": {"text": "Once upon a time"},
+}
 MAX_PARAM_CHARS = 6000  # the store's limit
 PACKAGES = ("mlflow", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
 
@@ -55,7 +63,11 @@ class Tracker:
             logging.getLogger(name).setLevel(logging.ERROR)
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
-        self.client = MlflowClient(self.uri)
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """The client, made at its first use."""
+        return MlflowClient(self.uri)
 
     def experiment_id(self) -> str:
         """The experiment's id; it is made where it is missing."""
@@ -106,7 +118,7 @@ class Tracker:
         """A run for the block, and the function that logs numbers at a step to it. Goes on without the server."""
         alive = True
 
-        def tell(error: MlflowException) -> None:
+        def tell(error: Exception) -> None:
             nonlocal alive
             alive = False
             reason = _first_line(error)
@@ -117,23 +129,24 @@ class Tracker:
                 return
             try:
                 mlflow.log_metrics({f"train/{name}": value for name, value in values.items()}, step=step)
-            except MlflowException as error:
+            except AWAY as error:
                 tell(error)
 
         try:
             run_id = self.start(self.find_run(finished=False), system_metrics=True)
             print(f"MLflow run: {self.link(run_id)}")
-        except MlflowException as error:
+        except AWAY as error:
             tell(error)
         status = "FAILED"
         try:
             yield log
-            status = "FINISHED"
+            # A run with a gap does not count: register makes a whole one from the curve.
+            status = "FINISHED" if alive else "FAILED"
         finally:
             if mlflow.active_run():
                 try:
                     mlflow.end_run(status)
-                except MlflowException as error:
+                except AWAY as error:
                     tell(error)
 
     def link(self, run_id: str) -> str:
@@ -171,6 +184,7 @@ class Tracker:
 
     def _log_model(self, adapter: Adapter) -> str:
         with tempfile.TemporaryDirectory() as folder:
+            example = EXAMPLES[adapter.template]
             card = Path(folder) / "MODEL_CARD.md"
             card.write_text(adapter.card, encoding="utf-8")
             info = mlflow.pyfunc.log_model(
@@ -182,14 +196,15 @@ class Tracker:
                     "tokenizer": str(adapter.tokenizer),
                     "base_manifest": str(adapter.base_manifest),
                     "prepared_meta": str(adapter.prepared_meta),
+                    "training": str(adapter.training),
                     "model_card": str(card),
                 },
                 signature=ModelSignature(
-                    inputs=Schema([ColSpec("string", "instruction"), ColSpec("string", "input", required=False)]),
+                    inputs=Schema([ColSpec("string", name, required=name != "input") for name in example]),
                     outputs=Schema([ColSpec("string")]),
                     params=ParamSchema([ParamSpec("max_new_tokens", "long", 256)]),
                 ),
-                input_example=[{"instruction": "What is the sum of the numbers?", "input": "12 + 30"}],
+                input_example=[example],
                 pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in PACKAGES],
                 metadata=adapter.tags,
             )
@@ -214,7 +229,7 @@ def _explained(uri: str) -> Iterator[None]:
     """MLflow's errors as one line."""
     try:
         yield
-    except MlflowException as error:
+    except AWAY as error:
         reason = _first_line(error)
         raise TrackingError(
             f"MLflow at {_shown(uri)} could not register the adapter: {reason}. The adapter is safe in the recipe "
@@ -222,7 +237,7 @@ def _explained(uri: str) -> Iterator[None]:
         ) from None
 
 
-def _first_line(error: MlflowException) -> str:
+def _first_line(error: Exception) -> str:
     """The head of MLflow's message, without the password that an address may hold."""
     return re.sub(r"//[^/@\s]+@", "//", str(error).strip().splitlines()[0])[:200]
 

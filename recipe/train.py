@@ -11,13 +11,13 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from recipe.checkpoints import newest_complete
+from recipe.checkpoints import is_last, newest_complete
 from recipe.curve import curve_text
-from recipe.errors import TrainingError
+from recipe.errors import ParamsError, TrainingError
 from recipe.files import new_folder, read_json, write_json, write_text
 from recipe.modeling import Quantization, be_deterministic, check_target_modules, find_base, load_base, save_adapter
 from recipe.packing import collate, read_sequences
@@ -33,7 +33,7 @@ class LoraParams(Section):
     r: int = Field(ge=1, description="rank of the update")
     alpha: float = Field(gt=0)
     dropout: float = Field(ge=0, lt=1)
-    target_modules: Literal["all-linear"] | tuple[str, ...]
+    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class TrainParams(Section):
@@ -117,7 +117,12 @@ def train(
     be_deterministic(params.num_threads)
     manifest, meta = read_json(base / "manifest.json"), read_json(prepared / "meta.json")
     tokenizer = load_tokenizer(base / "tokenizer")
-    model = load_base(find_base(manifest, folder), len(tokenizer), params.quantization, packed=True)
+    model = load_base(find_base(manifest, folder), len(tokenizer), params.quantization, packed=meta["packing"])
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and meta["max_length"] > longest:
+        raise ParamsError(
+            f"params.yaml: sequence.max_length is {meta['max_length']}, and {manifest['id']} has {longest} positions."
+        )
     check_target_modules(model, lora.target_modules)
     if params.quantization != "none":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=params.activation_checkpointing)
@@ -141,6 +146,10 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)  # ours says it, in fewer words
     newest = newest_complete(checkpoints)
+    if newest and is_last(newest):
+        # From its own last step, the trainer would take one more where num_epochs is a fraction.
+        shutil.rmtree(newest)
+        newest = newest_complete(checkpoints)
     if newest:
         print(f"going on from {newest.name}")
     started = time.monotonic()

@@ -75,3 +75,9 @@ def test_a_table_sets_numbers_right_and_escapes():
     assert '<td class="number">12,345</td>' in html and "&lt;x&gt;" in html
     assert "<pre>a &amp; b</pre>" in preformatted("a & b")
     assert "<title>&lt;t&gt;</title>" in page("<t>", "", [Part("h", html)])
+
+
+def test_bytes_that_are_not_utf8_in_a_row_that_was_dropped_do_not_stop_the_report(report):
+    rows = [{"instruction": "caf\udce9", "output": "x", "input": ""}, *toy_rows(30)]
+    _, folder = report(rows, on_bad_row="drop")
+    assert "caf\\udce9" in (folder / "index.html").read_text()

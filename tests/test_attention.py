@@ -3,7 +3,8 @@ import pytest
 import torch
 from transformers import Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
-from recipe.attention import attend_by_document, choose_attention
+from recipe.attention import attend_by_document, choose_attention, isolates
+from recipe.errors import ParamsError
 from recipe.modeling import load_base
 from recipe.packing import collate
 
@@ -52,3 +53,27 @@ def test_what_it_cannot_do_is_never_left_out_silently():
             attend_by_document(None, query, query, query, None, position_ids=position_ids, **extra)
     with pytest.raises(AssertionError):
         attend_by_document(None, query, query, query, None)
+
+
+SMALL = {"vocab_size": 100, "num_attention_heads": 4, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize("family", ["Llama", "GPT2", "GPTNeoX", "Qwen3", "Gemma2", "Bloom", "Falcon"])
+def test_no_family_trains_packed_unless_its_examples_are_kept_apart(family, tmp_path):
+    import transformers
+
+    names = {"GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4}, "Qwen3": {"head_dim": 8}, "Gemma2": {"head_dim": 8}}
+    sizes = {**SMALL, "hidden_size": 32, "intermediate_size": 64, "num_key_value_heads": 4, **names.get(family, {})}
+    if family in {"Bloom", "Falcon", "GPT2", "GPTNeoX"}:
+        sizes.pop("num_key_value_heads")
+    config = getattr(transformers, f"{family}Config")(**sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    if family in {"Bloom", "Falcon"}:  # attention of their own, which does not look at positions
+        with pytest.raises(ParamsError, match=r"sequence\.packing is on"):
+            load_base(tmp_path, 0, packed=True)
+        load_base(tmp_path, 0)
+    else:
+        model = load_base(tmp_path, 0, packed=True)
+        assert isolates(model)
+        assert (model.config._attn_implementation == "by_document") == (family != "Gemma2")

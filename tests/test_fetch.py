@@ -55,6 +55,7 @@ def test_a_file_is_one_split(rows):
         (data(validation="train"), DataError, "both name"),
         (data("rows/README.md"), DataError, "ends in '.md'"),
         (data("hub"), ParamsError, "local files only"),
+        (data(train="manifest"), DataError, "has no split 'manifest'"),
     ],
 )
 def test_a_wrong_source_is_refused(rows, params, error, part):
@@ -67,16 +68,24 @@ def test_a_wrong_source_is_refused(rows, params, error, part):
 def test_a_given_sha256_is_checked(rows):
     good = sha256_file(rows / "rows" / "test.jsonl")
     fetch_data(data("rows/test.jsonl", sha256=good), rows, rows / "raw")
-    fetch_data(data(sha256={"train-0000.jsonl": sha256_file(rows / "rows" / "train-0000.jsonl")}), rows, rows / "raw")
+    both = {name: sha256_file(rows / "rows" / name) for name in ("train-0000.jsonl", "train-0001.jsonl")}
+    fetch_data(data(sha256=both), rows, rows / "raw")
     kept = sha256_tree(rows / "raw")
     for params, part in (
         (data("rows/test.jsonl", sha256="0" * 64), f"expected {'0' * 64}, found {good}"),
-        (data(sha256={"x.jsonl": good}), "data.sha256 names x.jsonl"),
+        (data(sha256={**both, "x.jsonl": good}), "data.sha256 names x.jsonl"),
+        (data(sha256={}), "does not name train-0000.jsonl, train-0001.jsonl"),
         (data(sha256=good), "one value for 2 files"),
     ):
         with pytest.raises((DataError, ParamsError), match=part):
             fetch_data(params, rows, rows / "raw")
     assert sha256_tree(rows / "raw") == kept
+
+
+def test_a_file_with_the_name_of_the_manifest_is_refused(rows):
+    write_jsonl(rows / "rows" / "manifest.json", [alpaca("a", "1")])
+    with pytest.raises(DataError, match="Rename it"):
+        fetch_data(data(train="manifest"), rows, rows / "raw")
 
 
 def model(source, **changes):
@@ -118,6 +127,8 @@ def test_the_demos_own_padding_token_is_kept():
     [
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no .safetensors file"),
+        (lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs"), "not a safetensors file"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "no tokenizer that transformers can read"),
         (lambda folder: (folder / "config.json").write_text('{"auto_map": {}}'), "code of its own"),
     ],

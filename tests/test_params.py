@@ -84,6 +84,8 @@ def test_a_key_in_the_wrong_section_is_named_where_it_belongs(tmp_path):
         (("    kind: kind", "    knid: kind"), "columns: the template alpaca has no knid"),
         (("target_modules: all-linear", "target_modules: [q_proj, 3]"), "lora.target_modules"),
         (("dropout: 0.05", "dropout: .nan"), "lora.dropout"),
+        (("num_epochs: 1 ", "num_epochs: .inf "), "train.num_epochs"),
+        (("target_modules: all-linear", "target_modules: []"), "lora.target_modules"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_was_found(tmp_path, change, part):
@@ -103,6 +105,7 @@ def test_names_of_modules_are_taken_as_a_list(tmp_path):
         ("- 1\n", "not sections with keys"),
         ("", "not sections with keys"),
         ("data: 3\n", "data: found 3"),
+        ("data:\n  2026-01-01: 1\n3: 4\n", "no such section"),
     ],
 )
 def test_a_broken_file_is_one_error(tmp_path, text, part):

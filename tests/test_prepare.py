@@ -182,3 +182,23 @@ def test_a_failed_prepare_leaves_what_was_there(prepared, raw, fetched_base, seq
         prepare(sequence_params(), data, fetched_base / "tokenizer", made, no_progress)
     assert sha256_tree(made) == before
     assert not list(tmp_path.glob(".prepared*"))
+
+
+def test_a_misspelled_column_is_an_error_and_a_missing_optional_one_is_not(prepared):
+    columns = {"instruction": "instruction", "output": "output", "input": "inptu"}
+    with pytest.raises(DataError, match=r"sequence\.columns\.input names the column 'inptu', which no row"):
+        prepared(toy_rows(20), columns=columns)
+    rows = [{"instruction": row["instruction"], "output": "x"} for row in toy_rows(20)]
+    prepared(rows, columns={**columns, "input": "input", "kind": "kind"})
+
+
+def test_line_separators_and_odd_kinds_survive(prepared):
+    from recipe.files import read_json_lines
+
+    columns = {"instruction": "instruction", "output": "output", "input": "input", "kind": "kind"}
+    rows = [
+        {**alpaca(f"{n}\u2028?", "a\u2029b\u0085c"), "kind": kind} for n, kind in enumerate([0, "\ud800", None] * 10)
+    ]
+    found = read_json_lines(prepared(rows, columns=columns) / "validation.jsonl")
+    assert found and all(row["completion"] == "a\u2029b\u0085c" for row in found)
+    assert {row["kind"] for row in found} <= {"0", "\\ud800", ""}

@@ -1,6 +1,6 @@
 import pytest
 
-from recipe.register import decide, flat
+from recipe.register import decide, flat, plain
 
 TAGS = {"validation_sha256": "v", "tokenizer_sha256": "t", "validation_loss": "1.5"}
 
@@ -33,3 +33,11 @@ def test_the_alias_moves_only_to_a_better_adapter_or_when_told(rule, new, champi
 def test_nested_numbers_become_metrics():
     nested = {"base": {"loss": 1, "exact_match": None}, "rows": 3, "by_kind": {"a b": {"base": 0.5}}, "name": "x"}
     assert flat("eval", nested) == {"eval/base/loss": 1.0, "eval/rows": 3.0, "eval/by_kind/a b/base": 0.5}
+
+
+def test_any_kind_and_file_name_becomes_a_name_that_mlflow_takes():
+    from mlflow.utils.validation import _validate_metric_name, _validate_model_version_tag
+
+    for name in ("Q&A", "what?", "a/../b", "rows (1).json", "ü", "..", ""):
+        _validate_metric_name(f"eval/by_kind/{plain(name)}/base")
+        _validate_model_version_tag(f"data_sha256.{plain(name)}", "x")

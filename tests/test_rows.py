@@ -142,3 +142,16 @@ def test_optional_columns_may_be_missing_or_null():
     for values in ({"q": "x", "a": "y"}, {"q": "x", "a": "y", "ctx": None}):
         picked = pick_columns(Row(values, "f", "line 1"), REQUIRED, OPTIONAL)
         assert picked == {"instruction": "x", "output": "y", "input": ""}
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}"], ids=["nested", "digits"])
+def test_json_that_python_cannot_hold_is_a_bad_row_or_an_error(tmp_path, text):
+    [bad] = read(tmp_path, "r.jsonl", text + "\n")
+    assert isinstance(bad, BadRow) and "JSON" in bad.reason
+    with pytest.raises(DataError, match="JSON"):
+        read(tmp_path, "r.json", f"[{text}")
+
+
+def test_a_csv_without_header_is_refused(tmp_path):
+    with pytest.raises(DataError, match="has no header"):
+        read(tmp_path, "r.csv", b"\xef\xbb\xbf")

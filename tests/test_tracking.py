@@ -230,3 +230,40 @@ def test_a_dead_server_fails_registering_in_one_line(evaluated, fetched_base, st
     with pytest.raises(TrackingError, match=r"could not register the adapter.*The adapter is safe"):
         run_register(folder, fetched_base, tracker(store))
     assert not (folder / "registered.json").exists()
+
+
+def test_a_run_with_a_gap_does_not_count(store, monkeypatch):
+    """The server goes away in the middle and comes back: register makes a whole run later."""
+    import mlflow
+
+    one = tracker(store)
+    log_metrics = mlflow.log_metrics
+
+    def away(*_, **__):
+        raise mlflow.exceptions.MlflowException("gone")
+
+    with one.training() as log:
+        log({"loss": 1.0}, 1)
+        monkeypatch.setattr(mlflow, "log_metrics", away)
+        log({"loss": 0.9}, 2)
+        monkeypatch.setattr(mlflow, "log_metrics", log_metrics)
+    assert one.find_run(finished=True) is None
+
+
+@pytest.mark.parametrize("uri", ["ftp://example.invalid", "postgresql://user@127.0.0.1/x", "sqlite:////proc/none/x.db"])
+def test_an_address_that_cannot_work_stops_nothing_but_registering(store, monkeypatch, uri, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with tracker(store).training() as log:
+        log({"loss": 1.0}, 1)
+    assert "does not answer" in capsys.readouterr().out
+    with pytest.raises(TrackingError):
+        tracker(store).champion("tiny")
+
+
+def test_a_model_of_ready_texts_is_registered_and_goes_on_with_a_text(evaluated, prepared, fetched_base, store):
+    import mlflow
+
+    prepared([{"text": f"row {n} " * 4} for n in range(40)], template="text", columns={"text": "text"})
+    run_register(evaluated(), fetched_base, tracker(store))
+    model = mlflow.pyfunc.load_model("models:/tiny@champion")
+    assert len(model.predict([{"text": "row 3"}], {"max_new_tokens": 2})) == 1

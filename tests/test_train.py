@@ -6,7 +6,7 @@ import torch
 from conftest import toy_rows
 
 from recipe.curve import read_curve
-from recipe.errors import TrainingError
+from recipe.errors import ParamsError, TrainingError
 from recipe.files import sha256_tree
 from recipe.modeling import load_adapter, load_base
 from recipe.train import LoraParams
@@ -155,3 +155,28 @@ def test_a_model_with_more_than_a_linear_head_is_found(tiny_base):
 
     model.forward = capped
     assert not _head_is_all(*parts)
+
+
+def test_a_training_cut_off_after_its_last_checkpoint_takes_no_step_more(trained, tmp_path, monkeypatch):
+    """With a fraction of an epoch, transformers would take one more from there."""
+    import recipe.train
+
+    whole = outputs(trained(folder=tmp_path / "a", num_epochs=1.5))
+
+    class CutError(Exception):
+        pass
+
+    def cut(*_, **__):
+        raise CutError
+
+    with monkeypatch.context() as patch, pytest.raises(CutError):
+        patch.setattr(recipe.train, "save_adapter", cut)
+        trained(folder=tmp_path / "b", num_epochs=1.5)
+    trained(folder=tmp_path / "b", num_epochs=1.5)
+    assert outputs(tmp_path / "b") == whole
+
+
+def test_sequences_longer_than_the_model_are_refused(trained, prepared):
+    prepared(toy_rows(30), max_length=600)
+    with pytest.raises(ParamsError, match="max_length is 600, and tiny has 512 positions"):
+        trained()
