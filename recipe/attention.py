@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 NAME = "by_document"
 # What a model may ask of its attention that a loop of plain causal attention does not do.
+LEAK = 1e-4  # an isolated example changes by rounding alone, about 1e-7 of the effect in fp32
 MORE_THAN_CAUSAL = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
@@ -43,8 +44,10 @@ def isolates(model: Any) -> bool:
             except (AssertionError, AttributeError, KeyError, TypeError):
                 return False
     whole, first, last = outputs
-    same = [(whole[5:], first[5:]), (whole[5:], last[5:]), (whole[:4], last[:4])]
-    return all(torch.allclose(one, other, rtol=1e-3, atol=1e-3) for one, other in same)
+    # What a change does where it must do nothing, beside what it does at its own token: rounding, or a leak.
+    leaks = [(whole - first)[5:], (whole - last)[5:], (whole - last)[:4]]
+    effect = min((whole - first)[0].abs().max(), (whole - last)[4].abs().max())
+    return max(leak.abs().max() for leak in leaks).item() < LEAK * effect.item()
 
 
 def register_attention() -> None:

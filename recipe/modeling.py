@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from recipe.attention import choose_attention, isolates, register_attention
@@ -63,7 +64,7 @@ def load_base(source: Path, num_tokens: int, quantization: Quantization = "none"
     rows are the mean of the others, so that no random number is drawn; nothing trains on them.
     """
     import torch
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
     from transformers.utils import logging
 
     if not sys.stderr.isatty():
@@ -71,15 +72,20 @@ def load_base(source: Path, num_tokens: int, quantization: Quantization = "none"
     cuda = torch.cuda.is_available()
     attention = None
     if packed:
-        attention = choose_attention(AutoConfig.from_pretrained(source, local_files_only=True), cuda=cuda)
+        attention = choose_attention(SimpleNamespace(**read_json(source / "config.json")), cuda=cuda)
         register_attention()
     options: dict[str, Any] = {"dtype": torch.bfloat16 if cuda else torch.float32, "attn_implementation": attention}
     if cuda:
         options["device_map"] = {"": 0}
     if quantization != "none":
         options["quantization_config"] = quantization_config(quantization)
-    model = _from_pretrained(source, options)
-    if packed and not isolates(model) and attention is not None:
+    model = None
+    if attention is not None:
+        try:
+            model = _from_pretrained(source, options)
+        except KeyError:  # a family that looks its attention up in a list of its own
+            attention = None
+    if model is None or (packed and not isolates(model)):
         model = _from_pretrained(source, {**options, "attn_implementation": None})
     if packed and not isolates(model):
         raise ParamsError(
