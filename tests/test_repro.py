@@ -166,7 +166,7 @@ def test_real_rows_go_through_all_stages_and_the_loss_falls(finished, shared, na
     edit(folder, "num_prompts: 450", "num_prompts: 8")
     edit(folder, "kind: kind", "")
     output = run(folder, "dvc", "repro")
-    assert stages_run(output)[-1] == "register"
+    assert len(stages_run(output)) == 7
     scores = json.loads((folder / "metrics" / "evaluate.json").read_text())
     assert scores["adapter"]["loss"] < scores["base"]["loss"] - 0.1
     meta = json.loads((folder / "data" / "prepared" / "meta.json").read_text())
