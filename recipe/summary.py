@@ -11,11 +11,8 @@ SHOWN = 3
 
 
 def pick(generations: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Some generations, of different kinds where there are kinds, spread over the file."""
-    seen: dict[str, dict[str, Any]] = {}
-    for one in generations:
-        seen.setdefault(one["kind"] or str(len(seen)), one)
-    chosen = list(seen.values())
+    """Some generations, spread over the file; where they have kinds, the last one of different kinds."""
+    chosen = list({one["kind"] or index: one for index, one in enumerate(generations)}.values())
     return [chosen[index * len(chosen) // count] for index in range(min(count, len(chosen)))]
 
 
