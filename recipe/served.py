@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from mlflow.pyfunc import PythonModel
 
-import mlflow
 from recipe.errors import DataError
 from recipe.modeling import answer, find_base, load_adapter, load_base
 from recipe.prompts import REQUIRED_COLUMNS, render_prompt
