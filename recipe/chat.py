@@ -5,7 +5,7 @@ from pathlib import Path
 
 from recipe.errors import MachineError
 from recipe.files import read_json
-from recipe.modeling import Quantization, answer, find_base, load_adapter, load_base
+from recipe.modeling import Quantization, answer, load_adapter, load_base
 from recipe.pipeline import Paths
 from recipe.prompts import render_prompt
 from recipe.tokenization import encode, leading_ids, load_tokenizer
@@ -20,7 +20,7 @@ def open_chat(folder: Path, paths: Paths, *, with_adapter: bool) -> Callable[[st
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
     tokenizer = load_tokenizer(paths.base / "tokenizer")
     quantization: Quantization = read_json(paths.training)["quantization"] if with_adapter else "none"
-    model = load_base(find_base(manifest, folder), len(tokenizer), quantization).eval()
+    model = load_base(manifest, folder, len(tokenizer), quantization)
     if with_adapter:
         model = load_adapter(model, paths.adapter, manifest)
 

@@ -16,6 +16,7 @@ import click
 from recipe.errors import RecipeError
 
 HERE = Path()
+NETWORK = {"fetch", "pin", "plan"}  # the commands that may ask the Hub
 
 
 class Commands(click.Group):
@@ -36,7 +37,8 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="recipe", message="%(version)s")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Fine-tune a language model with LoRA, reproducibly.
 
     A recipe folder holds params.yaml and dvc.yaml. In one, `dvc repro` runs the stages that are out of date; each
@@ -44,17 +46,25 @@ def main() -> None:
 
     \b
         recipe params              check params.yaml and print it
+        recipe pin                 write the commits of what comes from the Hub into it
         dvc repro                  run the pipeline
         recipe summary             what came out, and where to look
         recipe chat                talk to the trained adapter
         recipe new my-recipe --data rows.jsonl
     """
     # Said once for every stage: only fetch reaches for the network, and nothing is reported to anyone.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if ctx.invoked_subcommand in NETWORK:
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
+        if not sys.stderr.isatty():
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    else:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["HF_HUB_DISABLE_XET"] = "1"  # plain HTTP is what the tests try
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # transformers would ask a service to convert .bin weights
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # bitsandbytes, which PEFT imports, asks for kernels from the Hub on a CPU, and warns that it may not have them.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # PEFT 0.21 reads a property that transformers 5.23 has renamed.
@@ -274,6 +284,24 @@ def params(key: str | None) -> None:
     from recipe.params import find_value
 
     click.echo(find_value(HERE / "params.yaml", key))
+
+
+@main.command()
+@click.option("--update", is_flag=True, help="Move what is pinned already to the commit of its main branch today.")
+def pin(update: bool) -> None:
+    """Write the commits of the dataset and the model on the Hub into params.yaml.
+
+    A branch or a tag can be another commit tomorrow; fetch takes whole commits alone. A revision of null is looked up
+    as `main`. Comments stay as they are.
+
+    \b
+        recipe pin
+        recipe pin --update
+    """
+    from recipe.pin import pin
+
+    change = pin(HERE / "params.yaml", _params(), update=update)
+    click.echo(change or "nothing to pin: what comes from the Hub has its commit.", nl=not change)
 
 
 @main.command()

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from recipe.files import new_folder, read_json, read_json_lines, write_json, write_text
-from recipe.modeling import answer, be_deterministic, find_base, load_adapter, load_base
+from recipe.modeling import answer, be_deterministic, load_adapter, load_base
 from recipe.packing import IGNORED, collate, read_sequences
 from recipe.pages import Part, page, table
 from recipe.params import Section
@@ -115,7 +115,7 @@ def evaluate(
     be_deterministic(NUM_THREADS)
     manifest, meta, trained = read_json(base / "manifest.json"), read_json(prepared / "meta.json"), read_json(training)
     tokenizer = load_tokenizer(base / "tokenizer")
-    loaded = load_base(find_base(manifest, folder), len(tokenizer), trained["quantization"])
+    loaded = load_base(manifest, folder, len(tokenizer), trained["quantization"])
     model = load_adapter(loaded, adapter, manifest)
     rows = read_sequences(prepared / "validation.arrow")
     answers = read_json_lines(prepared / "validation.jsonl")

@@ -2,7 +2,10 @@
 
 fetch data   copies the rows' files to data/raw/ as they are, and lists them in manifest.json
 fetch model  keeps the tokenizer in models/base/tokenizer/; the weights stay where they are, and manifest.json names
-             them by path, size and sha256
+             them by path or commit, size and sha256
+
+A source is a path, or `hub`: then id and revision name a commit on the Hugging Face Hub. Its files go through the
+Hub's cache; the rows are copied from there, the weights stay.
 
     python -m recipe fetch data
 """
@@ -14,11 +17,16 @@ from typing import Any
 
 from pydantic import Field
 
+from recipe.caches import converted_folder
 from recipe.errors import DataError, ParamsError
 from recipe.files import new_folder, read_json, sha256_file, sha256_listing, write_json
+from recipe.hub import check_pinned, download, list_repository, stated_license
 from recipe.params import Section
 from recipe.rows import FORMATS
+from recipe.splits import hub_split_files
 from recipe.tokenization import give_padding_token, load_tokenizer
+from recipe.weights import CONFIGS, TOKENIZERS, asks_for_code, check_weights, convert, weight_names
+from recipe.xgen import GPT2, GPT2_FILES, GPT2_REVISION, build_tokenizer, is_xgen
 
 HUB = "hub"
 MANIFEST = "manifest.json"
@@ -30,6 +38,7 @@ class DataParams(Section):
     source: str = Field(min_length=1, description="a file or folder of rows, or `hub`")
     id: str | None = Field(description="the dataset's name on the Hub")
     revision: str | None = Field(description="the dataset's 40-digit commit on the Hub")
+    subset: str | None = Field(description="of a dataset on the Hub that has several; null is its default")
     sha256: str | dict[str, str] | None = Field(description="of the source file, or of each file of a folder")
     train: str = Field(min_length=1, description="the split to train on")
     validation: str | None = Field(description="the split to validate on; null cuts one from the training rows")
@@ -41,6 +50,7 @@ class ModelParams(Section):
     source: str = Field(min_length=1, description="a folder in transformers' layout, or `hub`")
     id: str = Field(min_length=1, description="the model's name")
     revision: str | None = Field(description="the model's 40-digit commit on the Hub")
+    trust_remote_code: bool = Field(description="run the model's own Python code")
 
 
 def split_files(source: Path, split: str) -> list[Path]:
@@ -99,40 +109,62 @@ def check_sha256(params: DataParams, found: dict[str, str]) -> None:
 
 def fetch_data(params: DataParams, folder: Path, made: Path) -> None:
     """Copy the rows' files to `made`, byte for byte, with a manifest of their names, sizes and sha256."""
-    _refuse_hub("data", params.source)
-    files = find_rows(params, folder)
+    about: dict[str, Any] = {"source": "files", "id": params.id}
+    if params.source == HUB:
+        revision, name = check_pinned("data", params.revision), _named("data", params.id)
+        root, splits = _rows_from_hub(params, name, revision)
+        about = {"source": HUB, "id": name, "revision": revision, "license": stated_license(root)}
+    else:
+        root, splits = None, find_rows(params, folder)
     with new_folder(made) as target:
         listed, found = [], {}
-        for split, paths in files.items():
+        for split, paths in splits.items():
             for path in paths:
-                if path.name == MANIFEST:
+                name = path.relative_to(root).as_posix() if root else path.name
+                if name == MANIFEST:
                     raise DataError(f"data.source: {path} has the name of fetch's own list. Rename it.")
-                shutil.copyfile(path, target / path.name)
-                found[path.name] = sha256_file(target / path.name)
-                size = path.stat().st_size
-                listed.append({"name": path.name, "split": split, "bytes": size, "sha256": found[path.name]})
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target / name)
+                found[name] = sha256_file(target / name)
+                listed.append({"name": name, "split": split, "bytes": path.stat().st_size, "sha256": found[name]})
         check_sha256(params, found)
-        write_json(target / MANIFEST, {"source": "files", "id": params.id, "files": listed})
+        write_json(target / MANIFEST, {**about, "files": listed})
+
+
+def _rows_from_hub(params: DataParams, name: str, revision: str) -> tuple[Path, dict[str, list[Path]]]:
+    """The snapshot's folder, and in it the files of the splits, in the Hub's cache."""
+    files = list_repository("dataset", name, revision).files
+    card = [files[one] for one in ("README.md",) if one in files]
+    root = download("dataset", name, revision, card)
+    wanted = {"train": params.train} | ({"validation": params.validation} if params.validation else {})
+    splits = hub_split_files(name, list(files), root, params.subset, wanted)
+    download("dataset", name, revision, [files[one] for names in splits.values() for one in names])
+    return root, {split: [root / one for one in names] for split, names in splits.items()}
 
 
 def fetch_model(params: ModelParams, folder: Path, made: Path) -> None:
     """Note the base model's files in a manifest at `made`, and keep its tokenizer, with a padding token, beside it."""
-    _refuse_hub("model", params.source)
-    source = folder / params.source
+    if params.source == HUB:
+        revision = check_pinned("model", params.revision)
+        snapshot, converted = model_from_hub(params.id, revision, code=params.trust_remote_code)
+        source = converted_folder(params.id, revision) if converted else snapshot
+    else:
+        source = snapshot = folder / params.source
+        converted = False
     if not (source / "config.json").is_file():
         raise DataError(f"model.source: {params.source} is no model: it has no config.json.")
     config = read_json(source / "config.json")
-    if "auto_map" in config:
-        raise DataError(f"model.source: {params.source} asks for code of its own (auto_map), which is not run here.")
-    weights = sorted(
-        file for file in source.iterdir() if file.name.endswith((".safetensors", ".safetensors.index.json"))
-    )
-    if not any(file.suffix == ".safetensors" for file in weights):
-        raise DataError(f"model.source: {params.source} has no .safetensors file.")
-    optional = [source / "generation_config.json"] if (source / "generation_config.json").is_file() else []
-    files = {file.name: sha256_file(file) for file in [source / "config.json", *optional, *weights]}
-    check_weights(source, [file for file in weights if file.suffix == ".safetensors"])
-    tokenizer = load_tokenizer(source)
+    code = refuse_code(params, snapshot)
+    try:
+        names = weight_names(file.name for file in source.iterdir())
+    except DataError as error:
+        raise DataError(f"model.source: {params.source}: {error}") from None
+    if any(name.endswith(".bin") for name in names):
+        raise DataError(f"model.source: {params.source} has .bin weights alone; a folder is read from safetensors.")
+    names = [name for name in CONFIGS if (source / name).is_file()] + names + code
+    files = {name: sha256_file(source / name) for name in names}
+    check_weights(source, [source / name for name in names if name.endswith(".safetensors")])
+    tokenizer = base_tokenizer(snapshot, code=params.trust_remote_code)
     give_padding_token(tokenizer)
     with new_folder(made) as target:
         tokenizer.save_pretrained(target / "tokenizer")
@@ -140,8 +172,11 @@ def fetch_model(params: ModelParams, folder: Path, made: Path) -> None:
         manifest: dict[str, Any] = {
             "id": params.id,
             "revision": params.revision,
+            "license": stated_license(snapshot),
             "sha256": sha256_listing(files),
-            "path": params.source,
+            "path": None if params.source == HUB else params.source,
+            "converted": converted,
+            "remote_code": bool(code),
             "architecture": (config.get("architectures") or [None])[0],
             "files": [
                 {"name": name, "bytes": (source / name).stat().st_size, "sha256": sha256}
@@ -152,24 +187,60 @@ def fetch_model(params: ModelParams, folder: Path, made: Path) -> None:
         write_json(target / "manifest.json", manifest)
 
 
-def check_weights(source: Path, weights: list[Path]) -> None:
-    """Raise DataError for a file that is no safetensors (a Git LFS pointer, say), or one that the index misses."""
-    from safetensors import SafetensorError, safe_open
+def model_from_hub(name: str, revision: str, *, code: bool) -> tuple[Path, bool]:
+    """Fetch what is needed of a model; its snapshot's folder, and whether its weights were converted to safetensors."""
+    files = list_repository("model", name, revision).files
+    small = [one for one in ("README.md", *CONFIGS, *TOKENIZERS) if one in files]
+    small += sorted(one for one in files if code and one.endswith(".py") and "/" not in one)
+    snapshot = download("model", name, revision, [files[one] for one in small])
+    try:
+        weights = weight_names(files)
+    except DataError as error:
+        raise DataError(f"model.id: {name}: {error}") from None
+    if not code:  # before the gigabytes, not after
+        refuse_code(ModelParams(source=HUB, id=name, revision=revision, trust_remote_code=False), snapshot)
+    if not any(one.endswith(".bin") for one in weights):
+        return download("model", name, revision, [files[one] for one in weights]), False
+    made = converted_folder(name, revision)
+    if not made.is_dir():
+        download("model", name, revision, [files[one] for one in weights])
+        convert(snapshot, weights, made)
+    return snapshot, True
 
-    for file in weights:
-        try:
-            with safe_open(file, framework="numpy"):
-                pass
-        except (SafetensorError, OSError) as error:
-            size = file.stat().st_size
-            raise DataError(f"model.source: {file} ({size:,} bytes) is not a safetensors file: {error}.") from None
-    index = source / "model.safetensors.index.json"
-    if index.is_file():
-        missing = sorted(set(read_json(index)["weight_map"].values()) - {file.name for file in weights})
-        if missing:
-            raise DataError(f"model.source: {index} names {', '.join(missing)}, which {source} does not hold.")
+
+def refuse_code(params: ModelParams, snapshot: Path) -> list[str]:
+    """The Python files of a model that needs its own; raises ParamsError where the params do not allow them.
+
+    An XGen model's tokenizer is such code, and is not needed: recipe/xgen.py has it natively.
+    """
+    asking = asks_for_code(snapshot)
+    if "tokenizer_config.json" in asking and is_xgen(read_json(snapshot / "tokenizer_config.json")):
+        asking.remove("tokenizer_config.json")
+    if asking and not params.trust_remote_code:
+        raise ParamsError(
+            f"{params.id} asks for code of its own ({' and '.join(asking)}: auto_map), which could do anything on this "
+            "machine. Choose a model that transformers knows, or read that code and set model.trust_remote_code to "
+            "true in params.yaml."
+        )
+    return sorted(file.name for file in snapshot.glob("*.py")) if "config.json" in asking else []
 
 
-def _refuse_hub(section: str, source: str) -> None:
-    if source == HUB:
-        raise ParamsError(f"params.yaml: {section}.source is `hub`; this version reads local files only.")
+def base_tokenizer(snapshot: Path, *, code: bool) -> Any:
+    """The base model's tokenizer; XGen's is built from GPT-2's vocabulary, which comes from the Hub or lies beside."""
+    config = snapshot / "tokenizer_config.json"
+    if config.is_file() and is_xgen(read_json(config)):
+        if all((snapshot / name).is_file() for name in GPT2_FILES):
+            return build_tokenizer(snapshot)
+        files = list_repository("model", GPT2, GPT2_REVISION).files
+        return build_tokenizer(download("model", GPT2, GPT2_REVISION, [files[name] for name in GPT2_FILES]))
+    tokenizer = load_tokenizer(snapshot, trust_remote_code=code)
+    if code and not tokenizer.is_fast:
+        raise DataError(f"{snapshot}: its tokenizer is Python code of its own, which the later stages do not run.")
+    tokenizer.init_kwargs.pop("auto_map", None)
+    return tokenizer
+
+
+def _named(section: str, name: str | None) -> str:
+    if name is None:
+        raise ParamsError(f"params.yaml: {section}.source is `hub`, and {section}.id does not say which (owner/name).")
+    return name

@@ -54,7 +54,7 @@ def new_recipe(folder: Path, name: str, data: Path | None, model: Path | None) -
 
 def _describe(params: Any, data: Path) -> None:
     """Fit the data section to the source: its splits where it is a folder, none where it is a file."""
-    params["data"].update(id=None, revision=None, sha256=None)
+    params["data"].update(id=None, revision=None, subset=None, sha256=None)
     if not data.is_dir():
         params["data"].update(train="train", validation=None)
         return

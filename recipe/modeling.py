@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from recipe.attention import choose_attention, isolates, register_attention
+from recipe.caches import hub_folder
 from recipe.errors import DataError, MachineError, ParamsError
 from recipe.files import read_json, sha256_file, write_json
 
@@ -38,24 +39,31 @@ def be_deterministic(num_threads: int) -> None:
 
 def find_base(manifest: dict[str, Any], folder: Path) -> Path:
     """The folder with the base model's files, each compared with the manifest's size and sha256."""
-    source = Path(os.environ.get("RECIPE_BASE_MODEL") or folder / manifest["path"])
+    from_hub = manifest["path"] is None
+    source = hub_folder(manifest) if from_hub else folder / manifest["path"]
+    source = Path(os.environ.get("RECIPE_BASE_MODEL") or source)
+    restore = "`recipe fetch model` brings it back, and changes no output" if from_hub else "Put it back"
     for file in manifest["files"]:
         path = source / file["name"]
         if not path.is_file():
             raise MachineError(
                 f"the base model {manifest['id']} is not at {source}: {file['name']} is missing. "
-                "Put it back, or name the folder that holds it in RECIPE_BASE_MODEL."
+                f"{restore}; or name the folder that holds it in RECIPE_BASE_MODEL."
             )
         if path.stat().st_size != file["bytes"] or sha256_file(path) != file["sha256"]:
             raise DataError(
-                f"{path} is not the file that was fetched for {manifest['id']} (sha256 {file['sha256']}). "
-                "The adapter was made for that one; put it back, or run `dvc repro` to start from the new one."
+                f"{path} is not the file that was fetched for {manifest['id']} (sha256 {file['sha256']}). The adapter "
+                f"was made for that one. {restore}"
+                + ("." if from_hub else ", or run `dvc repro` to start from the new one.")
             )
     return source
 
 
-def load_base(source: Path, num_tokens: int, quantization: Quantization = "none", *, packed: bool = False) -> Any:
-    """The base model from a folder: bf16 on CUDA, fp32 on a CPU.
+def load_base(
+    manifest: dict[str, Any], folder: Path, num_tokens: int, quantization: Quantization = "none", *,
+    packed: bool = False,
+) -> Any:  # fmt: skip
+    """The base model of a manifest, checked: bf16 on CUDA, fp32 on a CPU. Its path is seen from `folder`.
 
     `packed` is for training on packed sequences: it picks the attention, and raises ParamsError for a model that can't
     keep the examples of a sequence apart.
@@ -69,12 +77,13 @@ def load_base(source: Path, num_tokens: int, quantization: Quantization = "none"
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    cuda = torch.cuda.is_available()
+    source, cuda = find_base(manifest, folder), torch.cuda.is_available()
     attention = None
     if packed:
         attention = choose_attention(SimpleNamespace(**read_json(source / "config.json")), cuda=cuda)
         register_attention()
     options: dict[str, Any] = {"dtype": torch.bfloat16 if cuda else torch.float32, "attn_implementation": attention}
+    options["trust_remote_code"] = manifest["remote_code"]
     if cuda:
         options["device_map"] = {"": 0}
     if quantization != "none":
@@ -110,9 +119,7 @@ def _from_pretrained(source: Path, options: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            source, local_files_only=True, trust_remote_code=False, **options
-        ).eval()
+        return AutoModelForCausalLM.from_pretrained(source, local_files_only=True, **options).eval()
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"transformers can't load the base model in {source}: {reason}") from None

@@ -15,7 +15,7 @@ import mlflow
 from mlflow.pyfunc import PythonModel
 
 from recipe.errors import DataError
-from recipe.modeling import answer, find_base, load_adapter, load_base
+from recipe.modeling import answer, load_adapter, load_base
 from recipe.prompts import REQUIRED_COLUMNS, render_prompt
 from recipe.tokenization import encode, leading_ids, load_tokenizer
 
@@ -31,7 +31,7 @@ class AdapterModel(PythonModel):
         self.meta = json.loads(Path(context.artifacts["prepared_meta"]).read_text(encoding="utf-8"))
         self.tokenizer = load_tokenizer(Path(context.artifacts["tokenizer"]))
         trained = json.loads(Path(context.artifacts["training"]).read_text(encoding="utf-8"))
-        base = load_base(find_base(manifest, Path.cwd()), len(self.tokenizer), trained["quantization"])
+        base = load_base(manifest, Path.cwd(), len(self.tokenizer), trained["quantization"])
         self.model = load_adapter(base, Path(context.artifacts["adapter"]), manifest)
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]

@@ -8,12 +8,12 @@ from recipe.errors import DataError
 PADDING_TOKEN = "<|pad|>"
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder, as transformers reads it, without the network and without remote code."""
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer in a folder, as transformers reads it, without the network; fetch alone may allow remote code."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise DataError(f"{folder} holds no tokenizer that transformers can read: {first}") from None

@@ -19,7 +19,7 @@ from recipe.checkpoints import is_last, newest_complete
 from recipe.curve import curve_text
 from recipe.errors import ParamsError, TrainingError
 from recipe.files import new_folder, read_json, write_json, write_text
-from recipe.modeling import Quantization, be_deterministic, check_target_modules, find_base, load_base, save_adapter
+from recipe.modeling import Quantization, be_deterministic, check_target_modules, load_base, save_adapter
 from recipe.packing import collate, read_sequences
 from recipe.params import Section
 from recipe.tokenization import load_tokenizer
@@ -117,7 +117,7 @@ def train(
     be_deterministic(params.num_threads)
     manifest, meta = read_json(base / "manifest.json"), read_json(prepared / "meta.json")
     tokenizer = load_tokenizer(base / "tokenizer")
-    model = load_base(find_base(manifest, folder), len(tokenizer), params.quantization, packed=meta["packing"])
+    model = load_base(manifest, folder, len(tokenizer), params.quantization, packed=meta["packing"])
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and meta["max_length"] > longest:
         raise ParamsError(

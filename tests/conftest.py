@@ -12,11 +12,17 @@ os.environ.update(DVC_NO_ANALYTICS="1", MLFLOW_DISABLE_TELEMETRY="true")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 import pytest
+from hypothesis import settings
 
 from recipe.prompts import ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+
+
+# The same examples at every run; HYPOTHESIS_PROFILE=default looks at new ones.
+settings.register_profile("fixed", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 def alpaca(instruction, output, given=""):
@@ -27,6 +33,14 @@ def write_jsonl(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def plain_base(folder, num_tokens=0, **options):
+    """The base model in a folder, with nothing known of its files."""
+    from recipe.modeling import load_base
+
+    manifest = {"id": "tiny", "path": str(folder), "converted": False, "remote_code": False, "files": []}
+    return load_base(manifest, Path("/"), num_tokens, **options)
 
 
 def toy_rows(count):
@@ -76,7 +90,7 @@ def fetched_base(tiny_base, tmp_path_factory):
     from recipe.fetch import ModelParams, fetch_model
 
     made = tmp_path_factory.mktemp("fetched") / "base"
-    params = ModelParams(source=str(tiny_base), id="tiny", revision=None)
+    params = ModelParams(source=str(tiny_base), id="tiny", revision=None, trust_remote_code=False)
     fetch_model(params, Path("/"), made)
     manifest = json.loads((made / "manifest.json").read_text())
     manifest["path"] = str(tiny_base)
@@ -117,7 +131,9 @@ def raw(tmp_path):
         if validation is not None:
             write_jsonl(source / "validation.jsonl", validation)
         split = None if validation is None else "validation"
-        params = DataParams(source="source", id=None, revision=None, sha256=None, train="train", validation=split)
+        params = DataParams(
+            source="source", id=None, revision=None, subset=None, sha256=None, train="train", validation=split
+        )
         fetch_data(params, tmp_path, tmp_path / "raw")
         return tmp_path / "raw"
 

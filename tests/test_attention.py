@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from conftest import plain_base
 from transformers import Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
 from recipe.attention import attend_by_document, choose_attention, isolates
 from recipe.errors import ParamsError
-from recipe.modeling import load_base
 from recipe.packing import collate
 
 
@@ -28,7 +28,7 @@ def test_gradients_of_an_adapter_are_those_of_the_dense_mask(tiny_base):
     for packed in (True, False):
         torch.manual_seed(0)
         config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-        model = get_peft_model(load_base(tiny_base, 0, packed=packed), config).eval()
+        model = get_peft_model(plain_base(tiny_base, 0, packed=packed), config).eval()
         model(**batch, use_cache=False).loss.backward()
         gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad})
     for name, gradient in gradients[0].items():
@@ -71,9 +71,9 @@ def test_no_family_trains_packed_unless_its_examples_are_kept_apart(family, tmp_
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     if family in {"Bloom", "Falcon"}:  # attention of their own, which does not look at positions
         with pytest.raises(ParamsError, match=r"sequence\.packing is on"):
-            load_base(tmp_path, 0, packed=True)
-        load_base(tmp_path, 0)
+            plain_base(tmp_path, 0, packed=True)
+        plain_base(tmp_path, 0)
     else:
-        model = load_base(tmp_path, 0, packed=True)
+        model = plain_base(tmp_path, 0, packed=True)
         assert isolates(model)
         assert (model.config._attn_implementation == "by_document") == (family != "Gemma2")

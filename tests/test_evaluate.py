@@ -3,13 +3,12 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import no_progress, toy_rows
+from conftest import no_progress, plain_base, toy_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.evaluate import EvaluateParams, batches, by_kind, evaluate, headline, score, summarize
 from recipe.files import sha256_tree
-from recipe.modeling import load_base
 from recipe.packing import collate, read_sequences
 
 
@@ -23,7 +22,7 @@ def test_every_row_is_in_one_batch_and_a_batch_fits(lengths, batch_tokens):
 
 def test_scores_are_those_of_each_row_alone(prepared, tiny_base, fetched_base):
     made = prepared(toy_rows(40))
-    model = load_base(tiny_base, 800).eval()
+    model = plain_base(tiny_base, 800).eval()
     rows = read_sequences(made / "validation.arrow")
     for row, (loss, right, count) in zip(rows, score(model, rows, 0, 500, no_progress), strict=True):
         batch = collate([row], 0)

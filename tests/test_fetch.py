@@ -4,7 +4,7 @@ import shutil
 import pytest
 from conftest import ROOT, alpaca, write_jsonl
 
-from recipe.errors import DataError, ParamsError
+from recipe.errors import DataError, ParamsError, RecipeError
 from recipe.fetch import DataParams, ModelParams, fetch_data, fetch_model
 from recipe.files import sha256_file, sha256_tree
 from recipe.tokenization import load_tokenizer
@@ -12,7 +12,7 @@ from recipe.tokenization import load_tokenizer
 
 def data(source="rows", train="train", validation=None, sha256=None, **changes):
     return DataParams(
-        source=source, id=None, revision=None, sha256=sha256, train=train, validation=validation, **changes
+        source=source, id=None, revision=None, subset=None, sha256=sha256, train=train, validation=validation, **changes
     )
 
 
@@ -54,7 +54,7 @@ def test_a_file_is_one_split(rows):
         (data(train="training"), DataError, "has no split 'training': it holds test.jsonl, train-0000.jsonl"),
         (data(validation="train"), DataError, "both name"),
         (data("rows/README.md"), DataError, "ends in '.md'"),
-        (data("hub"), ParamsError, "local files only"),
+        (data("hub"), ParamsError, "data.revision is null, not a 40-digit commit"),
         (data(train="manifest"), DataError, "has no split 'manifest'"),
     ],
 )
@@ -89,7 +89,7 @@ def test_a_file_with_the_name_of_the_manifest_is_refused(rows):
 
 
 def model(source, **changes):
-    return ModelParams(**{"source": str(source), "id": "tiny", "revision": None, **changes})
+    return ModelParams(**{"source": str(source), "id": "tiny", "revision": None, "trust_remote_code": False, **changes})
 
 
 def test_a_model_is_noted_by_sha256_and_its_tokenizer_kept(tiny_base, tmp_path):
@@ -126,21 +126,16 @@ def test_the_demos_own_padding_token_is_kept():
     ("change", "part"),
     [
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "has no .safetensors file"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "it has no model.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs"), "not a safetensors file"),
         (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "no tokenizer that transformers can read"),
-        (lambda folder: (folder / "config.json").write_text('{"auto_map": {}}'), "code of its own"),
+        (lambda folder: (folder / "config.json").write_text('{"auto_map": {}}'), "asks for code of its own"),
     ],
 )
 def test_a_folder_that_is_no_model_is_refused(tiny_base, tmp_path, change, part):
     shutil.copytree(tiny_base, tmp_path / "base")
     change(tmp_path / "base")
-    with pytest.raises(DataError, match=part):
+    with pytest.raises(RecipeError, match=part):
         fetch_model(model("base"), tmp_path, tmp_path / "made")
     assert not (tmp_path / "made").exists()
-
-
-def test_a_model_from_the_hub_is_refused_for_now(tmp_path):
-    with pytest.raises(ParamsError, match=r"model\.source is `hub`"):
-        fetch_model(model("hub"), tmp_path, tmp_path / "made")

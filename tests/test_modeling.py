@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import plain_base
 
 from recipe.errors import DataError, MachineError, ParamsError
 from recipe.modeling import (
@@ -11,7 +12,6 @@ from recipe.modeling import (
     check_target_modules,
     find_base,
     load_adapter,
-    load_base,
     quantization_config,
     save_adapter,
 )  # fmt: skip
@@ -31,19 +31,19 @@ def lora(model, **changes):
 
 
 def test_embeddings_grow_to_the_tokenizer_and_old_logits_stay(tiny_base):
-    old = load_base(tiny_base, 0)
+    old = plain_base(tiny_base, 0)
     rows = old.get_input_embeddings().weight.shape[0]
-    new = load_base(tiny_base, rows + 3)
+    new = plain_base(tiny_base, rows + 3)
     assert new.get_input_embeddings().weight.shape[0] == new.config.vocab_size == rows + 3
     ids = torch.tensor([[5, 6, 7]])
     torch.testing.assert_close(new(ids).logits[..., :rows], old(ids).logits)
     torch.testing.assert_close(new.lm_head.weight[rows], old.lm_head.weight.mean(0))
     # A tokenizer smaller than the model leaves it as it is.
-    assert load_base(tiny_base, 10).config.vocab_size == rows
+    assert plain_base(tiny_base, 10).config.vocab_size == rows
 
 
 def test_weights_are_fp32_on_a_cpu(tiny_base):
-    assert {weight.dtype for weight in load_base(tiny_base, 0).parameters()} == {torch.float32}
+    assert {weight.dtype for weight in plain_base(tiny_base, 0).parameters()} == {torch.float32}
 
 
 def test_the_base_is_found_checked_and_refused_when_altered(tiny_base, tmp_path, manifest, monkeypatch):
@@ -64,7 +64,7 @@ def test_the_base_is_found_checked_and_refused_when_altered(tiny_base, tmp_path,
 
 def test_a_saved_adapter_holds_nothing_of_the_machine_and_loads_back(tiny_base, tmp_path, manifest):
     tokens = len(load_tokenizer(tiny_base)) + 1
-    model = lora(load_base(tiny_base, tokens))
+    model = lora(plain_base(tiny_base, tokens))
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight)
@@ -79,7 +79,7 @@ def test_a_saved_adapter_holds_nothing_of_the_machine_and_loads_back(tiny_base, 
     assert config["base_model_name_or_path"] == f"tiny@sha256:{manifest['sha256'][:16]}"
     assert config["target_modules"] == ["q_proj", "v_proj"] and list(config) == sorted(config)
     assert str(tiny_base) not in text and "peft_version" not in config
-    again = load_adapter(load_base(tiny_base, tokens), tmp_path / "a", manifest)
+    again = load_adapter(plain_base(tiny_base, tokens), tmp_path / "a", manifest)
     ids = torch.tensor([[5, 6, 7]])
     torch.testing.assert_close(again(ids).logits, model.eval()(ids).logits, rtol=0, atol=0)
     with again.disable_adapter():
@@ -88,13 +88,13 @@ def test_a_saved_adapter_holds_nothing_of_the_machine_and_loads_back(tiny_base, 
 
 def test_an_adapter_of_another_base_is_refused(tiny_base, tmp_path, manifest):
     tmp_path.joinpath("a").mkdir()
-    save_adapter(lora(load_base(tiny_base, 0)), tmp_path / "a", manifest)
+    save_adapter(lora(plain_base(tiny_base, 0)), tmp_path / "a", manifest)
     with pytest.raises(DataError, match=r"made for tiny@sha256:.*this base is tiny@abc"):
-        load_adapter(load_base(tiny_base, 0), tmp_path / "a", {**manifest, "revision": "abc"})
+        load_adapter(plain_base(tiny_base, 0), tmp_path / "a", {**manifest, "revision": "abc"})
 
 
 def test_target_modules_are_held_to_the_model(tiny_base):
-    model = load_base(tiny_base, 0)
+    model = plain_base(tiny_base, 0)
     check_target_modules(model, "all-linear")
     check_target_modules(model, ("q_proj", "v_proj"))
     with pytest.raises(ParamsError, match=r"names c_attn.*down_proj, gate_proj, k_proj"):
@@ -103,7 +103,7 @@ def test_target_modules_are_held_to_the_model(tiny_base):
 
 def test_answers_are_the_same_alone_and_in_a_batch_and_end_at_the_end_token(tiny_base, fetched_base):
     tokenizer = load_tokenizer(fetched_base / "tokenizer")
-    model = load_base(tiny_base, len(tokenizer)).eval()
+    model = plain_base(tiny_base, len(tokenizer)).eval()
     prompts = [[5], [9, 8, 7, 6], [50, 60]]
     batch = answer(model, tokenizer, prompts, 12)
     assert batch == [answer(model, tokenizer, [prompt], 12)[0] for prompt in prompts]
@@ -117,7 +117,7 @@ def test_a_quantised_base_takes_an_adapter_and_trains(tiny_base, quantization):
     from peft import prepare_model_for_kbit_training
 
     assert quantization_config("nf4").bnb_4bit_use_double_quant
-    model = load_base(tiny_base, 0, quantization)
+    model = plain_base(tiny_base, quantization=quantization)
     model = lora(prepare_model_for_kbit_training(model, use_gradient_checkpointing=False))
     loss = model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss
     loss.backward()

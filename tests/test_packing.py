@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import plain_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +32,9 @@ def test_packing_is_best_fit_decreasing_as_the_plain_loop_does_it(lengths):
             bins.append([index])
     # Sequences that are equally full are interchangeable, so how full they are is what both ways share.
     packed = pack_best_fit(lengths, 32)
-    assert sorted(sum(lengths[i] for i in one) for one in packed) == sorted(sum(lengths[i] for i in one) for one in bins)
+    assert sorted(sum(lengths[i] for i in one) for one in packed) == sorted(
+        sum(lengths[i] for i in one) for one in bins
+    )
 
 
 def test_a_long_tail_of_lengths_fills_the_sequences():
@@ -68,12 +71,11 @@ def test_collate_marks_borders_and_trains_on_no_first_token(tmp_path):
 @pytest.mark.parametrize("packed", [True, False], ids=["by_document", "sdpa"])
 def test_a_packed_example_gives_the_logits_it_gives_alone(tiny_base, packed):
     """And whatever its neighbours are, and whatever the batch is filled up with."""
-    from recipe.modeling import load_base
 
-    model = load_base(tiny_base, 0).eval()
+    model = plain_base(tiny_base, 0).eval()
     by_itself = model
     if packed:
-        model = load_base(tiny_base, 0, packed=True).eval()
+        model = plain_base(tiny_base, 0, packed=True).eval()
         assert model.config._attn_implementation == "by_document"
     rng = np.random.default_rng(3)
     lengths = [1, 2, 31, 17, 5, 64]

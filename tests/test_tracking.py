@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, no_progress
+from conftest import ROOT, no_progress, plain_base
 
 from recipe.errors import TrackingError
 from recipe.evaluate import EvaluateParams, evaluate
-from recipe.modeling import load_adapter, load_base
+from recipe.modeling import load_adapter
 from recipe.register import RegistryParams, register
 from recipe.tokenization import load_tokenizer
 
@@ -139,7 +139,7 @@ def test_the_adapter_is_registered_once_and_loads_with_the_same_logits(
     model = mlflow.pyfunc.load_model("models:/tiny@champion")
     manifest = json.loads((fetched_base / "manifest.json").read_text())
     tokenizer = load_tokenizer(fetched_base / "tokenizer")
-    ours = load_adapter(load_base(Path(manifest["path"]), len(tokenizer)), folder / "adapter", manifest)
+    ours = load_adapter(plain_base(Path(manifest["path"]), len(tokenizer)), folder / "adapter", manifest)
     served = model.unwrap_python_model()
     ids = torch.tensor([[5, 60, 70, 8]])
     torch.testing.assert_close(served.model(ids).logits, ours(ids).logits, rtol=0, atol=0)

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from conftest import toy_rows
+from conftest import plain_base, toy_rows
 
 from recipe.curve import read_curve
 from recipe.errors import ParamsError, TrainingError
@@ -30,7 +30,7 @@ def test_training_lowers_the_loss_and_writes_what_it_says(trained, fetched_base)
     assert int(lines[-1].split(",")[0]) == metrics["steps"]
     assert not (folder / "checkpoints").exists()
     manifest = json.loads((fetched_base / "manifest.json").read_text())
-    load_adapter(load_base(fetched_base / manifest["path"], 0), folder / "adapter", manifest)
+    load_adapter(plain_base(fetched_base / manifest["path"], 0), folder / "adapter", manifest)
 
 
 def test_the_same_inputs_give_the_same_bytes_and_another_seed_others(trained, tmp_path):
@@ -143,7 +143,7 @@ def test_the_loss_on_trained_tokens_alone_is_trls_own(trained, tmp_path, monkeyp
 def test_a_model_with_more_than_a_linear_head_is_found(tiny_base):
     from recipe.trainer import _head_is_all
 
-    model = load_base(tiny_base, 0, packed=True)
+    model = plain_base(tiny_base, 0, packed=True)
     parts = model, model.base_model, model.get_output_embeddings()
     assert _head_is_all(*parts)
     forward = model.forward

@@ -1,0 +1,28 @@
+"""Where files from the Hub lie on this machine: in its own cache, and converted ones in ours beside it.
+
+Both are under HF_HOME and shared by all recipe folders; neither is an output of a stage.
+"""
+
+from pathlib import Path
+from typing import Any
+
+
+def snapshot_folder(kind: str, name: str, revision: str) -> Path:
+    """The folder in the Hub's cache that holds one commit of a repository; `kind` is `model` or `dataset`."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "snapshots" / revision
+
+
+def converted_folder(name: str, revision: str) -> Path:
+    """The folder with one commit of a model whose weights were converted to safetensors here."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "recipe" / "converted" / name.replace("/", "--") / revision
+
+
+def hub_folder(manifest: dict[str, Any]) -> Path:
+    """The folder that holds the files of a base model's manifest, where they came from the Hub."""
+    if manifest["converted"]:
+        return converted_folder(manifest["id"], manifest["revision"])
+    return snapshot_folder("model", manifest["id"], manifest["revision"])

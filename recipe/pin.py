@@ -1,0 +1,54 @@
+"""Writes the commits that branches or tags stand for today into params.yaml: what `recipe pin` runs."""
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from recipe.errors import ParamsError
+from recipe.files import write_text
+from recipe.hub import COMMIT, Kind, resolve_commit
+from recipe.params import load_yaml
+
+SECTIONS: dict[str, Kind] = {"data": "dataset", "model": "model"}
+DEFAULT_BRANCH = "main"
+
+
+def pin(path: Path, params: dict[str, Any], *, update: bool) -> str:
+    """Pin every source on the Hub in the params file at `path`; the change as a unified diff, or nothing.
+
+    A revision that is null becomes the commit of `main`; a branch or a tag becomes its commit. A commit stays, but
+    with `update`, which moves it to the commit of `main`. All else in the file stays as it is, comments too.
+    """
+    before = path.read_text(encoding="utf-8")
+    text = before
+    for section, kind in SECTIONS.items():
+        given = params[section]
+        if given.source != "hub":
+            continue
+        if given.id is None:
+            raise ParamsError(f"params.yaml: {section}.source is `hub`, and {section}.id does not say which.")
+        pinned = given.revision is not None and COMMIT.fullmatch(given.revision)
+        if pinned and not update:
+            continue
+        wanted = DEFAULT_BRANCH if pinned or given.revision is None else given.revision
+        text = set_value(text, path, section, "revision", resolve_commit(kind, given.id, wanted))
+    if text == before:
+        return ""
+    write_text(path, text)
+    lines = difflib.unified_diff(before.splitlines(True), text.splitlines(True), path.name, path.name, n=0)
+    return "".join(lines)
+
+
+def set_value(text: str, path: Path, section: str, key: str, value: str) -> str:
+    """The text of a YAML file with one scalar replaced, and nothing else."""
+    place, _ = load_yaml(path)[section].lc.value(key)
+    lines = text.splitlines(keepends=True)
+    found = re.fullmatch(rf"(\s*{key}:[ \t]*)(\"[^\"]*\"|'[^']*'|[^\s#]*)(\s*(?:#.*)?\n?)", lines[place])
+    if found is None:
+        raise ParamsError(f"{path}, line {place + 1}: write {section}.{key} on a line of its own: `{key}: {value}`.")
+    # A commit of digits alone, or with one `e` among them, would be read as a number.
+    written = json.dumps(value) if re.fullmatch(r"\d+(e\d+)?", value) else value
+    lines[place] = found[1] + written + (found[3] if found[3].startswith((" ", "\n", "\t")) else " " + found[3])
+    return "".join(lines)

@@ -1,0 +1,422 @@
+"""Fetching from the Hub, as the command line does it, from a Hub on loopback that fails on demand."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, toy_rows
+from hub_server import FakeHub, blob_id
+
+from recipe.files import sha256_tree
+
+MODEL, DATA = "owner/tiny", "owner/rows"
+
+
+@pytest.fixture
+def hub():
+    with FakeHub() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def model_files(tiny_base):
+    return {file.name: file.read_bytes() for file in sorted(tiny_base.iterdir())} | {
+        "README.md": b"---\nlicense: apache-2.0\n---\n# tiny\n",
+        "pytorch_model.bin": b"not needed",
+        "onnx/model.onnx": b"not needed",
+    }
+
+
+@pytest.fixture(scope="session")
+def parquet(tmp_path_factory):
+    """Alpaca's shape: four columns, `text` among them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path_factory.mktemp("parquet") / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist([{**row, "text": "x"} for row in toy_rows(60)]), path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def folder(tmp_path, hub):
+    """A recipe folder whose rows and base model come from the Hub, and a cache of its own."""
+    made = tmp_path / "recipe-folder"
+    made.mkdir()
+    shutil.copy(ROOT / "dvc.yaml", made / "dvc.yaml")
+    for name in ("recipe", "hub", "requirements"):
+        (made / name).symlink_to(ROOT / name)
+    text = (ROOT / "params.yaml").read_text()
+    text = text.replace("source: demo/rows ", "source: hub ").replace("source: demo/base ", "source: hub ")
+    text = text.replace("id: null  ", f"id: {DATA} ").replace("id: demo-base  ", f"id: {MODEL} ")
+    (made / "params.yaml").write_text(text.replace("validation: validation ", "validation: null "))
+    return made
+
+
+def environment(folder, hub, **more):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    return {**kept, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder.parent / "hf"), **more}
+
+
+def recipe(folder, hub, *arguments, code=0, **more):
+    done = subprocess.run(
+        [sys.executable, "-m", "recipe", *arguments], cwd=folder, env=environment(folder, hub, **more),
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout
+    assert "Traceback" not in done.stdout
+    return done.stdout
+
+
+def edit(folder, old, new):
+    path = folder / "params.yaml"
+    assert old in path.read_text(), old
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+def pinned(folder, section, commit):
+    head, _, tail = (folder / "params.yaml").read_text().partition(f"{section}:\n")
+    (folder / "params.yaml").write_text(
+        f"{head}{section}:\n" + tail.replace("revision: null", f"revision: {commit}", 1)
+    )
+
+
+@pytest.fixture
+def with_model(hub, folder, model_files):
+    pinned(folder, "model", hub.add("model", MODEL, model_files))
+    return folder
+
+
+@pytest.fixture
+def with_large_model(hub, folder, model_files, tmp_path):
+    """A model of 40 MB: what is received is written 10 MB at a time."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    save_file({"x": np.random.default_rng(0).random(5_000_000)}, tmp_path / "large.safetensors")
+    model_files = {**model_files, "model.safetensors": (tmp_path / "large.safetensors").read_bytes()}
+    pinned(folder, "model", hub.add("model", MODEL, model_files))
+    return folder
+
+
+def large(hub):
+    return hub.repositories["model", MODEL].files["model.safetensors"]
+
+
+@pytest.fixture
+def with_data(hub, folder, parquet):
+    files = {"data/train-00000-of-00001-a09b74b3ef9c3b56.parquet": parquet, ".gitattributes": b"x"}
+    files["README.md"] = b"---\nlicense: cc-by-nc-4.0\n---\n# rows\n"
+    pinned(folder, "data", hub.add("dataset", DATA, files))
+    return folder
+
+
+def test_a_commit_that_looks_like_a_number_is_written_as_text(folder, hub, model_files):
+    from recipe.params import load_yaml
+
+    for commit in ("1234567890" * 4, "12345e6789" + "0" * 30):
+        hub.add("model", MODEL, model_files, commit=commit)
+        hub.add("dataset", DATA, {"train.jsonl": b"{}"})
+        recipe(folder, hub, "pin", "--update")
+        assert load_yaml(folder / "params.yaml")["model"]["revision"] == commit
+
+
+def manifest(folder):
+    return json.loads((folder / "models/base/manifest.json").read_text())
+
+
+# What is fetched, and what is not
+
+
+def test_a_model_stays_in_the_cache_and_only_what_is_needed_comes(with_model, hub, model_files):
+    recipe(with_model, hub, "fetch", "model")
+    assert {path.rsplit("/", 1)[-1] for path in hub.gets("/resolve/")} == set(model_files) - {
+        "pytorch_model.bin", "model.onnx", "onnx/model.onnx",
+    }  # fmt: skip
+    made = manifest(with_model)
+    assert (made["license"], made["path"], made["converted"]) == ("apache-2.0", None, False)
+    for file in made["files"]:
+        assert hashlib.sha256(model_files[file["name"]]).hexdigest() == file["sha256"]
+    assert not list((with_model / "models").rglob("*.safetensors"))
+    assert hub.endpoint not in (with_model / "models/base/manifest.json").read_text()
+
+
+def test_a_second_fetch_brings_nothing_and_an_offline_one_the_same(with_model, hub):
+    recipe(with_model, hub, "fetch", "model")
+    first, seen = sha256_tree(with_model / "models/base"), len(hub.gets("/resolve/"))
+    recipe(with_model, hub, "fetch", "model")
+    assert len(hub.gets("/resolve/")) == seen and sha256_tree(with_model / "models/base") == first
+    hub.gone()
+    recipe(with_model, hub, "fetch", "model", HF_HUB_OFFLINE="1")
+    assert sha256_tree(with_model / "models/base") == first
+
+
+def test_rows_are_copied_with_their_licence(with_data, hub, parquet):
+    recipe(with_data, hub, "fetch", "data")
+    made = json.loads((with_data / "data/raw/manifest.json").read_text())
+    assert made["license"] == "cc-by-nc-4.0" and made["id"] == DATA
+    (file,) = made["files"]
+    assert file["split"] == "train" and (with_data / "data/raw" / file["name"]).read_bytes() == parquet
+    first = sha256_tree(with_data / "data/raw")
+    hub.gone()
+    recipe(with_data, hub, "fetch", "data", HF_HUB_OFFLINE="1")
+    assert sha256_tree(with_data / "data/raw") == first
+
+
+def test_splits_are_those_of_the_datasets_card(folder, hub):
+    card = b"""---
+configs:
+- config_name: short
+  data_files: [{split: train, path: a/one.jsonl}, {split: dev, path: a/two.jsonl}]
+- config_name: long
+  data_files: [{split: train, path: b/*.jsonl}]
+---
+"""
+    rows = b'{"instruction": "a", "output": "b"}\n'
+    files = {"README.md": card, "a/one.jsonl": rows, "a/two.jsonl": rows * 2, "b/x.jsonl": rows * 3}
+    pinned(folder, "data", hub.add("dataset", DATA, files))
+    assert "data.subset is None: Config name is missing" in recipe(folder, hub, "fetch", "data", code=2)
+    edit(folder, "subset: null", "subset: short")
+    edit(folder, "validation: null", "validation: dev")
+    recipe(folder, hub, "fetch", "data")
+    made = json.loads((folder / "data/raw/manifest.json").read_text())
+    assert [(one["name"], one["split"]) for one in made["files"]] == [
+        ("a/one.jsonl", "train"), ("a/two.jsonl", "validation"),
+    ]  # fmt: skip
+    edit(folder, "validation: dev", "validation: test")
+    assert "has no split 'test'; its splits are train, dev" in recipe(folder, hub, "fetch", "data", code=2)
+    edit(folder, "subset: short", "subset: middle")
+    assert "data.subset is 'middle'" in recipe(folder, hub, "fetch", "data", code=2)
+
+
+def test_rows_in_another_format_are_refused(folder, hub):
+    pinned(folder, "data", hub.add("dataset", DATA, {"train.txt": b"a line\n"}))
+    assert "its split 'train' has train.txt" in recipe(folder, hub, "fetch", "data", code=3)
+
+
+# Pinning
+
+
+def test_an_unpinned_revision_is_refused_and_pin_writes_it(folder, hub, model_files, parquet):
+    out = recipe(folder, hub, "fetch", "model", code=2)
+    assert "model.revision is null, not a 40-digit commit" in out and "`recipe pin`" in out
+    edit(folder, "revision: null", "revision: v1")
+    assert "data.revision is 'v1'" in recipe(folder, hub, "fetch", "data", code=2)
+    model = hub.add("model", MODEL, model_files)
+    data = hub.add("dataset", DATA, {"train.parquet": parquet}, branches=("main", "v1"))
+    before = (folder / "params.yaml").read_text()
+    out = recipe(folder, hub, "pin")
+    after = (folder / "params.yaml").read_text()
+    assert f"+  revision: {data}" in out and f"+  revision: {model}" in out and "-  revision: v1" in out
+    assert [line for line in after.splitlines() if "revision:" not in line] == [
+        line for line in before.splitlines() if "revision:" not in line
+    ]
+    assert after.count("`recipe pin` looks it up") == 2
+    assert "nothing to pin" in recipe(folder, hub, "pin")
+    moved = hub.add("model", MODEL, {**model_files, "new": b""})
+    assert model not in recipe(folder, hub, "pin") and f"+  revision: {moved}" in recipe(folder, hub, "pin", "--update")
+
+
+def test_what_the_hub_does_not_have(folder, hub, model_files):
+    out = recipe(folder, hub, "pin", code=2)
+    assert f"/datasets/{DATA} does not exist, or is private (HF_TOKEN is not set)" in out
+    pinned(folder, "model", "a1" * 20)
+    hub.add("model", MODEL, model_files)
+    assert f"model.revision: {MODEL} has no {'a1' * 20}" in recipe(folder, hub, "fetch", "model", code=2)
+    edit(folder, f"id: {MODEL}", "id: a/b/c")
+    assert "'a/b/c', which is no name on the Hub" in recipe(folder, hub, "fetch", "model", code=2)
+
+
+# Faults
+
+
+def blobs(folder):
+    return folder.parent / "hf/hub/models--owner--tiny/blobs"
+
+
+def test_a_cut_off_file_goes_on_where_it_ended(with_large_model, hub):
+    hub.fail("model.safetensors", "cut")
+    recipe(with_large_model, hub, "fetch", "model")
+    ranges = [asked for _, path, asked, _ in hub.requests if path.startswith("/cdn/")]
+    assert ranges == [None, "bytes=10485760-"]
+    assert sum(sent for path, sent in hub.sent.items() if path.startswith("/cdn/")) < 1.3 * len(large(hub))
+    assert not list(blobs(with_large_model).glob("*.incomplete"))
+
+
+def test_a_killed_fetch_goes_on_in_the_next_one(with_large_model, hub):
+    with_model = with_large_model
+    hub.fail("model.safetensors", "slow")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "recipe", "fetch", "model"], cwd=with_model, env=environment(with_model, hub)
+    )
+    cdn, deadline = f"/cdn/{hashlib.sha256(large(hub)).hexdigest()}", time.monotonic() + 60
+    while hub.sent[cdn] < len(large(hub)) * 0.6 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert "are there already" in recipe(with_model, hub, "fetch", "model")
+    assert any(path == cdn and asked for _, path, asked, _ in hub.requests)
+    assert manifest(with_model)["files"]
+
+
+@pytest.mark.parametrize("where", ["model.safetensors", "/config.json"])
+def test_wrong_bytes_are_fetched_again_once_and_then_refused(with_model, hub, where, model_files):
+    hub.fail(where, "wrong")
+    recipe(with_model, hub, "fetch", "model")
+    shutil.rmtree(with_model.parent / "hf")
+    hub.fail(where, "wrong", times=2)
+    out = recipe(with_model, hub, "fetch", "model", code=3)
+    where = where.strip("/")
+    data = model_files[where]
+    listed = hashlib.sha256(data).hexdigest() if where.endswith(".safetensors") else blob_id(data)
+    assert f"{where} of {MODEL} came with other bytes than the Hub lists, twice: expected" in out and listed in out
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered"])
+def test_a_damaged_file_in_the_cache_is_found_and_fetched_again(with_model, hub, damage, model_files):
+    recipe(with_model, hub, "fetch", "model")
+    first = sha256_tree(with_model / "models/base")
+    data = model_files["model.safetensors"]
+    blob = blobs(with_model) / hashlib.sha256(data).hexdigest()
+    blob.chmod(0o644)
+    blob.write_bytes(data[:-10] if damage == "truncated" else data[:-10] + bytes(10))
+    recipe(with_model, hub, "fetch", "model")
+    assert blob.read_bytes() == data and sha256_tree(with_model / "models/base") == first
+
+
+@pytest.mark.parametrize("status", [429, 500])
+def test_passing_trouble_is_waited_for(with_model, hub, status):
+    hub.fail("/api/models", status)
+    hub.fail("config.json", status)
+    hub.fail("model.safetensors", status)
+    recipe(with_model, hub, "fetch", "model")
+
+
+def test_lasting_trouble_is_one_line(with_model, hub):
+    hub.fail("model.safetensors", 500, times=99)
+    out = recipe(with_model, hub, "fetch", "model", code=4)
+    assert f"error: {hub.endpoint} answered 500 for {MODEL}. What was received is kept in" in out
+    hub.faults.clear()
+    recipe(with_model, hub, "fetch", "model")
+
+
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_a_hub_that_is_gone_is_one_line(with_model, hub, when):
+    if when == "before":
+        hub.gone()
+    else:
+        hub.fail("model.safetensors", "cut", times=99)
+    started = time.monotonic()
+    out = recipe(with_model, hub, "fetch", "model", code=4)
+    assert time.monotonic() - started < 60
+    assert re.search(rf"error: {hub.endpoint} is out of reach: .+ HF_HUB_OFFLINE=1 lives from the cache\.", out)
+    assert ("is kept in" in out) == (when == "between")
+
+
+@pytest.mark.slow
+def test_a_hub_that_accepts_and_never_answers_is_one_line_within_a_minute(with_model, hub):
+    hub.fail("/api/models", "stall", times=99)
+    started = time.monotonic()
+    assert "is out of reach" in recipe(with_model, hub, "fetch", "model", code=4)
+    assert time.monotonic() - started < 60
+
+
+def test_a_gated_model_wants_a_token_that_is_never_shown(with_model, hub, model_files):
+    hub.add("model", MODEL, model_files, gated=True)
+    out = recipe(with_model, hub, "fetch", "model", code=4)
+    assert f"accepted its terms: do so on {hub.endpoint}/{MODEL}" in out and "HF_TOKEN is not set" in out
+    out = recipe(with_model, hub, "fetch", "model", code=4, HF_TOKEN="hf_wrong")
+    assert "HF_TOKEN is set, but does not open it" in out and "hf_wrong" not in out
+    out = recipe(with_model, hub, "fetch", "model", HF_TOKEN="hf_right")
+    assert "hf_right" not in out
+    for path in with_model.parent.rglob("*"):
+        assert not path.is_file() or path.is_symlink() or b"hf_right" not in path.read_bytes()
+
+
+def test_offline_without_the_files(with_model, hub):
+    out = recipe(with_model, hub, "fetch", "model", code=4, HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE is set, and owner/tiny@" in out and not hub.requests
+
+
+# What a repository may not be
+
+
+def test_remote_code_is_refused_before_the_weights_come(with_model, hub, model_files):
+    config = json.loads(model_files["config.json"]) | {"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}
+    hub.repositories.clear()
+    edit(with_model, manifest_revision(with_model), hub.add("model", MODEL, {
+        **model_files, "config.json": json.dumps(config).encode(), "modeling_x.py": b"raise SystemExit(99)",
+    }))  # fmt: skip
+    out = recipe(with_model, hub, "fetch", "model", code=2)
+    assert "owner/tiny asks for code of its own (config.json: auto_map)" in out and "trust_remote_code" in out
+    assert not hub.gets("model.safetensors") and not hub.gets(".py")
+    edit(with_model, "trust_remote_code: false", "trust_remote_code: true")
+    recipe(with_model, hub, "fetch", "model")
+    assert manifest(with_model)["remote_code"] and "modeling_x.py" in [
+        one["name"] for one in manifest(with_model)["files"]
+    ]
+
+
+def manifest_revision(folder):
+    return re.findall(r"revision: ([0-9a-f]{40})", (folder / "params.yaml").read_text())[-1]
+
+
+def test_a_repository_without_weights_says_what_it_holds(with_model, hub, model_files):
+    files = {name: data for name, data in model_files.items() if name not in {"model.safetensors", "pytorch_model.bin"}}
+    edit(with_model, manifest_revision(with_model), hub.add("model", MODEL, files))
+    assert "model.id: owner/tiny: it has no model.safetensors" in recipe(with_model, hub, "fetch", "model", code=3)
+
+
+def test_an_emptied_cache_names_the_command_that_fills_it(with_model, with_data, hub):
+    recipe(with_model, hub, "fetch", "model")
+    recipe(with_data, hub, "fetch", "data")
+    recipe(with_model, hub, "prepare")
+    first = sha256_tree(with_model / "models/base")
+    shutil.rmtree(with_model.parent / "hf")
+    out = recipe(with_model, hub, "train", code=4)
+    assert "is missing. `recipe fetch model` brings it back, and changes no output" in out
+    recipe(with_model, hub, "fetch", "model")
+    assert sha256_tree(with_model / "models/base") == first
+
+
+def test_no_other_command_reaches_for_the_hub(with_model, with_data, hub):
+    """Even with a file of the base missing: nothing is downloaded behind the user's back."""
+    recipe(with_model, hub, "fetch", "model")
+    recipe(with_data, hub, "fetch", "data")
+    asked = len(hub.requests)
+    recipe(with_model, hub, "prepare", HF_HUB_OFFLINE="0")
+    recipe(with_model, hub, "analyze", HF_HUB_OFFLINE="0")
+    assert len(hub.requests) == asked
+
+
+def test_two_fetches_at_once_share_the_cache(with_model, hub, tmp_path):
+    """Two recipe folders, one cache: one waits for the other's file, and each file comes once."""
+    other = tmp_path / "other"
+    shutil.copytree(with_model, other, symlinks=True)
+    hub.fail("model.safetensors", "slow")
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "recipe", "fetch", "model"], cwd=place, env=environment(with_model, hub),
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for place in (with_model, other)
+    ]  # fmt: skip
+    outs = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outs
+    assert len([path for path in hub.gets() if path.startswith("/cdn/")]) == 1
+
+
+def test_git_blob_id_is_gits(tmp_path):
+    from recipe.hub import git_blob_id
+
+    (tmp_path / "a").write_bytes(b"some bytes\n")
+    wanted = subprocess.run(["git", "hash-object", "a"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert git_blob_id(Path(tmp_path / "a")) == wanted.stdout.strip()
