@@ -3,6 +3,7 @@
 Both are under HF_HOME and shared by all recipe folders; neither is an output of a stage.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,12 @@ def converted_folder(name: str, revision: str) -> Path:
     return Path(HF_HOME) / "recipe" / "converted" / name.replace("/", "--") / revision
 
 
-def hub_folder(manifest: dict[str, Any]) -> Path:
-    """The folder that holds the files of a base model's manifest, where they came from the Hub."""
+def base_folder(manifest: dict[str, Any], folder: Path) -> Path:
+    """The folder that holds the files of a base model's manifest; a path in it is seen from the recipe's `folder`."""
+    if os.environ.get("RECIPE_BASE_MODEL"):
+        return Path(os.environ["RECIPE_BASE_MODEL"])
+    if manifest["path"] is not None:
+        return folder / manifest["path"]
     if manifest["converted"]:
         return converted_folder(manifest["id"], manifest["revision"])
     return snapshot_folder("model", manifest["id"], manifest["revision"])

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from recipe.answering import answer_rows
 from recipe.errors import MachineError
 from recipe.files import read_json
-from recipe.modeling import Quantization, answer, load_adapter, load_base
+from recipe.modeling import Quantization, load_adapter, load_base
 from recipe.pipeline import Paths
-from recipe.prompts import render_prompt
-from recipe.tokenization import encode, leading_ids, load_tokenizer
+from recipe.tokenization import load_tokenizer
 
 MAX_NEW_TOKENS = 256
 
@@ -26,12 +26,7 @@ def open_chat(folder: Path, paths: Paths, *, with_adapter: bool) -> Callable[[st
 
     def reply(line: str) -> str:
         instruction, _, given = (part.strip() for part in line.partition(" | "))
-        text = (
-            line
-            if meta["template"] == "text"
-            else render_prompt("alpaca", {"instruction": instruction, "input": given})
-        )
-        ids = leading_ids(tokenizer) + encode(tokenizer, [text])[0]
-        return tokenizer.decode(answer(model, tokenizer, [ids], MAX_NEW_TOKENS)[0], skip_special_tokens=True).strip()
+        row = {"instruction": instruction, "input": given, "text": line}
+        return answer_rows(model, tokenizer, meta, [row], MAX_NEW_TOKENS)[0].strip()
 
     return reply

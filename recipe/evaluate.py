@@ -14,12 +14,13 @@ from typing import Any
 
 from pydantic import Field
 
+from recipe.answering import answer
 from recipe.files import new_folder, read_json, read_json_lines, write_json, write_text
-from recipe.modeling import answer, be_deterministic, load_adapter, load_base
+from recipe.modeling import be_deterministic, load_adapter, load_base
 from recipe.packing import IGNORED, collate, read_sequences
 from recipe.pages import Part, page, table
 from recipe.params import Section
-from recipe.tokenization import encode, leading_ids, load_tokenizer
+from recipe.tokenization import encode_prompts, load_tokenizer
 
 NUM_THREADS = 2  # fixed: another number sums in another order, and gives other last digits
 SHOWN_ANSWERS = 30
@@ -81,15 +82,16 @@ def summarize(scores: list[tuple[float, int, int]], matches: list[bool]) -> dict
 
 
 def generate(
-    model: Any, tokenizer: Any, prompts: list[str], params: EvaluateParams, progress: Progress, what: str
-) -> list[str]:
+    model: Any, tokenizer: Any, prompts: list[str], params: EvaluateParams, meta: dict[str, Any], progress: Progress,
+    what: str,
+) -> list[str]:  # fmt: skip
     """Greedy answers in the prompts' order."""
-    leading = leading_ids(tokenizer)
-    ids = [leading + one for one in encode(tokenizer, prompts)]
+    ids = encode_prompts(tokenizer, prompts, chat=meta["chat_template"] is not None)
+    ends = {"pad_token_id": meta["pad_token_id"], "end_token_ids": meta["end_token_ids"]}
     made = [""] * len(prompts)
     chosen = batches([len(one) + params.max_new_tokens for one in ids], params.batch_tokens)
     for indices in progress(iter(chosen), what, len(chosen)):
-        answers = answer(model, tokenizer, [ids[index] for index in indices], params.max_new_tokens)
+        answers = answer(model, [ids[index] for index in indices], params.max_new_tokens, **ends)
         for index, tokens in zip(indices, answers, strict=True):
             made[index] = tokenizer.decode(tokens, skip_special_tokens=True)
     return made
@@ -129,9 +131,9 @@ def evaluate(
     count = min(params.num_prompts, len(answers))
     chosen = [answers[index * len(answers) // count] for index in range(count)]  # evenly spread over the rows
     prompts = [one["prompt"] for one in chosen]
-    made = {"adapter": generate(model, tokenizer, prompts, params, progress, "adapter answers")}
+    made = {"adapter": generate(model, tokenizer, prompts, params, meta, progress, "adapter answers")}
     with model.disable_adapter():
-        made["base"] = generate(model, tokenizer, prompts, params, progress, "base answers")
+        made["base"] = generate(model, tokenizer, prompts, params, meta, progress, "base answers")
     generations = [
         {
             **one,

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from recipe.attention import choose_attention, isolates, register_attention
-from recipe.caches import hub_folder
+from recipe.caches import base_folder
 from recipe.errors import DataError, MachineError, ParamsError
 from recipe.files import read_json, sha256_file, write_json
 
@@ -40,8 +40,7 @@ def be_deterministic(num_threads: int) -> None:
 def find_base(manifest: dict[str, Any], folder: Path) -> Path:
     """The folder with the base model's files, each compared with the manifest's size and sha256."""
     from_hub = manifest["path"] is None
-    source = hub_folder(manifest) if from_hub else folder / manifest["path"]
-    source = Path(os.environ.get("RECIPE_BASE_MODEL") or source)
+    source = base_folder(manifest, folder)
     restore = "`recipe fetch model` brings it back, and changes no output" if from_hub else "Put it back"
     for file in manifest["files"]:
         path = source / file["name"]
@@ -192,27 +191,3 @@ def load_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> Any:
             f"{base_name(manifest)}. Run `dvc repro`."
         )
     return PeftModel.from_pretrained(model, folder).eval()
-
-
-def answer(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-    """Greedy answers to prompts of token ids, up to and without the end token; prompts are padded on the left."""
-    import torch
-
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), tokenizer.pad_token_id)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    with torch.inference_mode():
-        made = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )[:, width:].tolist()
-    end = tokenizer.eos_token_id
-    return [row[: row.index(end)] if end in row else row for row in made]

@@ -11,26 +11,25 @@ Reads data/raw/ and models/base/tokenizer/. Makes data/prepared/:
     python -m recipe prepare
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from recipe.chats import ChatTemplate
 from recipe.errors import DataError
+from recipe.examples import SHOWN_MISTAKES, Example, read_examples, report_bad_rows, split_rows
 from recipe.files import new_folder, read_json, sha256_bytes, sha256_file, sha256_listing, write_json, write_text
 from recipe.packing import pack_best_fit, write_sequences
 from recipe.params import Section
-from recipe.prompts import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Template, Turn, render
-from recipe.rows import BadRow, Row, pick_columns, read_rows, safe
+from recipe.prompts import CHATS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Template, Turn
+from recipe.rows import BadRow
 from recipe.tokenization import encode, leading_ids, load_tokenizer
 
 BATCH_ROWS = 1000
-SHOWN_MISTAKES = 20
 Progress = Callable[[Iterator[Any], str], Iterator[Any]]
 
 
@@ -38,6 +37,7 @@ class SequenceParams(Section):
     """How a row becomes a sequence of tokens."""
 
     template: Template
+    chat_template: str | None = Field(description="a name, or Jinja text; null is the tokenizer's own")
     columns: dict[str, str]
     max_length: int = Field(ge=8, description="tokens in a packed sequence")
     overlong: Literal["truncate", "drop", "error"]
@@ -48,6 +48,8 @@ class SequenceParams(Section):
 
     @model_validator(mode="after")
     def _columns_fit_the_template(self) -> "SequenceParams":
+        if self.chat_template is not None and self.template not in CHATS:
+            raise ValueError(f"chat_template is for the templates {' and '.join(CHATS)}; {self.template} has its own")
         required, optional = REQUIRED_COLUMNS[self.template], OPTIONAL_COLUMNS[self.template]
         missing = [name for name in required if name not in self.columns]
         unknown = [name for name in self.columns if name not in (*required, *optional, "kind")]
@@ -58,122 +60,24 @@ class SequenceParams(Section):
         return self
 
 
-@dataclass
-class Example:
-    """One kept row on its way to tokens. `num_tokens` is its length before it was cut."""
-
-    turns: list[Turn]
-    kind: str
-    file: str
-    place: str
-    input_ids: np.ndarray  # int64 (tokens,)
-    trained: np.ndarray  # bool (tokens,)
-    num_tokens: int = 0
-
-    @property
-    def num_chars(self) -> int:
-        """Characters of prompts and completions."""
-        return sum(len(turn.prompt) + len(turn.completion) for turn in self.turns)
-
-    @property
-    def prompt_key(self) -> bytes:
-        """What two rows with the same question share; a row without a prompt is its own question."""
-        first = self.turns[0]
-        return hashlib.sha256((first.prompt or first.completion).encode()).digest()
-
-
-def in_validation(prompt_key: bytes, fraction: float) -> bool:
-    """Whether a row belongs to validation, by the content of its prompt alone."""
-    return int.from_bytes(prompt_key[:8], "big") < fraction * 2**64
-
-
-def tokenize(turns: list[list[Turn]], tokenizer: Any, *, loss_on: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def tokenize(
+    turns: list[list[Turn]], tokenizer: Any, *, loss_on: str, chat: bool = False
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each row (input_ids, trained): prompt and completion of every turn, each completion with the end token.
 
     The end token is trained. Prompt and completion are encoded apart, as they are when the model answers.
     """
-    leading = leading_ids(tokenizer)
-    ids = iter(encode(tokenizer, [text for row in turns for turn in row for text in (turn.prompt, turn.completion)]))
+    leading = [] if chat else leading_ids(tokenizer)
+    prompts = iter(encode(tokenizer, [turn.prompt for row in turns for turn in row], special_tokens=chat))
+    completions = iter(encode(tokenizer, [turn.completion for row in turns for turn in row]))
     for row in turns:
         tokens, trained = list(leading), [loss_on == "all"] * len(leading)
-        for _ in row:
-            prompt, completion = next(ids), [*next(ids), tokenizer.eos_token_id]
+        for turn in row:
+            end = tokenizer.eos_token_id if turn.end is None else tokenizer.convert_tokens_to_ids(turn.end)
+            prompt, completion = next(prompts), [*next(completions), end]
             tokens += prompt + completion
             trained += [loss_on == "all"] * len(prompt) + [True] * len(completion)
         yield np.array(tokens), np.array(trained)
-
-
-def read_examples(
-    params: SequenceParams, data: Path, files: list[dict[str, Any]]
-) -> tuple[list[Example], list[BadRow]]:
-    """The rows of some files as examples without tokens yet, and those that the template can't use."""
-    columns = {name: column for name, column in params.columns.items() if name != "kind"}
-    required = {name: columns[name] for name in REQUIRED_COLUMNS[params.template]}
-    optional = {name: column for name, column in columns.items() if name not in required}
-    empty = np.array([], dtype=np.int64)
-    kept: list[Example] = []
-    bad: list[BadRow] = []
-    seen: set[str] = set()
-    for file in files:
-        for row in read_rows(data / file["name"]):
-            if isinstance(row, Row):
-                seen.update(row.values)
-            picked = row if isinstance(row, BadRow) else pick_columns(row, required, optional)
-            if isinstance(row, BadRow) or isinstance(picked, BadRow):
-                bad.append(picked)  # type: ignore[arg-type]
-                continue
-            kind = row.values.get(params.columns.get("kind", ""))
-            turns = render(params.template, picked)
-            kept.append(Example(turns, "" if kind is None else safe(str(kind)), row.file, row.place, empty, empty))
-    check_columns(params, seen, [file["name"] for file in files])
-    return kept, bad
-
-
-def check_columns(params: SequenceParams, seen: set[str], files: list[str]) -> None:
-    """Raise DataError for an optional column that was mapped by hand and stands in no row: a misspelled name."""
-    for name, column in params.columns.items():
-        if name != column and column not in seen and name not in REQUIRED_COLUMNS[params.template] and seen:
-            raise DataError(
-                f"sequence.columns.{name} names the column {column!r}, which no row of {', '.join(files)} has; "
-                f"they have {', '.join(sorted(map(repr, seen)))}."
-            )
-
-
-def report_bad_rows(bad: list[BadRow]) -> str:
-    """All bad rows in one message; past SHOWN_MISTAKES they are counted by reason."""
-    lines = [f"  {row.file}, {row.place}: {row.reason}" for row in bad[:SHOWN_MISTAKES]]
-    if len(bad) > SHOWN_MISTAKES:
-        lines.append(f"  and {len(bad) - SHOWN_MISTAKES} more")
-    count = "1 row is" if len(bad) == 1 else f"{len(bad)} rows are"
-    return "\n".join([f"{count} malformed:", *lines])
-
-
-def split_rows(
-    params: SequenceParams, train: list[Example], validation: list[Example] | None
-) -> tuple[list[Example], list[Example]]:
-    """Train and validation; raises DataError where a prompt would stand on both sides, or a side is empty."""
-    if validation is None:
-        validation = [one for one in train if in_validation(one.prompt_key, params.validation_fraction)]
-        train = [one for one in train if not in_validation(one.prompt_key, params.validation_fraction)]
-        for name, side in (("train", train), ("validation", validation)):
-            if not side:
-                raise DataError(
-                    f"no row fell into {name}: sequence.validation_fraction is {params.validation_fraction} of "
-                    f"{len(train) + len(validation)} rows. Choose another, or give a split."
-                )
-        return train, validation
-    known = {one.prompt_key: one for one in train}
-    leaks = [(known[one.prompt_key], one) for one in validation if one.prompt_key in known]
-    if leaks:
-        lines = [f"  {b.file}, {b.place} has the prompt of {a.file}, {a.place}" for a, b in leaks[:SHOWN_MISTAKES]]
-        raise DataError(
-            f"{len(leaks)} validation rows leak: their prompts stand in the training rows too. Remove them from one "
-            "side.\n" + "\n".join(lines)
-        )
-    for name, side in (("train", train), ("validation", validation)):
-        if not side:
-            raise DataError(f"the {name} split has no rows.")
-    return train, validation
 
 
 def fit(params: SequenceParams, examples: list[Example], counts: dict[str, int]) -> list[Example]:
@@ -207,24 +111,25 @@ def prepare(
     """Make data/prepared/ and return its meta.json."""
     manifest = read_json(data / "manifest.json")
     tokenizer = load_tokenizer(tokenizer_folder)
+    chat = ChatTemplate(tokenizer, params.chat_template) if params.template in CHATS else None
     splits: dict[str, list[Example]] = {}
     bad: list[BadRow] = []
     for split in ("train", "validation"):
-        files = [file for file in manifest["files"] if file["split"] == split]
+        files = [data / file["name"] for file in manifest["files"] if file["split"] == split]
         if files:
-            splits[split], refused = read_examples(params, data, files)
+            splits[split], refused = read_examples(files, params.template, params.columns, chat)
             bad += refused
     if bad and params.on_bad_row == "error":
         raise DataError(report_bad_rows(bad) + "\nMend them, or set sequence.on_bad_row to drop.")
     num_read = sum(map(len, splits.values())) + len(bad)
-    train, validation = split_rows(params, splits["train"], splits.get("validation"))
+    train, validation = split_rows(params.validation_fraction, splits["train"], splits.get("validation"))
 
     for side, name in ((train, "train"), (validation, "validation")):
         for start in progress(iter(range(0, len(side), BATCH_ROWS)), f"tokenising {name}"):
             batch = side[start : start + BATCH_ROWS]
-            for one, tokens in zip(
-                batch, tokenize([one.turns for one in batch], tokenizer, loss_on=params.loss_on), strict=True
-            ):
+            turns = [one.turns for one in batch]
+            made_tokens = tokenize(turns, tokenizer, loss_on=params.loss_on, chat=chat is not None)
+            for one, tokens in zip(batch, made_tokens, strict=True):
                 one.input_ids, one.trained = tokens
                 one.num_tokens = len(one.input_ids)
     rows = [(one, "train") for one in train] + [(one, "validation") for one in validation]
@@ -248,12 +153,14 @@ def prepare(
         num_tokens = sum(len(one.input_ids) for one in train)
         meta = {
             "template": params.template,
+            "chat_template": chat.source if chat else None,
             "loss_on": params.loss_on,
             "max_length": params.max_length,
             "packing": params.packing,
             "tokenizer_sha256": sha256_listing({f.name: sha256_file(f) for f in sorted(tokenizer_folder.iterdir())}),
             "vocab_size": len(tokenizer),
             "eos_token_id": tokenizer.eos_token_id,
+            "end_token_ids": chat.ends if chat else [tokenizer.eos_token_id],
             "pad_token_id": tokenizer.pad_token_id,
             "data": [{"name": file["name"], "sha256": file["sha256"]} for file in manifest["files"]],
             "rows": {

@@ -8,7 +8,8 @@ has one for each answer of the assistant. Training, evaluation, `recipe chat` an
 from dataclasses import dataclass
 from typing import Literal
 
-Template = Literal["alpaca", "text"]
+Template = Literal["alpaca", "text", "chat", "alpaca_chat"]
+CHATS = ("chat", "alpaca_chat")  # these go through the tokenizer's chat template (recipe/chats.py)
 
 # Stanford Alpaca's two prompts (tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT), with the line end that the dataset's
 # own `text` column has between "### Response:" and the answer.
@@ -24,16 +25,26 @@ ALPACA_WITHOUT_INPUT = (
 )
 
 # The columns each template reads: required ones, then optional ones.
-REQUIRED_COLUMNS: dict[str, tuple[str, ...]] = {"alpaca": ("instruction", "output"), "text": ("text",)}
-OPTIONAL_COLUMNS: dict[str, tuple[str, ...]] = {"alpaca": ("input",), "text": ()}
+REQUIRED_COLUMNS: dict[str, tuple[str, ...]] = {
+    "alpaca": ("instruction", "output"),
+    "text": ("text",),
+    "chat": ("messages",),
+    "alpaca_chat": ("instruction", "output"),
+}
+OPTIONAL_COLUMNS: dict[str, tuple[str, ...]] = {"alpaca": ("input",), "text": (), "chat": (), "alpaca_chat": ("input",)}
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A prompt, which the model reads, and a completion, which it is trained to answer."""
+    """A prompt, which the model reads, and a completion, which it is trained to answer.
+
+    `end` is the special token that ends the answer; None is the tokenizer's end token. In a chat's prompt special
+    tokens are meant as such.
+    """
 
     prompt: str
     completion: str
+    end: str | None = None
 
 
 def render_prompt(template: Template, row: dict[str, str]) -> str:

@@ -14,10 +14,9 @@ from typing import Any
 import mlflow
 from mlflow.pyfunc import PythonModel
 
-from recipe.errors import DataError
-from recipe.modeling import answer, load_adapter, load_base
-from recipe.prompts import REQUIRED_COLUMNS, render_prompt
-from recipe.tokenization import encode, leading_ids, load_tokenizer
+from recipe.answering import answer_rows
+from recipe.modeling import load_adapter, load_base
+from recipe.tokenization import load_tokenizer
 
 MAX_NEW_TOKENS = 256
 
@@ -38,17 +37,9 @@ class AdapterModel(PythonModel):
         """One answer a row. `params`: max_new_tokens. (No type hints: MLflow would take them for a schema.)"""
         rows = model_input.to_dict("records") if hasattr(model_input, "to_dict") else model_input
         # pandas fills a missing input with NaN.
-        rows = [{name: value for name, value in row.items() if isinstance(value, str)} for row in rows]
-        needed = [name for name in REQUIRED_COLUMNS[self.meta["template"]] if name != "output"]
-        for row in rows:
-            missing = [name for name in needed if not row.get(name)]
-            if missing:
-                raise DataError(f"a row to answer needs {', '.join(missing)}; this one has {', '.join(row)}.")
-        texts = [row["text"] if self.meta["template"] == "text" else render_prompt("alpaca", row) for row in rows]
-        leading = leading_ids(self.tokenizer)
-        prompts = [leading + ids for ids in encode(self.tokenizer, texts)]
-        made = answer(self.model, self.tokenizer, prompts, int((params or {}).get("max_new_tokens", MAX_NEW_TOKENS)))
-        return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in made]
+        rows = [{name: value for name, value in row.items() if isinstance(value, str | list)} for row in rows]
+        max_new_tokens = int((params or {}).get("max_new_tokens", MAX_NEW_TOKENS))
+        return answer_rows(self.model, self.tokenizer, self.meta, rows, max_new_tokens)
 
 
 mlflow.models.set_model(AdapterModel())

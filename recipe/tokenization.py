@@ -37,9 +37,20 @@ def leading_ids(tokenizer: Any) -> list[int]:
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id else ids
 
 
-def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """The token ids of each text, with no token added; the name of a special token in a text is plain text there."""
+def encode(tokenizer: Any, texts: list[str], *, special_tokens: bool = False) -> list[list[int]]:
+    """The token ids of each text, with no token added.
+
+    The name of a special token in a text is plain text, but with `special_tokens`, for what a chat template wrote.
+    """
     if not texts:
         return []
     options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
-    return tokenizer(texts, split_special_tokens=True, **options)["input_ids"]
+    return tokenizer(texts, split_special_tokens=not special_tokens, **options)["input_ids"]
+
+
+def encode_prompts(tokenizer: Any, prompts: list[str], *, chat: bool) -> list[list[int]]:
+    """The ids of prompts to answer, each begun as in training: a chat template writes its own begin token."""
+    if chat:
+        return encode(tokenizer, prompts, special_tokens=True)
+    leading = leading_ids(tokenizer)
+    return [leading + ids for ids in encode(tokenizer, prompts)]

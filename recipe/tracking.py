@@ -43,6 +43,8 @@ warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` met
 EXAMPLES = {
     "alpaca": {"instruction": "What is the sum of the numbers?", "input": "12 + 30"},
     "text": {"text": "Once upon a time"},
+    "chat": {"instruction": "Name three colours."},
+    "alpaca_chat": {"instruction": "What is the sum of the numbers?", "input": "12 + 30"},
 }
 MAX_PARAM_CHARS = 6000  # the store's limit
 PACKAGES = ("mlflow", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")

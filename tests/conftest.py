@@ -106,6 +106,7 @@ def sequence_params():
     def make(**changes):
         values = {
             "template": "alpaca",
+            "chat_template": None,
             "columns": {"instruction": "instruction", "input": "input", "output": "output"},
             "max_length": 256,
             "overlong": "truncate",

@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import plain_base
 
+from recipe.answering import answer
 from recipe.errors import DataError, MachineError, ParamsError
 from recipe.modeling import (
-    answer,
     check_target_modules,
     find_base,
     load_adapter,
@@ -105,11 +105,12 @@ def test_answers_are_the_same_alone_and_in_a_batch_and_end_at_the_end_token(tiny
     tokenizer = load_tokenizer(fetched_base / "tokenizer")
     model = plain_base(tiny_base, len(tokenizer)).eval()
     prompts = [[5], [9, 8, 7, 6], [50, 60]]
-    batch = answer(model, tokenizer, prompts, 12)
-    assert batch == [answer(model, tokenizer, [prompt], 12)[0] for prompt in prompts]
+    ids = {"pad_token_id": tokenizer.pad_token_id, "end_token_ids": [tokenizer.eos_token_id]}
+    batch = answer(model, prompts, 12, **ids)
+    assert batch == [answer(model, [prompt], 12, **ids)[0] for prompt in prompts]
     assert all(len(row) == 12 for row in batch)
-    tokenizer.eos_token_id = batch[0][3]
-    assert answer(model, tokenizer, prompts[:1], 12) == [batch[0][:3]]
+    ids["end_token_ids"].append(batch[0][3])
+    assert answer(model, prompts[:1], 12, **ids) == [batch[0][:3]]
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])

@@ -6,9 +6,10 @@ import pytest
 from conftest import alpaca, no_progress, toy_rows
 
 from recipe.errors import DataError
+from recipe.examples import in_validation
 from recipe.files import sha256_tree
 from recipe.packing import read_sequences
-from recipe.prepare import in_validation, prepare, tokenize
+from recipe.prepare import prepare, tokenize
 from recipe.prompts import render
 from recipe.tokenization import load_tokenizer
 

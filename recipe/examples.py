@@ -1,0 +1,153 @@
+"""Rows as examples: read, checked, rendered by the template, and split into training and validation."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from recipe.chats import ChatTemplate, alpaca_messages, read_messages
+from recipe.errors import DataError
+from recipe.prompts import REQUIRED_COLUMNS, Template, Turn, render
+from recipe.rows import BadRow, Row, pick_columns, read_rows, safe
+
+SHOWN_MISTAKES = 20
+
+
+@dataclass
+class Example:
+    """One kept row on its way to tokens. `num_tokens` is its length before it was cut."""
+
+    turns: list[Turn]
+    kind: str
+    file: str
+    place: str
+    input_ids: np.ndarray  # int64 (tokens,)
+    trained: np.ndarray  # bool (tokens,)
+    num_tokens: int = 0
+
+    @property
+    def num_chars(self) -> int:
+        """Characters of prompts and completions."""
+        return sum(len(turn.prompt) + len(turn.completion) for turn in self.turns)
+
+    @property
+    def prompt_key(self) -> bytes:
+        """What two rows with the same question share; a row without a prompt is its own question."""
+        first = self.turns[0]
+        return hashlib.sha256((first.prompt or first.completion).encode()).digest()
+
+
+def in_validation(prompt_key: bytes, fraction: float) -> bool:
+    """Whether a row belongs to validation, by the content of its prompt alone."""
+    return int.from_bytes(prompt_key[:8], "big") < fraction * 2**64
+
+
+def row_reader(
+    template: Template, columns: dict[str, str], chat: ChatTemplate | None
+) -> Callable[[Row], list[Turn] | BadRow]:
+    """A function from a row to its turns, or to why it is refused. `columns` maps our names to the file's."""
+    required = {name: columns[name] for name in REQUIRED_COLUMNS[template]}
+    optional = {name: column for name, column in columns.items() if name not in required and name != "kind"}
+
+    def read(row: Row) -> list[Turn] | BadRow:
+        def refused(reason: str) -> BadRow:
+            return BadRow(row.file, row.place, reason, json.dumps(row.values, default=str))
+
+        if template == "chat":
+            column = columns["messages"]
+            if column not in row.values:
+                return refused(f"the column {column!r} is missing; the row has {', '.join(map(repr, row.values))}")
+            messages = read_messages(row.values[column])
+            if isinstance(messages, str):
+                return refused(messages)
+        else:
+            picked = pick_columns(row, required, optional)
+            if isinstance(picked, BadRow):
+                return picked
+            if chat is None:
+                return render(template, picked)
+            messages = alpaca_messages(picked)
+        assert chat is not None
+        try:
+            return chat.turns(messages)
+        except DataError as error:
+            return refused(str(error))
+
+    return read
+
+
+def read_examples(
+    files: list[Path], template: Template, columns: dict[str, str], chat: ChatTemplate | None
+) -> tuple[list[Example], list[BadRow]]:
+    """The rows of some files as examples without tokens yet, and those that the template can't use."""
+    read, empty = row_reader(template, columns, chat), np.array([], dtype=np.int64)
+    kept: list[Example] = []
+    bad: list[BadRow] = []
+    seen: set[str] = set()
+    for file in files:
+        for row in read_rows(file):
+            if isinstance(row, BadRow):
+                bad.append(row)
+                continue
+            seen.update(row.values)
+            turns = read(row)
+            if isinstance(turns, BadRow):
+                bad.append(turns)
+                continue
+            kind = row.values.get(columns.get("kind", ""))
+            kept.append(Example(turns, "" if kind is None else safe(str(kind)), row.file, row.place, empty, empty))
+    check_columns(template, columns, seen, [file.name for file in files])
+    return kept, bad
+
+
+def check_columns(template: Template, columns: dict[str, str], seen: set[str], files: list[str]) -> None:
+    """Raise DataError for an optional column that was mapped by hand and stands in no row: a misspelled name."""
+    for name, column in columns.items():
+        if name != column and column not in seen and name not in REQUIRED_COLUMNS[template] and seen:
+            raise DataError(
+                f"sequence.columns.{name} names the column {column!r}, which no row of {', '.join(files)} has; "
+                f"they have {', '.join(sorted(map(repr, seen)))}."
+            )
+
+
+def report_bad_rows(bad: list[BadRow]) -> str:
+    """All bad rows in one message; past SHOWN_MISTAKES they are counted."""
+    lines = [f"  {row.file}, {row.place}: {row.reason}" for row in bad[:SHOWN_MISTAKES]]
+    if len(bad) > SHOWN_MISTAKES:
+        lines.append(f"  and {len(bad) - SHOWN_MISTAKES} more")
+    count = "1 row is" if len(bad) == 1 else f"{len(bad)} rows are"
+    return "\n".join([f"{count} malformed:", *lines])
+
+
+def split_rows(
+    fraction: float, train: list[Example], validation: list[Example] | None
+) -> tuple[list[Example], list[Example]]:
+    """Train and validation; raises DataError where a prompt would stand on both sides, or a side is empty.
+
+    `fraction` of the prompts is held out where there is no validation split.
+    """
+    if validation is None:
+        validation = [one for one in train if in_validation(one.prompt_key, fraction)]
+        train = [one for one in train if not in_validation(one.prompt_key, fraction)]
+        for name, side in (("train", train), ("validation", validation)):
+            if not side:
+                raise DataError(
+                    f"no row fell into {name}: sequence.validation_fraction is {fraction} of "
+                    f"{len(train) + len(validation)} rows. Choose another, or give a split."
+                )
+        return train, validation
+    known = {one.prompt_key: one for one in train}
+    leaks = [(known[one.prompt_key], one) for one in validation if one.prompt_key in known]
+    if leaks:
+        lines = [f"  {b.file}, {b.place} has the prompt of {a.file}, {a.place}" for a, b in leaks[:SHOWN_MISTAKES]]
+        raise DataError(
+            f"{len(leaks)} validation rows leak: their prompts stand in the training rows too. Remove them from one "
+            "side.\n" + "\n".join(lines)
+        )
+    for name, side in (("train", train), ("validation", validation)):
+        if not side:
+            raise DataError(f"the {name} split has no rows.")
+    return train, validation
