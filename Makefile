@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help env demo repro test test-all lint types format mlflow-ui lock clean
+.PHONY: help env demo plan repro test test-all lint types format mlflow-ui lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ demo: env  ## Run the embedded default from rows to registered adapter, and say 
 	dvc repro
 	@echo
 	@recipe summary
+
+plan: env  ## Say what a recipe needs before anything is downloaded (RECIPE=presets/NAME)
+	cd $(or $(RECIPE),.) && recipe plan
 
 repro: env  ## Run what is out of date in a recipe folder (RECIPE=presets/NAME)
 	cd $(or $(RECIPE),.) && dvc repro

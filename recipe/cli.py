@@ -46,6 +46,7 @@ def main(ctx: click.Context) -> None:
 
     \b
         recipe params              check params.yaml and print it
+        recipe plan                what it will need, before a download
         recipe pin                 write the commits of what comes from the Hub into it
         dvc repro                  run the pipeline
         recipe summary             what came out, and where to look
@@ -122,9 +123,30 @@ def _stage(name: str, run: Callable[[dict[str, Any], Any], str]) -> None:
         click.echo(run(params, paths))
 
 
+FORCE = click.option(
+    "--force", is_flag=True, envvar="RECIPE_FORCE", help="Go on where `recipe plan` says that it can't fit."
+)
+
+
+@main.command()
+def plan() -> None:
+    """Say what the recipe will need, before anything large is downloaded.
+
+    Rows, steps, downloads, disk, memory, time and licences, and what does not fit, with the key to change. Ends with
+    exit code 4 where something does not fit.
+    """
+    from recipe.plan import make_plan
+
+    made = make_plan(_params(), HERE, _paths())
+    click.echo(made.text())
+    if made.problems:
+        click.get_current_context().exit(4)
+
+
 @main.command()
 @click.argument("what", type=click.Choice(["data", "model"]))
-def fetch(what: str) -> None:
+@FORCE
+def fetch(what: str, force: bool) -> None:
     """Bring in the rows or the base model.
 
     \b
@@ -132,12 +154,15 @@ def fetch(what: str) -> None:
         recipe fetch model
     """
     from recipe.fetch import fetch_data, fetch_model
+    from recipe.plan import load_config, refuse_without_gpu
 
     def run(params: dict[str, Any], paths: Any) -> str:
         if what == "data":
             fetch_data(params["data"], HERE, paths.data)
             return f"rows: {params['data'].source} -> {paths.data}"
-        fetch_model(params["model"], HERE, paths.base)
+        name = params["model"].id
+        check = (lambda _: None) if force else (lambda folder: refuse_without_gpu(load_config(folder), name))
+        fetch_model(params["model"], HERE, paths.base, check)
         return f"base model: {params['model'].id} -> {paths.base / 'manifest.json'}"
 
     _stage(f"fetch@{what}", run)
@@ -199,8 +224,25 @@ def _tracker(params: dict[str, Any], paths: Any) -> Any:
     return Tracker(repository(HERE), params["registry"].experiment, facts)
 
 
+def _refuse_what_cannot_fit(params: dict[str, Any], paths: Any) -> None:
+    """Raise MachineError where training needs more memory than this machine has."""
+    from recipe.caches import base_folder
+    from recipe.errors import MachineError
+    from recipe.files import read_json
+    from recipe.plan import check_memory, load_config
+
+    folder = base_folder(read_json(paths.base / "manifest.json"), HERE)
+    if not (folder / "config.json").is_file() or params["model"].trust_remote_code:
+        return  # train says what is missing; of a model with code of its own nothing is known
+    tokens = read_json(paths.prepared / "meta.json")["tokens"]
+    _, problems = check_memory(params, load_config(folder), tokens["train_trained"] / tokens["train"])
+    if problems:
+        raise MachineError(f"{problems[0]} (To try all the same: --force, or RECIPE_FORCE=1.)")
+
+
 @main.command()
-def train() -> None:
+@FORCE
+def train(force: bool) -> None:
     """Train the adapter; a run that was killed goes on from its last checkpoint."""
     from recipe.modeling import pin_processor
 
@@ -210,6 +252,8 @@ def train() -> None:
         from recipe.notes import installed_lock, remember
         from recipe.train import train
 
+        if not force:
+            _refuse_what_cannot_fit(params, paths)
         tracker = _tracker(params, paths)
         key = f"{tracker.facts['fingerprint'][:16]}-{installed_lock()[:8]}"
         with tracker.training() as log:

@@ -12,6 +12,7 @@ Hub's cache; the rows are copied from there, the weights stay.
 
 import fnmatch
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from recipe.weights import CONFIGS, TOKENIZERS, asks_for_code, check_weights, co
 from recipe.xgen import GPT2, GPT2_FILES, GPT2_REVISION, build_tokenizer, is_xgen
 
 HUB = "hub"
+Check = Callable[[Path], None]
 MANIFEST = "manifest.json"
 
 
@@ -142,11 +144,14 @@ def _rows_from_hub(params: DataParams, name: str, revision: str) -> tuple[Path, 
     return root, {split: [root / one for one in names] for split, names in splits.items()}
 
 
-def fetch_model(params: ModelParams, folder: Path, made: Path) -> None:
-    """Note the base model's files in a manifest at `made`, and keep its tokenizer, with a padding token, beside it."""
+def fetch_model(params: ModelParams, folder: Path, made: Path, check: Check = lambda snapshot: None) -> None:
+    """Note the base model's files in a manifest at `made`, and keep its tokenizer, with a padding token, beside it.
+
+    `check` sees the folder with the config before the weights are downloaded, and may raise.
+    """
     if params.source == HUB:
         revision = check_pinned("model", params.revision)
-        snapshot, converted = model_from_hub(params.id, revision, code=params.trust_remote_code)
+        snapshot, converted = model_from_hub(params.id, revision, check, code=params.trust_remote_code)
         source = converted_folder(params.id, revision) if converted else snapshot
     else:
         source = snapshot = folder / params.source
@@ -187,7 +192,7 @@ def fetch_model(params: ModelParams, folder: Path, made: Path) -> None:
         write_json(target / "manifest.json", manifest)
 
 
-def model_from_hub(name: str, revision: str, *, code: bool) -> tuple[Path, bool]:
+def model_from_hub(name: str, revision: str, check: Check, *, code: bool) -> tuple[Path, bool]:
     """Fetch what is needed of a model; its snapshot's folder, and whether its weights were converted to safetensors."""
     files = list_repository("model", name, revision).files
     small = [one for one in ("README.md", *CONFIGS, *TOKENIZERS) if one in files]
@@ -199,6 +204,7 @@ def model_from_hub(name: str, revision: str, *, code: bool) -> tuple[Path, bool]
         raise DataError(f"model.id: {name}: {error}") from None
     if not code:  # before the gigabytes, not after
         refuse_code(ModelParams(source=HUB, id=name, revision=revision, trust_remote_code=False), snapshot)
+        check(snapshot)
     if not any(one.endswith(".bin") for one in weights):
         return download("model", name, revision, [files[one] for one in weights]), False
     made = converted_folder(name, revision)

@@ -34,6 +34,7 @@ TRIES = 4
 LONGEST_WAIT = 20.0  # seconds between two tries, whatever the Hub asks for: a user should not sit longer before a line
 PASSING = {408, 429, 500, 502, 503, 504}  # HTTP status codes of what may be over at the next try
 STREAMS = 4  # files at once
+QUIET_BYTES = 1_000_000  # less than this is fetched without a word
 RESERVE_BYTES = 1 << 30  # of disk that a download leaves free
 
 
@@ -112,11 +113,9 @@ def download(kind: Kind, name: str, revision: str, files: list[RemoteFile]) -> P
     missing = sum(file.size - _partial_size(blobs, file) for file in lacking)
     _check_disk(blobs, missing)
     kept = sum(file.size for file in files) - missing
-    print(
-        f"fetching {shown_bytes(missing)} of {name}@{revision[:8]} into {blobs.parent}"
-        + (f" ({shown_bytes(kept)} are there already)" if kept else ""),
-        flush=True,
-    )
+    if missing > QUIET_BYTES:
+        there = f" ({shown_bytes(kept)} are there already)" if kept else ""
+        print(f"fetching {shown_bytes(missing)} of {name}@{revision[:8]} into {blobs.parent}{there}", flush=True)
     with _explained(kind, name, revision, blobs.parent), ThreadPoolExecutor(STREAMS) as pool:
         jobs = [pool.submit(_fetch, kind, name, revision, blobs, file) for file in lacking]
         try:

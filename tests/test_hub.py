@@ -420,3 +420,57 @@ def test_git_blob_id_is_gits(tmp_path):
     (tmp_path / "a").write_bytes(b"some bytes\n")
     wanted = subprocess.run(["git", "hash-object", "a"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert git_blob_id(Path(tmp_path / "a")) == wanted.stdout.strip()
+
+
+# The plan
+
+
+XGEN = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 51200, "hidden_size": 4096,
+    "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 8192,
+}  # fmt: skip
+
+
+def test_a_large_model_without_a_gpu_stops_before_its_weights_and_names_the_default(with_data, hub, model_files):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    files = {**model_files, "config.json": json.dumps(XGEN).encode()}
+    pinned(with_data, "model", hub.add("model", MODEL, files, card={"license": "apache-2.0"}))
+    out = recipe(with_data, hub, "plan", code=4)
+    assert re.search(r"does not fit: 6\.9 billion parameters are no work for a CPU.*`make demo`", out)
+    assert re.search(rf"model +{MODEL}@\w{{8}}: 5\d\d\.\d kB to download, licence apache-2.0", out)
+    out = recipe(with_data, hub, "fetch", "model", code=4)
+    assert "6.9 billion parameters and this machine has no CUDA GPU" in out and "`make demo`" in out
+    assert not hub.gets("model.safetensors")
+    recipe(with_data, hub, "fetch", "model", "--force")
+    assert hub.gets("model.safetensors")
+
+
+def test_a_plan_tells_rows_steps_disk_memory_time_and_licences(with_model, hub, parquet):
+    info = b"  splits:\n  - name: train\n    num_examples: 60\n    num_bytes: 9000\n"
+    card = b"---\nlicense: cc-by-nc-4.0\ndataset_info:\n" + info + b"---\n"
+    rows = {"train.parquet": parquet, "README.md": card}
+    commit = hub.add("dataset", DATA, rows, card={"license": "cc-by-nc-4.0"})
+    pinned(with_model, "data", commit)
+    out = recipe(with_model, hub, "plan")
+    for line in (
+        rf"data +{DATA}@{commit[:8]}: .* licence cc-by-nc-4.0 \(no commercial use\)",
+        rf"model +{MODEL}@\w+: \d+\.\d kB to download",
+        r"disk +\d+\.\d kB in .*/hf, .* free",
+        r"rows +60 to train on \(estimated\)",
+        r"steps +\d+ of 4 sequences \(estimated\)",
+        r"memory +\d+\.\d MB of .* \(CPU\), of which",
+        r"activations kept for the backward pass",
+        r"time +about .* \(estimated: ",
+        r"fits this machine",
+    ):
+        assert re.search(line, out), (line, out)
+    assert not hub.gets("model.safetensors") and not hub.gets("train.parquet")
+    recipe(with_model, hub, "fetch", "model")
+    recipe(with_model, hub, "fetch", "data")
+    recipe(with_model, hub, "prepare")
+    meta = json.loads((with_model / "data/prepared/meta.json").read_text())
+    out = recipe(with_model, hub, "plan")
+    assert f"{meta['rows']['train']} to train on\n" in out and "0 bytes to download" in out

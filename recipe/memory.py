@@ -1,0 +1,156 @@
+"""What training needs: memory, from a trace of the model that allocates nothing, and floating-point operations.
+
+The model is built without weights, given its adapter, and run on tensors that have a shape and no bytes (torch's
+FakeTensor), while every tensor that autograd would keep for the backward pass is counted. So the count follows the
+model's own code, of whatever family, and PEFT's.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+# Bytes a parameter of a quantised linear layer. nf4: half a byte, an 8-bit scale for each block of 64 and a 32-bit one
+# for each 256 of those (Dettmers et al. 2023, arXiv 2305.14314, section 3).
+QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
+ADAPTER_BYTES = 16  # a parameter in fp32: itself, its gradient, AdamW's two moments
+CUDA_CONTEXT_BYTES = 600_000_000  # the driver's and the libraries' own, and what the allocator cannot use
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of memory by part, parameters, and operations a token. `peak` is their sum at the worst moment."""
+
+    weights: int
+    adapter: int
+    activations: int
+    logits: int
+    other: int
+    parameters: int
+    trainable: int
+    flops_per_token: float
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the worst moment: the loss of a micro-batch, with all activations still there."""
+        return self.weights + self.adapter + self.activations + self.logits + self.other
+
+
+def empty_model(config: Any, dtype: Any) -> Any:
+    """A causal LM of a transformers config on the meta device: shapes, and no memory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_attention())
+
+
+def count_parameters(config: Any) -> int:
+    """The parameters of a causal LM; shared ones count once."""
+    import torch
+
+    return sum(weight.numel() for weight in empty_model(config, torch.float32).parameters())
+
+
+def training_need(
+    config: Any, lora: Any, *, quantization: str, activation_checkpointing: bool, micro_batch_size: int,
+    max_length: int, trained_fraction: float, cuda: bool,
+) -> Need:  # fmt: skip
+    """What one training step needs. `lora` is the section of params.yaml; `trained_fraction` the tokens in the loss."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    dtype = torch.bfloat16 if cuda else torch.float32
+    model = empty_model(config, dtype)
+    weights, largest = _weight_bytes(model, quantization, dtype)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    embeddings = model.get_input_embeddings().weight.numel()
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    with torch.device("meta"):
+        adapter = LoraConfig(
+            r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+        )
+        model = get_peft_model(model, adapter).train()
+    trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    tokens, size = micro_batch_size * max_length, dtype.itemsize
+    saved = saved_bytes(model, micro_batch_size, max_length, mixed=cuda)
+    # Logits in the model's dtype and in fp32, their log-softmax, and the gradients of both copies.
+    logits = int(tokens * trained_fraction) * config.get_text_config().vocab_size * (2 * size + 8 if cuda else 12)
+    if activation_checkpointing:
+        # Every layer's input stays; a layer's own activations are there one layer at a time, after the logits.
+        layers = config.get_text_config().num_hidden_layers
+        inputs = layers * tokens * config.get_text_config().hidden_size * size
+        saved = inputs + max(saved // layers - logits, 0)
+    # A quantised layer is expanded while it computes.
+    other = (CUDA_CONTEXT_BYTES if cuda else 0) + (largest * 2 if quantization != "none" else 0)
+    passes = 6 if activation_checkpointing else 4  # 2 N a token forward, 2 N backward, 2 N to compute it again
+    return Need(
+        weights=weights, adapter=trainable * ADAPTER_BYTES, activations=saved, logits=logits, other=other,
+        parameters=parameters, trainable=trainable,
+        flops_per_token=float(passes * (parameters - embeddings) + 6 * trainable),
+    )  # fmt: skip
+
+
+def _weight_bytes(model: Any, quantization: str, dtype: Any) -> tuple[int, int]:
+    """Bytes of the frozen weights, and the parameters of the largest quantised layer."""
+    if quantization == "none":
+        return sum(weight.numel() for weight in model.parameters()) * dtype.itemsize, 0
+    head = model.get_output_embeddings()
+    layers = [one for one in model.modules() if type(one).__name__ in {"Linear", "Conv1D"} and one is not head]
+    small = sum(one.weight.numel() for one in layers)
+    # prepare_model_for_kbit_training puts what is not quantised in fp32.
+    rest = (sum(weight.numel() for weight in model.parameters()) - small) * 4
+    return int(small * QUANTIZED_BYTES[quantization]) + rest, max(one.weight.numel() for one in layers)
+
+
+def saved_bytes(model: Any, micro_batch_size: int, max_length: int, *, mixed: bool) -> int:
+    """Bytes that autograd keeps of one forward pass through a PEFT model on the meta device, its head left out.
+
+    `mixed` is bf16 autocast, as the trainer has it on CUDA.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+    mode, cpu = FakeTensorMode(), torch.device("cpu")
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                fake = FakeTensor(mode, weight.data.to("meta"), cpu)
+                module._parameters[name] = torch.nn.Parameter(fake, requires_grad=weight.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = FakeTensor(mode, buffer.to("meta"), cpu)
+    weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
+    kept: dict[int, Any] = {}
+
+    def pack(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = tensor  # held, so that no other storage gets its address
+        return tensor
+
+    with mode, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        ids = torch.zeros((micro_batch_size, max_length), dtype=torch.long)
+        positions = torch.arange(max_length).expand(micro_batch_size, -1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            model.get_base_model().base_model(ids, position_ids=positions, use_cache=False)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _attention() -> str:
+    """The name of an attention that keeps for its backward pass what the fused kernels do: q, k, v and the output."""
+    import torch
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    class Attend(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
+            made = query.new_empty((*query.shape[:-1], value.shape[-1]))
+            ctx.save_for_backward(query, key, value, made)
+            return made
+
+    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **_: Any) -> tuple[Any, None]:
+        return Attend.apply(query, key, value).transpose(1, 2), None
+
+    AttentionInterface.register("traced", attend)
+    AttentionMaskInterface.register("traced", lambda *_, **__: None)
+    return "traced"

@@ -1,0 +1,261 @@
+"""What a recipe will need, before anything large is downloaded: what `recipe plan` prints.
+
+Exact where a stage has run already; else estimated, and said so.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recipe.caches import converted_folder, snapshot_folder
+from recipe.errors import MachineError
+from recipe.files import read_json
+from recipe.hub import check_pinned, download, list_repository, shown_bytes
+from recipe.memory import Need, count_parameters, training_need
+from recipe.pipeline import Paths
+from recipe.weights import CONFIGS, TOKENIZERS, weight_names
+
+EFFICIENCY = 0.5  # of the matmul's speed that a training step reaches; 0.61 was measured on a CPU (docs/RESULTS.md)
+BYTES_A_TOKEN = 4.3  # of English text, GPT-2's vocabulary, Alpaca
+PARQUET_RATIO = 2.0  # bytes of text in a byte of Parquet
+TRAINED_FRACTION = 0.5  # of the tokens, where prepare has not counted them
+PARTS = {
+    "weights": "weights of the frozen base",
+    "adapter": "adapter, its gradients and optimiser",
+    "activations": "activations kept for the backward pass",
+    "logits": "logits and their gradients",
+    "other": "the rest (CUDA's own, a quantised layer expanded)",
+}
+CPU_PARAMETERS = 1_000_000_000  # a larger model is no work for a CPU
+EMBEDDED = "The embedded default needs none: `make demo` in the repository's root."
+
+
+@dataclass
+class Plan:
+    """Lines to show, by heading, and what stands in the way."""
+
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        """The plan as a table, and its verdict."""
+        rows = [f"{name:<10}{value}" for name, value in self.lines]
+        verdict = [f"does not fit: {problem}" for problem in self.problems] or ["fits this machine"]
+        return "\n".join([*rows, "", *verdict])
+
+
+def load_config(folder: Path) -> Any:
+    """transformers' config of a model's folder; remote code is never run for it."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise MachineError(f"the model's config in {folder} can't be read: {str(error).splitlines()[0]}") from None
+
+
+def refuse_without_gpu(config: Any, name: str) -> None:
+    """Raise MachineError for a large model on a machine without CUDA, before its weights are downloaded."""
+    import torch
+
+    if not torch.cuda.is_available() and (count := count_parameters(config)) > CPU_PARAMETERS:
+        raise MachineError(
+            f"{name} has {count / 1e9:.1f} billion parameters and this machine has no CUDA GPU. {EMBEDDED} "
+            "To go on all the same: --force, or RECIPE_FORCE=1."
+        )
+
+
+def machine_memory() -> tuple[str, int]:
+    """The device that trains, and its memory in bytes; of a CPU, what is available."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(0)
+        return device.name, device.total_memory
+    return "CPU", psutil.virtual_memory().available
+
+
+def matmul_speed() -> float:
+    """Floating-point operations a second of a large matmul, as training would do it; the best of a few tries."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    size, dtype = (8192, torch.bfloat16) if cuda else (1024, torch.float32)
+    left = torch.ones((size, size), dtype=dtype, device="cuda" if cuda else "cpu")
+    best = 0.0
+    for _ in range(4):
+        started = time.perf_counter()
+        product = left @ left
+        if cuda:
+            torch.cuda.synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+        del product
+    return best
+
+
+def need_of(params: dict[str, Any], config: Any, trained_fraction: float, *, cuda: bool) -> Need:
+    """training_need of a recipe's params."""
+    train = params["train"]
+    return training_need(
+        config, params["lora"], quantization=train.quantization, cuda=cuda,
+        activation_checkpointing=train.activation_checkpointing, micro_batch_size=train.micro_batch_size,
+        max_length=params["sequence"].max_length, trained_fraction=trained_fraction,
+    )  # fmt: skip
+
+
+def what_to_change(params: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) -> str:
+    """The first change of train's keys, from the cheapest on, after which it fits."""
+    train = params["train"]
+    changes: list[dict[str, Any]] = []
+    if train.micro_batch_size > 1:
+        changes.append({"micro_batch_size": 1})
+    if not train.activation_checkpointing:
+        changes.append({"activation_checkpointing": True})
+        changes.append({"micro_batch_size": 1, "activation_checkpointing": True})
+    if train.quantization != "nf4":
+        changes.append({"quantization": "nf4", "micro_batch_size": 1, "activation_checkpointing": True})
+    for change in changes:
+        if fits({**params, "train": train.model_copy(update=change)}):
+            return "Set " + ", ".join(f"train.{key}: {str(value).lower()}" for key, value in change.items()) + "."
+    return "Lower sequence.max_length, or choose a smaller model or a larger GPU."
+
+
+def check_memory(params: dict[str, Any], config: Any, trained_fraction: float) -> tuple[Need, list[str]]:
+    """What training needs, and a line for what does not fit."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    need, (device, memory) = need_of(params, config, trained_fraction, cuda=cuda), machine_memory()
+    if need.peak <= memory:
+        return need, []
+    change = what_to_change(params, lambda one: need_of(one, config, trained_fraction, cuda=cuda).peak <= memory)
+    return need, [f"training needs {shown_bytes(need.peak)} of memory, {device} has {shown_bytes(memory)}. {change}"]
+
+
+def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
+    """The whole plan of a recipe folder. Asks the Hub for listings and the model's config alone."""
+    import torch
+
+    plan = Plan()
+    rows, tokens, exact = _plan_data(plan, params, folder, paths)
+    config_folder = _plan_model(plan, params, folder)
+    meta = read_json(paths.prepared / "meta.json") if (paths.prepared / "meta.json").is_file() else None
+    sequence, train = params["sequence"], params["train"]
+    fraction = TRAINED_FRACTION if sequence.loss_on == "completion" else 1.0
+    if meta:
+        rows, tokens, exact = meta["rows"]["train"], meta["tokens"]["train"], True
+        fraction = meta["tokens"]["train_trained"] / tokens
+    mark = "" if exact else " (estimated)"
+    if tokens:
+        sequences = meta["sequences"]["train"] if meta else max(tokens // sequence.max_length, 1)
+        steps = int(-(-sequences * train.num_epochs // train.batch_size))
+        plan.lines.append(("rows", f"{rows:,} to train on{mark}" if rows else "not known before fetch"))
+        plan.lines.append(("tokens", f"{tokens:,} in {sequences:,} sequences of {sequence.max_length:,}{mark}"))
+        plan.lines.append(("steps", f"{steps:,} of {train.batch_size} sequences{mark}"))
+    else:
+        plan.lines.append(("rows", "not known before fetch"))
+
+    config = load_config(config_folder)
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest and sequence.max_length > longest:
+        plan.problems.append(f"sequence.max_length is {sequence.max_length:,}; the model has {longest:,} positions.")
+    need, problems = check_memory(params, config, fraction)
+    device, memory = machine_memory()
+    plan.lines.append(("memory", f"{shown_bytes(need.peak)} of {shown_bytes(memory)} ({device}), of which"))
+    for part in ("weights", "adapter", "activations", "logits", "other"):
+        plan.lines.append(("", f"{shown_bytes(getattr(need, part)):>10} {PARTS[part]}"))
+    plan.problems += problems
+    if not torch.cuda.is_available() and need.parameters > CPU_PARAMETERS:
+        plan.problems.append(
+            f"{need.parameters / 1e9:.1f} billion parameters are no work for a CPU, and there is no CUDA GPU. "
+            f"{EMBEDDED}"
+        )
+    elif tokens:
+        speed = matmul_speed()
+        seconds = need.flops_per_token * tokens * train.num_epochs / (speed * EFFICIENCY)
+        basis = f"{need.flops_per_token / 1e9:.3g} GFLOP a token, half of the {speed / 1e12:.2f} TFLOP/s of a matmul"
+        plan.lines.append(("time", f"about {shown_time(seconds)} of training (estimated: {basis} measured now)"))
+    return plan
+
+
+def shown_time(seconds: float) -> str:
+    """Seconds as people read them."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _plan_data(plan: Plan, params: dict[str, Any], folder: Path, paths: Paths) -> tuple[int, int, bool]:
+    """Say where the rows come from; their number and tokens (0 where unknown), and whether those are exact."""
+    data = params["data"]
+    if data.source != "hub":
+        source = folder / data.source
+        files = [source] if source.is_file() else list(source.rglob("*"))
+        size = sum(file.stat().st_size for file in files if file.is_file())
+        plan.lines.append(("data", f"{data.source}: {shown_bytes(size)}, nothing to download"))
+        return 0, int(size / BYTES_A_TOKEN), False
+    revision = check_pinned("data", data.revision)
+    listing = list_repository("dataset", data.id, revision)
+    size = sum(file.size for file in listing.files.values())
+    plan.lines.append(("data", f"{data.id}@{revision[:8]}: {shown_bytes(size)}{_license(listing.license)}"))
+    rows, text = _card_size(data.id, revision, listing, data.train)
+    return rows, int((text or size * PARQUET_RATIO) / BYTES_A_TOKEN), False
+
+
+def _card_size(name: str, revision: str, listing: Any, split: str) -> tuple[int, int]:
+    """The rows and bytes of text of a split as the dataset's card states them; zeros where it does not."""
+    from huggingface_hub import RepoCard
+
+    if "README.md" not in listing.files:
+        return 0, 0
+    folder = download("dataset", name, revision, [listing.files["README.md"]])
+    info = RepoCard.load(folder / "README.md", ignore_metadata_errors=True).data.to_dict().get("dataset_info") or {}
+    for one in info if isinstance(info, list) else [info]:
+        for found in one.get("splits") or []:
+            if found.get("name") == split:
+                return int(found.get("num_examples") or 0), int(found.get("num_bytes") or 0)
+    return 0, 0
+
+
+def _plan_model(plan: Plan, params: dict[str, Any], folder: Path) -> Path:
+    """Say what the model costs in downloads and disk; the folder that holds its config."""
+    from huggingface_hub.constants import HF_HOME
+
+    model = params["model"]
+    if model.source != "hub":
+        plan.lines.append(("model", f"{model.source}: nothing to download"))
+        return folder / model.source
+    revision = check_pinned("model", model.revision)
+    listing = list_repository("model", model.id, revision)
+    snapshot = snapshot_folder("model", model.id, revision)
+    weights = weight_names(listing.files)
+    wanted = [name for name in (*CONFIGS, *TOKENIZERS, *weights) if name in listing.files]
+    lacking = sum(listing.files[name].size for name in wanted if not (snapshot / name).is_file())
+    converted = any(name.endswith(".bin") for name in weights) and not converted_folder(model.id, revision).is_dir()
+    needed = lacking + (sum(listing.files[name].size for name in weights) if converted else 0)
+    home = Path(HF_HOME)
+    while not home.is_dir():
+        home = home.parent
+    free = shutil.disk_usage(home).free
+    plan.lines.append(
+        ("model", f"{model.id}@{revision[:8]}: {shown_bytes(lacking)} to download{_license(listing.license)}")
+    )
+    copies = " (the .bin weights and their safetensors)" if converted else ""
+    plan.lines.append(("disk", f"{shown_bytes(needed)} in {HF_HOME}{copies}, {shown_bytes(free)} free"))
+    if needed > free:
+        plan.problems.append(f"{shown_bytes(needed)} of disk are needed. Set HF_HOME to a folder on a larger disk.")
+    configs = [listing.files[name] for name in CONFIGS if name in listing.files]
+    return download("model", model.id, revision, configs)
+
+
+def _license(stated: str | None) -> str:
+    """The licence as the source states it, with a word where it forbids commercial use."""
+    if not stated:
+        return ", no licence stated"
+    forbids = "-nc" in stated.lower() or "non-commercial" in stated.lower()
+    return f", licence {stated}" + (" (no commercial use)" if forbids else "")
