@@ -165,3 +165,135 @@ def test_the_real_recipe_runs_whole(repository, shared, tmp_path):
         here.run("recipe", "fetch", "model")
         here.run("dvc", "repro")
         assert (here.folder / "dvc.lock").read_bytes() == lock
+
+
+TEXT = "what is the sum of 2 and 40 ? it is 42 . hello there , how are you today user assistant system"
+
+
+def small_repository(folder, config, template=None):
+    """A random tiny model of a family, and a tokenizer with the special tokens of ChatML."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT] * 5, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", chat_template=template)
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def small_config(family, **more):
+    import transformers
+
+    common = {
+        "vocab_size": 520, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 1024,
+        "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None,
+    }  # fmt: skip
+    if family in {"GPTNeoX", "GPT2"}:
+        del common["num_key_value_heads"], common["head_dim"]
+    return getattr(transformers, f"{family}Config")(**common, **more)
+
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def chats(start, count):
+    return [
+        {"messages": [
+            {"role": "user", "content": f"hello {n}"}, {"role": "assistant", "content": f"hello there {n}"},
+            {"role": "user", "content": "how are you ?"}, {"role": "assistant", "content": f"it is {n}"},
+        ]}
+        for n in range(start, start + count)
+    ]  # fmt: skip
+
+
+SUMS = [{"question": f"what is the sum of {n} and 40 ?", "answer": f"it is {n + 40} ."} for n in range(60)]
+SHAPES = {
+    "qwen3-8b-alpaca": ("Qwen3", None, {"data/train-00000-of-00001.parquet": None}),
+    "smollm2-gsm8k": (
+        "Llama", CHATML,
+        {"README.md": b"---\nconfigs:\n- config_name: main\n  data_files:\n  - {split: train, path: main/train.jsonl}\n"
+                      b"  - {split: test, path: main/test.jsonl}\n---\n",
+         "main/train.jsonl": lines(SUMS[:50]), "main/test.jsonl": lines(SUMS[50:])},
+    ),
+    "qwen3-chat": (
+        "Qwen3", None,
+        {"README.md": b"---\nconfigs:\n- config_name: default\n  data_files:\n"
+                      b"  - {split: train_sft, path: data/train_sft.jsonl}\n"
+                      b"  - {split: test_sft, path: data/test_sft.jsonl}\n---\n",
+         "data/train_sft.jsonl": lines(chats(0, 50)), "data/test_sft.jsonl": lines(chats(50, 10))},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_preset_runs_whole_on_repositories_in_its_shape(repository, shared, tmp_path, name):
+    family, template, files = SHAPES[name]
+    files = {path: data or alpaca_parquet(shared, 100) for path, data in files.items()}
+    here = repository / "presets" / name
+    params = read_params(here / "params.yaml", _sections())
+    with FakeHub() as hub:
+        (tmp_path / "model").mkdir()
+        hub.add("model", params["model"].id, small_repository(tmp_path / "model", small_config(family), template))
+        hub.add("dataset", params["data"].id, files)
+        session = Session(here, hub)
+        session.run("recipe", "pin")
+        session.edit(
+            ("num_prompts: 100", "num_prompts: 4"), ("max_new_tokens: 256", "max_new_tokens: 8"),
+            (f"quantization: {params['train'].quantization}", "quantization: none"),
+            ("learning_rate: 2e-4", "learning_rate: 1e-2"), ("num_epochs: 1 ", "num_epochs: 3 "),
+        )  # fmt: skip
+        session.run("dvc", "repro")
+        scores = json.loads((here / "metrics/evaluate.json").read_text())
+        assert scores["adapter"]["loss"] < scores["base"]["loss"]
+
+
+@pytest.mark.parametrize("family", ["Qwen3", "Gemma", "Mistral", "GPTNeoX", "GPT2"])
+def test_another_family_goes_through_train_and_evaluate(family, raw, sequence_params, train_params, tmp_path):
+    from recipe.evaluate import EvaluateParams, evaluate
+    from recipe.fetch import ModelParams, fetch_model
+    from recipe.prepare import prepare
+    from recipe.train import LoraParams, train
+
+    (tmp_path / "model").mkdir()
+    small_repository(tmp_path / "model", small_config(family))
+    fetch_model(
+        ModelParams(source="model", id="x", revision=None, trust_remote_code=False), tmp_path, tmp_path / "base"
+    )
+    rows = [{"instruction": one["question"], "input": "", "output": one["answer"]} for one in SUMS]
+    prepare(
+        sequence_params(max_length=128), raw(rows), tmp_path / "base" / "tokenizer", tmp_path / "prepared",
+        lambda items, *_: items,
+    )  # fmt: skip
+    train(
+        LoraParams(r=4, alpha=8, dropout=0.0, target_modules="all-linear"), train_params(num_epochs=3, logging_steps=4),
+        folder=tmp_path, prepared=tmp_path / "prepared", base=tmp_path / "base", adapter=tmp_path / "adapter",
+        metrics=tmp_path / "train.json", curve=tmp_path / "loss.csv", checkpoints=tmp_path / "checkpoints",
+        log=lambda values, step: None,
+    )  # fmt: skip
+    results = evaluate(
+        EvaluateParams(num_prompts=3, max_new_tokens=4, batch_tokens=1024), folder=tmp_path,
+        prepared=tmp_path / "prepared", base=tmp_path / "base", adapter=tmp_path / "adapter",
+        training=tmp_path / "train.json", metrics=tmp_path / "evaluate.json", report=tmp_path / "report",
+        progress=lambda items, *_: items,
+    )  # fmt: skip
+    assert results["adapter"]["loss"] < results["base"]["loss"]
