@@ -76,7 +76,13 @@ def load_base(
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    source, cuda = find_base(manifest, folder), torch.cuda.is_available()
+    cuda = torch.cuda.is_available()
+    if cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise MachineError(
+            f"{torch.cuda.get_device_name()} can't compute in bf16, which weights and nf4 use on CUDA: that takes an "
+            "Ampere GPU or a newer one (A100, RTX 30, L4, ...). CUDA_VISIBLE_DEVICES='' trains on the CPU."
+        )
+    source = find_base(manifest, folder)
     attention = None
     if packed:
         attention = choose_attention(SimpleNamespace(**read_json(source / "config.json")), cuda=cuda)

@@ -162,6 +162,7 @@ def prepare(
             "eos_token_id": tokenizer.eos_token_id,
             "end_token_ids": chat.ends if chat else [tokenizer.eos_token_id],
             "pad_token_id": tokenizer.pad_token_id,
+            "license": manifest.get("license"),
             "data": [{"name": file["name"], "sha256": file["sha256"]} for file in manifest["files"]],
             "rows": {
                 "read": num_read, "quarantined": len(bad), **counts,

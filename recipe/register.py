@@ -118,6 +118,7 @@ def model_card(
     lines = [
         f"# A LoRA adapter of {manifest['id']}", "",
         f"- Base: {manifest['id']}, revision {manifest['revision']}, sha256 of its files {manifest['sha256']}",
+        f"- Licences: base {manifest['license'] or 'not stated'}, data {meta['license'] or 'not stated'}",
         *[f"- Data: {file['name']}, sha256 {file['sha256']}" for file in meta["data"]],
         f"- Rows: {meta['rows']['train']:,} trained on, {meta['rows']['validation']:,} validated on",
         f"- Template: {meta['template']}, loss on {meta['loss_on']}, at most {meta['max_length']:,} tokens",

@@ -124,3 +124,41 @@ def test_a_quantised_base_takes_an_adapter_and_trains(tiny_base, quantization):
     loss.backward()
     gradients = [weight.grad for weight in model.parameters() if weight.requires_grad]
     assert any(grad.abs().sum() > 0 for grad in gradients)
+
+
+def test_a_gpu_without_bf16_is_refused_with_what_would_work(tiny_base, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla T4")
+    with pytest.raises(MachineError, match=r"Tesla T4 can't compute in bf16.*an Ampere GPU or a newer one"):
+        plain_base(tiny_base)
+
+
+def test_gradients_through_nf4_are_those_through_the_same_weights_expanded(tiny_base):
+    """bitsandbytes warns that one of its CPU kernels has no gradient: the adapter's gradients must be right."""
+    import bitsandbytes as bnb
+
+    ids = torch.arange(5, 45)[None]
+    made = {}
+    for name in ("nf4", "expanded"):
+        model = plain_base(tiny_base, quantization="nf4")
+        if name == "expanded":
+            for parent in list(model.modules()):
+                for child_name, child in list(parent.named_children()):
+                    if isinstance(child, bnb.nn.Linear4bit):
+                        weight = bnb.functional.dequantize_4bit(child.weight.data, child.weight.quant_state)
+                        dense = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+                        dense.weight = torch.nn.Parameter(weight.float(), requires_grad=False)
+                        setattr(parent, child_name, dense)
+        torch.manual_seed(0)
+        model = lora(model)
+        for key, weight in model.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.normal_(weight, std=0.02, generator=torch.Generator().manual_seed(1))
+        model(input_ids=ids, labels=ids).loss.backward()
+        made[name] = {key: weight.grad.float() for key, weight in model.named_parameters() if weight.requires_grad}
+    assert made["nf4"].keys() == made["expanded"].keys() and len(made["nf4"]) == 8
+    for key, gradient in made["nf4"].items():
+        wanted = made["expanded"][key]
+        assert torch.nn.functional.cosine_similarity(gradient.flatten(), wanted.flatten(), dim=0) > 0.99, key
+        assert (gradient - wanted).norm() < 0.1 * wanted.norm(), key  # nf4 computes in bf16
