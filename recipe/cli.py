@@ -350,20 +350,25 @@ def pin(update: bool) -> None:
 
 @main.command()
 @click.argument("name")
-@click.option("--data", type=click.Path(exists=True, path_type=Path), help="A file or folder of rows.")
-@click.option("--model", type=click.Path(exists=True, path_type=Path), help="A folder with a base model.")
-def new(name: str, data: Path | None, model: Path | None) -> None:
+@click.option("--data", help="A file or folder of rows, or a dataset's name on the Hub (owner/name).")
+@click.option("--model", help="A folder with a base model, or a model's name on the Hub (owner/name).")
+def new(name: str, data: str | None, model: str | None) -> None:
     """Start a recipe folder presets/NAME from the recipe here.
 
     \b
         recipe new my-recipe --data rows.jsonl
         cd presets/my-recipe && dvc repro
-    """
-    from recipe.folders import new_recipe
 
+        recipe new other --data tatsu-lab/alpaca --model Qwen/Qwen3-0.6B-Base
+        cd presets/other && recipe pin && recipe plan
+    """
+    from recipe.folders import new_recipe, source_of
+
+    from_hub = "hub" in (data and source_of(data), model and source_of(model))
     made = new_recipe(HERE, name, data, model)
     shown = os.path.relpath(made)
-    click.echo(f"made {shown}. Edit {shown}/params.yaml, then: cd {shown} && dvc repro")
+    then = "recipe pin && dvc repro" if from_hub else "dvc repro"
+    click.echo(f"made {shown}. Edit {shown}/params.yaml, then: cd {shown} && {then}")
 
 
 @main.command()

@@ -15,10 +15,20 @@ from recipe.pipeline import repository
 LINKS = ("dvc.yaml", "recipe", "hub")
 
 
-def new_recipe(folder: Path, name: str, data: Path | None, model: Path | None) -> Path:
+def source_of(given: str) -> str:
+    """What params.yaml calls a source: the path that is there, or `hub` for a name on the Hub."""
+    if Path(given).exists():
+        return given
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", given):
+        return "hub"
+    raise ParamsError(f"{given} is not there, and is no name on the Hub (owner/name) either.")
+
+
+def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> Path:
     """Make presets/NAME in the repository from the recipe in `folder`; paths in its params lead to the same files.
 
-    `data` and `model` replace the sources. Raises ParamsError for a name that is taken or no folder name.
+    `data` and `model` replace the sources: each a path, or a name on the Hub. Raises ParamsError for a name that is
+    taken or no folder name, and for a source that is neither.
     """
     root = repository(folder)
     made = root / "presets" / name
@@ -32,13 +42,17 @@ def new_recipe(folder: Path, name: str, data: Path | None, model: Path | None) -
         raise ParamsError(f"{folder / 'params.yaml'} has no section {', '.join(lacking)}.")
     for section, given in (("data", data), ("model", model)):
         if given is not None:
-            params[section]["source"] = os.path.relpath(given, made)
+            source = source_of(given)
+            params[section]["source"] = source if source == "hub" else os.path.relpath(given, made)
         elif params[section]["source"] != "hub":
             params[section]["source"] = os.path.relpath(folder / params[section]["source"], made)
-    if data is not None:
-        _describe(params, data)
+    if data is not None and source_of(data) == "hub":
+        params["data"].update(id=data, revision=None, subset=None, sha256=None, train="train", validation=None)
+    elif data is not None:
+        _describe(params, Path(data))
     if model is not None:
-        params["model"].update(id=model.resolve().name, revision=None)
+        on_hub = source_of(model) == "hub"
+        params["model"].update(id=model if on_hub else Path(model).resolve().name, revision=None)
     params["registry"].update(name=name, experiment=name)
     params.yaml_set_start_comment(f"The recipe {name}. `dvc repro` here runs it; `recipe params` checks this file.")
     yaml = YAML(typ="rt")

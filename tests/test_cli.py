@@ -127,6 +127,18 @@ def test_a_new_recipe_without_options_leads_to_the_same_files(copy):
     assert recipe(copy / "presets" / "plain", "fetch", "data").returncode == 0
 
 
+def test_a_new_recipe_of_what_is_on_the_hub(copy):
+    done = recipe(copy, "new", "other", "--data", "tatsu-lab/alpaca", "--model", "Qwen/Qwen3-0.6B-Base")
+    assert done.stdout.strip().endswith("cd presets/other && recipe pin && dvc repro")
+    for key, value in (
+        ("data.source", "hub"), ("data.id", "tatsu-lab/alpaca"), ("data.validation", "null"),
+        ("model.source", "hub"), ("model.id", "Qwen/Qwen3-0.6B-Base"), ("model.revision", "null"),
+    ):  # fmt: skip
+        assert recipe(copy / "presets" / "other", "params", key).stdout == f"{value}\n"
+    done = recipe(copy, "new", "third", "--data", "nowhere.jsonl")
+    assert done.returncode == 2 and "nowhere.jsonl is not there, and is no name on the Hub" in done.stderr
+
+
 def test_a_file_is_split_and_a_folder_without_train_split_is_refused(copy, tmp_path):
     rows = write_jsonl(tmp_path / "rows.jsonl", toy_rows(3))
     assert recipe(copy, "new", "file", "--data", rows).returncode == 0
