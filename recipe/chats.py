@@ -5,10 +5,12 @@ must write every message once and in order, and write the beginning of a chat th
 does when the model answers.
 """
 
+from datetime import datetime
 from typing import Any
 
 from recipe.errors import DataError, ParamsError
 from recipe.prompts import Turn
+from recipe.rows import is_utf8
 
 Message = dict[str, str]  # role and content
 
@@ -45,6 +47,8 @@ def read_messages(value: object) -> list[Message] | str:
             return f"message {number} has the role {role!r}, not one of {', '.join(ROLES)}"
         if not isinstance(content, str) or not content.strip():
             return f"message {number} ({role}) has no text"
+        if not is_utf8(content):
+            return f"message {number} ({role}) is not UTF-8"
         messages.append({"role": role, "content": content})
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
@@ -56,6 +60,18 @@ def alpaca_messages(row: dict[str, str]) -> list[Message]:
     asked = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
     answered = [{"role": "assistant", "content": row["output"]}] if row.get("output") else []
     return [{"role": "user", "content": asked}, *answered]
+
+
+class _StoppedClock(datetime):
+    """Some templates write today's date into the prompt, and two days would give two sets of tokens.
+
+    They get the date that Llama 3.1's template writes where none is given.
+    """
+
+    @classmethod
+    def now(cls, tz: Any = None) -> "_StoppedClock":
+        """Always the same moment."""
+        return cls(2024, 7, 26, tzinfo=tz)
 
 
 class ChatTemplate:
@@ -71,11 +87,14 @@ class ChatTemplate:
                 + f"Name one ({', '.join(TEMPLATES)}), or write its Jinja text there."
             )
         self.tokenizer, self.source = tokenizer, source
-        self.specials = sorted(tokenizer.all_special_tokens + [str(one) for one in tokenizer.added_tokens_encoder])
+        # Not every added token is special: some vocabularies add runs of line ends, or <think>, as plain text.
+        added = {one.content for one in tokenizer.added_tokens_decoder.values() if one.special}
+        self.specials = sorted(added | set(tokenizer.all_special_tokens))
         self.ends = self._try_out()
 
     def prompt(self, messages: list[Message]) -> str:
-        """What the model reads before it answers the last message."""
+        """What the model reads before it answers the last message. Raises DataError for a forged special token."""
+        self._refuse_forged(messages)
         return self._write(messages, answering=True)
 
     def turns(self, messages: list[Message]) -> list[Turn]:
@@ -83,10 +102,7 @@ class ChatTemplate:
 
         Raises DataError, with the reason alone, for a chat that the template can't write faithfully.
         """
-        for number, one in enumerate(messages, 1):
-            forged = next((token for token in self.specials if token and token in one["content"]), None)
-            if forged is not None:
-                raise DataError(f"message {number} ({one['role']}) holds the special token {forged}")
+        self._refuse_forged(messages)
         turns, done = [], ""
         for number, one in enumerate(messages):
             if one["role"] != "assistant":
@@ -107,14 +123,22 @@ class ChatTemplate:
             place += len(one["content"].strip())
         return turns
 
+    def _refuse_forged(self, messages: list[Message]) -> None:
+        for number, one in enumerate(messages, 1):
+            forged = next((token for token in self.specials if token and token in one["content"]), None)
+            if forged is not None:
+                raise DataError(f"message {number} ({one['role']}) holds the special token {forged}")
+
     def _write(self, messages: list[Message], *, answering: bool = False) -> str:
         from jinja2 import TemplateError
+        from transformers.utils import chat_template_utils
 
+        chat_template_utils.datetime = _StoppedClock  # what strftime_now asks; it can't be given as an argument
         try:
             return self.tokenizer.apply_chat_template(
                 messages, chat_template=self.source, tokenize=False, add_generation_prompt=answering
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"the template refuses it: {error}") from None
 
     def _split_end(self, text: str) -> tuple[str, str]:

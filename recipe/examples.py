@@ -36,8 +36,13 @@ class Example:
     @property
     def prompt_key(self) -> bytes:
         """What two rows with the same question share; a row without a prompt is its own question."""
-        first = self.turns[0]
-        return hashlib.sha256((first.prompt or first.completion).encode()).digest()
+        return hashlib.sha256((self.prompt or self.turns[-1].completion).encode()).digest()
+
+    @property
+    def prompt(self) -> str:
+        """All that stands before the last answer. (Chats begin alike: many open with the same greeting.)"""
+        before = "".join(turn.prompt + turn.completion + (turn.end or "") for turn in self.turns[:-1])
+        return before + self.turns[-1].prompt
 
 
 def in_validation(prompt_key: bytes, fraction: float) -> bool:

@@ -21,12 +21,12 @@ from pydantic import Field
 from recipe.caches import converted_folder
 from recipe.errors import DataError, ParamsError
 from recipe.files import new_folder, read_json, sha256_file, sha256_listing, write_json
-from recipe.hub import check_pinned, download, list_repository, stated_license
+from recipe.hub import check_pinned, download, in_turn, list_repository, stated_license
 from recipe.params import Section
 from recipe.rows import FORMATS
 from recipe.splits import hub_split_files
 from recipe.tokenization import give_padding_token, load_tokenizer
-from recipe.weights import CONFIGS, TOKENIZERS, asks_for_code, check_weights, convert, weight_names
+from recipe.weights import CONFIGS, TOKENIZERS, asks_for_code, check_weights, convert, is_converted, weight_names
 from recipe.xgen import GPT2, GPT2_FILES, GPT2_REVISION, build_tokenizer, is_xgen
 
 HUB = "hub"
@@ -208,9 +208,12 @@ def model_from_hub(name: str, revision: str, check: Check, *, code: bool) -> tup
     if not any(one.endswith(".bin") for one in weights):
         return download("model", name, revision, [files[one] for one in weights]), False
     made = converted_folder(name, revision)
-    if not made.is_dir():
-        download("model", name, revision, [files[one] for one in weights])
-        convert(snapshot, weights, made)
+    if not is_converted(made):
+        shards = [files[one] for one in weights]
+        download("model", name, revision, shards, also=sum(file.size for file in shards))
+        with in_turn(made):
+            if not is_converted(made):
+                convert(snapshot, weights, made)
     return snapshot, True
 
 
@@ -238,7 +241,8 @@ def base_tokenizer(snapshot: Path, *, code: bool) -> Any:
         if all((snapshot / name).is_file() for name in GPT2_FILES):
             return build_tokenizer(snapshot)
         files = list_repository("model", GPT2, GPT2_REVISION).files
-        return build_tokenizer(download("model", GPT2, GPT2_REVISION, [files[name] for name in GPT2_FILES]))
+        wanted = [files[name] for name in GPT2_FILES if name in files]
+        return build_tokenizer(download("model", GPT2, GPT2_REVISION, wanted))
     tokenizer = load_tokenizer(snapshot, trust_remote_code=code)
     if code and not tokenizer.is_fast:
         raise DataError(f"{snapshot}: its tokenizer is Python code of its own, which the later stages do not run.")

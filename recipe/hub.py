@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from typing import Any, Literal, TypeVar
 
 from recipe.caches import snapshot_folder
 from recipe.errors import DataError, MachineError, ParamsError, RecipeError
-from recipe.files import CHUNK_BYTES, sha256_file
+from recipe.files import CHUNK_BYTES, read_json, sha256_file, write_json
 
 Kind = Literal["model", "dataset"]
 Result = TypeVar("Result")
@@ -80,27 +81,41 @@ def resolve_commit(kind: Kind, name: str, revision: str) -> str:
 
 
 def list_repository(kind: Kind, name: str, revision: str) -> Listing:
-    """The files of a commit, from the Hub; with HF_HUB_OFFLINE, those of it that the cache holds."""
+    """The files of a commit, from the Hub; with HF_HUB_OFFLINE, as the Hub listed them to this machine before."""
+    from huggingface_hub.constants import HF_HOME
+
+    kept = Path(HF_HOME) / "recipe" / "listings" / f"{kind}s--{name.replace('/', '--')}" / f"{revision}.json"
     if offline():
-        return _cached_listing(kind, name, revision)
+        if not kept.is_file():
+            raise MachineError(
+                f"HF_HUB_OFFLINE is set, and {name}@{revision[:8]} was never listed on this machine (looked for "
+                f"{kept}). Unset it once, and run this again."
+            )
+        stored = read_json(kept)
+        return Listing({one["path"]: RemoteFile(**one) for one in stored["files"]}, stored["license"])
     with _explained(kind, name, revision):
         info = _patiently(
             lambda: _api().repo_info(name, repo_type=kind, revision=revision, files_metadata=True, timeout=TIMEOUT)
         )
-    files = {
-        one.rfilename: RemoteFile(one.rfilename, one.size, one.lfs.sha256 if one.lfs else one.blob_id)
-        for one in info.siblings
-    }
-    return Listing(files, _license(info.card_data))
+    files = {}
+    for one in info.siblings:
+        if one.rfilename.startswith("/") or ".." in one.rfilename.split("/"):
+            raise DataError(f"{name} lists a file outside of itself: {one.rfilename!r}.")
+        digest = one.lfs.sha256 if one.lfs else one.blob_id
+        files[one.rfilename] = RemoteFile(one.rfilename, one.size, digest)
+    listing = Listing(files, _license(info.card_data))
+    with _explained(kind, name, revision):
+        write_json(kept, {"license": listing.license, "files": [vars(one) for one in files.values()]})
+    return listing
 
 
-def download(kind: Kind, name: str, revision: str, files: list[RemoteFile]) -> Path:
-    """Bring files of a commit into the Hub's cache, each checked, and return the folder they are in."""
+def download(kind: Kind, name: str, revision: str, files: list[RemoteFile], also: int = 0) -> Path:
+    """Bring files of a commit into the Hub's cache, each checked, and return the folder they are in.
+
+    `also` are the bytes that will be written beside them, by a conversion: the disk must have room for both.
+    """
     folder = snapshot_folder(kind, name, revision)
     lacking = [file for file in files if not _is_whole(folder / file.path, file)]
-    for file in lacking:
-        (folder / file.path).resolve().unlink(missing_ok=True)  # the damaged blob; its link is made anew
-        (folder / file.path).unlink(missing_ok=True)
     if not lacking:
         return folder
     if offline():
@@ -109,22 +124,37 @@ def download(kind: Kind, name: str, revision: str, files: list[RemoteFile]) -> P
             f"cache at {folder}. Unset it once, and run this again."
         )
     blobs = folder.parent.parent / "blobs"
-    blobs.mkdir(parents=True, exist_ok=True)
-    missing = sum(file.size - _partial_size(blobs, file) for file in lacking)
-    _check_disk(blobs, missing)
-    kept = sum(file.size for file in files) - missing
-    if missing > QUIET_BYTES:
-        there = f" ({shown_bytes(kept)} are there already)" if kept else ""
-        print(f"fetching {shown_bytes(missing)} of {name}@{revision[:8]} into {blobs.parent}{there}", flush=True)
-    with _explained(kind, name, revision, blobs.parent), ThreadPoolExecutor(STREAMS) as pool:
-        jobs = [pool.submit(_fetch, kind, name, revision, blobs, file) for file in lacking]
-        try:
-            for job in jobs:
-                job.result()
-        finally:
-            for job in jobs:
-                job.cancel()
+    with _explained(kind, name, revision, blobs.parent):
+        blobs.mkdir(parents=True, exist_ok=True)
+        missing = sum(file.size - _partial_size(blobs, file) for file in lacking)
+        _check_disk(blobs, missing + also)
+        kept = sum(file.size for file in files) - missing
+        if missing > QUIET_BYTES:
+            there = f" ({shown_bytes(kept)} are there already)" if kept else ""
+            print(f"fetching {shown_bytes(missing)} of {name}@{revision[:8]} into {blobs.parent}{there}", flush=True)
+        stop = threading.Event()
+        with ThreadPoolExecutor(STREAMS) as pool:
+            jobs = [pool.submit(_fetch, kind, name, revision, folder, file, stop) for file in lacking]
+            try:
+                for job in jobs:
+                    job.result()
+            finally:
+                stop.set()  # the others end at their next piece, and keep what they have
+                for job in jobs:
+                    job.cancel()
     return folder
+
+
+@contextmanager
+def in_turn(made: Path) -> Iterator[None]:
+    """Hold a lock on what several recipes may make at once; the others wait. What a killed one left goes away."""
+    from huggingface_hub.utils import WeakFileLock
+
+    made.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(made.with_suffix(".lock")):
+        for left in made.parent.glob(f".{made.name}.*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
 def shown_bytes(count: float) -> str:
@@ -177,17 +207,22 @@ def _check_disk(folder: Path, needed: int) -> None:
         )
 
 
-def _fetch(kind: Kind, name: str, revision: str, blobs: Path, file: RemoteFile) -> None:
+def _fetch(kind: Kind, name: str, revision: str, folder: Path, file: RemoteFile, stop: threading.Event) -> None:
     """One file into the cache: its bytes to a partial file that outlives this run, checked, then made a blob."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import WeakFileLock
 
+    blobs = folder.parent.parent / "blobs"
     partial, started = _partial(blobs, file), time.monotonic()
     with WeakFileLock(partial.with_suffix(".lock")):  # another recipe may be fetching the same file: one waits
+        linked = folder / file.path
+        if linked.is_symlink() and not _is_whole(linked, file):
+            linked.resolve().unlink(missing_ok=True)  # the damaged blob; its link is made anew
+            linked.unlink()
         for last in (False, True):
             if _is_whole(blobs / file.digest, file):
                 break
-            _receive(kind, name, revision, partial, file)
+            _patiently(lambda: _receive(kind, name, revision, partial, file, stop), lambda: _partial_size(blobs, file))
             found = _digest(partial, file)
             if found == file.digest:
                 partial.replace(blobs / file.digest)
@@ -199,37 +234,51 @@ def _fetch(kind: Kind, name: str, revision: str, blobs: Path, file: RemoteFile) 
                     f"{file.path} of {name} came with other bytes than the Hub lists, twice: expected {file.size:,} "
                     f"bytes with {file.digest}, found {size:,} with {found}. A proxy may be changing them."
                 )
-    _patiently(lambda: hf_hub_download(name, file.path, repo_type=kind, revision=revision, etag_timeout=TIMEOUT))
+        # The blob is there: this makes its link in the snapshot.
+        _patiently(lambda: hf_hub_download(name, file.path, repo_type=kind, revision=revision, etag_timeout=TIMEOUT))
     if file.size > 10_000_000 and not sys.stderr.isatty():
         print(f"  {file.path}: {shown_bytes(file.size)} in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def _receive(kind: Kind, name: str, revision: str, partial: Path, file: RemoteFile) -> None:
-    """Fill the partial file up to the file's size, going on from what is there (the library writes 10 MB at a time)."""
+def _receive(kind: Kind, name: str, revision: str, partial: Path, file: RemoteFile, stop: threading.Event) -> None:
+    """Fill the partial file up to the file's size, going on from what is there. Raises where the transfer ends early.
+
+    (huggingface_hub's own transfer sleeps as long as a Retry-After asks for, and writes 10 MB at a time.)
+    """
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+    from tqdm import tqdm
 
     url = hf_hub_url(name, file.path, repo_type=kind, revision=revision)
-    # Without compression the size is the file's, and a Range is one of its bytes.
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-
-    def go_on() -> None:
-        with partial.open("ab") as target:  # made where it is not there
-            if target.tell() > file.size:
+    with partial.open("ab") as target:
+        if target.tell() > file.size:
+            target.truncate(0)
+        start = partial.stat().st_size
+        if start == file.size:
+            return
+        # Without compression the size is the file's, and a Range is one of its bytes.
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        bar = tqdm(
+            desc=file.path[-40:], total=file.size, initial=start, unit="B", unit_scale=True, leave=False,
+            disable=not sys.stderr.isatty(),
+        )  # fmt: skip
+        with bar, get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
+            hf_raise_for_status(response)
+            if start and response.status_code != 206:  # the server sends it from the beginning
                 target.truncate(0)
-                target.seek(0)
-            if target.tell() < file.size or not file.size:
-                http_get(
-                    url, target, headers=headers, resume_size=target.tell(), expected_size=file.size,
-                    displayed_filename=file.path, _nb_retries=0,
-                )  # fmt: skip
-
-    _patiently(go_on, progress=lambda: _partial_size(partial.parent, file))
+            for piece in response.iter_bytes(CHUNK_BYTES):
+                target.write(piece)
+                bar.update(len(piece))
+                if stop.is_set():
+                    raise ConnectionError("another file of this download failed")
+    if partial.stat().st_size < file.size:
+        raise ConnectionError(f"{file.path} ended early")
 
 
 def _patiently(call: Callable[[], Result], progress: Callable[[], int] = lambda: 0) -> Result:
-    """The result of a call, tried again while the trouble may pass; a try that got further does not count."""
+    """The result of a call, tried again while the trouble may pass; a try that got further starts the count anew."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -241,18 +290,13 @@ def _patiently(call: Callable[[], Result], progress: Callable[[], int] = lambda:
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
             if status is not None and status not in PASSING:
                 raise
-            if isinstance(error, OSError) and not isinstance(error, HfHubHTTPError) and not _is_transfer(error):
+            if isinstance(error, OSError) and not isinstance(error, HfHubHTTPError | ConnectionError):
                 raise
             tries = 0 if progress() > before else tries + 1
             before = progress()
             if tries >= TRIES:
                 raise
             time.sleep(_wait(error, tries))
-
-
-def _is_transfer(error: OSError) -> bool:
-    """Whether an OSError tells of a cut connection: http_get's own, for a file shorter than it should be."""
-    return isinstance(error, ConnectionError) or "Consistency check failed" in str(error)
 
 
 def _wait(error: Exception, tries: int) -> float:
@@ -318,33 +362,22 @@ def _explained(kind: Kind, name: str, revision: str, cache: Path | None = None) 
         raise MachineError(f"{name} could not be stored: {error}.{kept}") from None
 
 
-def _cached_listing(kind: Kind, name: str, revision: str) -> Listing:
-    """The listing of a commit as the Hub's cache holds it: a blob is named by what it is checked by."""
-    folder = snapshot_folder(kind, name, revision)
-    if not folder.is_dir():
-        raise MachineError(
-            f"HF_HUB_OFFLINE is set, and {name}@{revision[:8]} is not in the cache (looked in {folder}). Unset it "
-            "once, and run this again."
-        )
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest = path.resolve().name
-        if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", digest):
-            raise MachineError(f"{path} is no link into the Hub's cache. Remove it, and fetch again without offline.")
-        where = path.relative_to(folder).as_posix()
-        files[where] = RemoteFile(where, path.stat().st_size, digest)
-    return Listing(files, stated_license(folder))
-
-
 def stated_license(folder: Path) -> str | None:
     """The licence that the card in a snapshot states, where there is a card."""
     from huggingface_hub import RepoCard
+    from yaml import YAMLError
 
     card = folder / "README.md"
-    return _license(RepoCard.load(card, ignore_metadata_errors=True).data) if card.is_file() else None
+    if not card.is_file():
+        return None
+    try:
+        return _license(RepoCard.load(card, ignore_metadata_errors=True).data)
+    except (YAMLError, ValueError, TypeError):  # a header that is no metadata states nothing
+        return None
 
 
 def _license(card: Any) -> str | None:
     values = card.to_dict() if card else {}
     stated = values.get("license_name") or values.get("license")
-    return ", ".join(stated) if isinstance(stated, list) else stated
+    names = [str(one) for one in (stated if isinstance(stated, list) else [stated]) if one is not None]
+    return ", ".join(names) or None

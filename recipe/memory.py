@@ -62,7 +62,8 @@ def training_need(
     model = empty_model(config, dtype)
     weights, largest = _weight_bytes(model, quantization, dtype)
     parameters = sum(weight.numel() for weight in model.parameters())
-    embeddings = model.get_input_embeddings().weight.numel()
+    lookup, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    embeddings = 0 if head is lookup else lookup.numel()  # looking a row up is no multiplication; a tied head is one
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     with torch.device("meta"):
         adapter = LoraConfig(
@@ -77,10 +78,13 @@ def training_need(
     if activation_checkpointing:
         # Every layer's input stays; a layer's own activations are there one layer at a time, after the logits.
         layers = config.get_text_config().num_hidden_layers
-        inputs = layers * tokens * config.get_text_config().hidden_size * size
+        # A quantised model's norms are in fp32, and so is what its layers hand on.
+        inputs = layers * tokens * config.get_text_config().hidden_size * (4 if quantization != "none" else size)
         saved = inputs + max(saved // layers - logits, 0)
     # A quantised layer is expanded while it computes.
     other = (CUDA_CONTEXT_BYTES if cuda else 0) + (largest * 2 if quantization != "none" else 0)
+    if quantization != "none" and cuda:
+        other += head.numel() * 2  # the fp32 head's copy in bf16 under autocast
     passes = 6 if activation_checkpointing else 4  # 2 N a token forward, 2 N backward, 2 N to compute it again
     return Need(
         weights=weights, adapter=trainable * ADAPTER_BYTES, activations=saved, logits=logits, other=other,

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from recipe.caches import converted_folder, snapshot_folder
-from recipe.errors import MachineError
+from recipe.errors import MachineError, ParamsError
+from recipe.fetch import find_rows
 from recipe.files import read_json
 from recipe.hub import check_pinned, download, list_repository, shown_bytes
 from recipe.memory import Need, count_parameters, training_need
@@ -61,7 +62,15 @@ def refuse_without_gpu(config: Any, name: str) -> None:
     """Raise MachineError for a large model on a machine without CUDA, before its weights are downloaded."""
     import torch
 
-    if not torch.cuda.is_available() and (count := count_parameters(config)) > CPU_PARAMETERS:
+    if torch.cuda.is_available():
+        return
+    try:
+        count = count_parameters(config)
+    except ValueError:
+        raise ParamsError(f"params.yaml: model.id: {name} ({config.model_type}) is no causal language model.") from None
+    except KeyError:
+        return  # a family with an attention of its own, which can't be built without weights here
+    if count > CPU_PARAMETERS:
         raise MachineError(
             f"{name} has {count / 1e9:.1f} billion parameters and this machine has no CUDA GPU. {EMBEDDED} "
             "To go on all the same: --force, or RECIPE_FORCE=1."
@@ -124,12 +133,15 @@ def what_to_change(params: dict[str, Any], fits: Callable[[dict[str, Any]], bool
     return "Lower sequence.max_length, or choose a smaller model or a larger GPU."
 
 
-def check_memory(params: dict[str, Any], config: Any, trained_fraction: float) -> tuple[Need, list[str]]:
-    """What training needs, and a line for what does not fit."""
+def check_memory(params: dict[str, Any], config: Any, trained_fraction: float) -> tuple[Need | None, list[str]]:
+    """What training needs, and a line for what does not fit; None for a model that can't be traced."""
     import torch
 
-    cuda = torch.cuda.is_available()
-    need, (device, memory) = need_of(params, config, trained_fraction, cuda=cuda), machine_memory()
+    cuda, (device, memory) = torch.cuda.is_available(), machine_memory()
+    try:
+        need = need_of(params, config, trained_fraction, cuda=cuda)
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
+        return None, []  # a family with an attention of its own, say; train explains a wrong target module
     if need.peak <= memory:
         return need, []
     change = what_to_change(params, lambda one: need_of(one, config, trained_fraction, cuda=cuda).peak <= memory)
@@ -165,10 +177,13 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
         plan.problems.append(f"sequence.max_length is {sequence.max_length:,}; the model has {longest:,} positions.")
     need, problems = check_memory(params, config, fraction)
     device, memory = machine_memory()
+    plan.problems += problems
+    if need is None:
+        plan.lines.append(("memory", f"not known: {type(config).__name__} can't be traced"))
+        return plan
     plan.lines.append(("memory", f"{shown_bytes(need.peak)} of {shown_bytes(memory)} ({device}), of which"))
     for part in ("weights", "adapter", "activations", "logits", "other"):
         plan.lines.append(("", f"{shown_bytes(getattr(need, part)):>10} {PARTS[part]}"))
-    plan.problems += problems
     if not torch.cuda.is_available() and need.parameters > CPU_PARAMETERS:
         plan.problems.append(
             f"{need.parameters / 1e9:.1f} billion parameters are no work for a CPU, and there is no CUDA GPU. "
@@ -194,6 +209,7 @@ def _plan_data(plan: Plan, params: dict[str, Any], folder: Path, paths: Paths) -
     """Say where the rows come from; their number and tokens (0 where unknown), and whether those are exact."""
     data = params["data"]
     if data.source != "hub":
+        find_rows(data, folder)  # refuses a source that is not there
         source = folder / data.source
         files = [source] if source.is_file() else list(source.rglob("*"))
         size = sum(file.stat().st_size for file in files if file.is_file())
@@ -203,11 +219,11 @@ def _plan_data(plan: Plan, params: dict[str, Any], folder: Path, paths: Paths) -
     listing = list_repository("dataset", data.id, revision)
     size = sum(file.size for file in listing.files.values())
     plan.lines.append(("data", f"{data.id}@{revision[:8]}: {shown_bytes(size)}{_license(listing.license)}"))
-    rows, text = _card_size(data.id, revision, listing, data.train)
+    rows, text = _card_size(data.id, revision, listing, data.subset, data.train)
     return rows, int((text or size * PARQUET_RATIO) / BYTES_A_TOKEN), False
 
 
-def _card_size(name: str, revision: str, listing: Any, split: str) -> tuple[int, int]:
+def _card_size(name: str, revision: str, listing: Any, subset: str | None, split: str) -> tuple[int, int]:
     """The rows and bytes of text of a split as the dataset's card states them; zeros where it does not."""
     from huggingface_hub import RepoCard
 
@@ -216,6 +232,8 @@ def _card_size(name: str, revision: str, listing: Any, split: str) -> tuple[int,
     folder = download("dataset", name, revision, [listing.files["README.md"]])
     info = RepoCard.load(folder / "README.md", ignore_metadata_errors=True).data.to_dict().get("dataset_info") or {}
     for one in info if isinstance(info, list) else [info]:
+        if subset is not None and one.get("config_name", subset) != subset:
+            continue
         for found in one.get("splits") or []:
             if found.get("name") == split:
                 return int(found.get("num_examples") or 0), int(found.get("num_bytes") or 0)
@@ -235,8 +253,11 @@ def _plan_model(plan: Plan, params: dict[str, Any], folder: Path) -> Path:
     snapshot = snapshot_folder("model", model.id, revision)
     weights = weight_names(listing.files)
     wanted = [name for name in (*CONFIGS, *TOKENIZERS, *weights) if name in listing.files]
+    done = converted_folder(model.id, revision).is_dir()
+    if done:
+        wanted = [name for name in wanted if name not in weights]
     lacking = sum(listing.files[name].size for name in wanted if not (snapshot / name).is_file())
-    converted = any(name.endswith(".bin") for name in weights) and not converted_folder(model.id, revision).is_dir()
+    converted = any(name.endswith(".bin") for name in weights) and not done
     needed = lacking + (sum(listing.files[name].size for name in weights) if converted else 0)
     home = Path(HF_HOME)
     while not home.is_dir():

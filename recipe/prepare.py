@@ -143,8 +143,7 @@ def prepare(
         write_sequences(target / "train.arrow", packed, len(tokenizer))
         write_sequences(target / "validation.arrow", [[_tokens(one)] for one in validation], len(tokenizer))
         answers = [
-            {"prompt": one.turns[0].prompt, "completion": one.turns[0].completion, "kind": one.kind}
-            for one in validation
+            {"prompt": one.prompt, "completion": one.turns[-1].completion, "kind": one.kind} for one in validation
         ]
         write_text(target / "validation.jsonl", _lines(answers))
         refused_rows = [{"file": b.file, "place": b.place, "reason": b.reason, "content": b.content} for b in bad]

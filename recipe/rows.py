@@ -66,7 +66,7 @@ def pick_columns(row: Row, required: dict[str, str], optional: dict[str, str]) -
             reason = f"{column!r} is {_kind(value)}, not a string"
         elif name in required and not value.strip():
             reason = f"{column!r} is empty"
-        elif not _is_utf8(value):
+        elif not is_utf8(value):
             reason = f"{column!r} is not UTF-8"
         if reason:
             return BadRow(row.file, row.place, reason, json.dumps(row.values, default=str))
@@ -79,7 +79,7 @@ def _kind(value: object) -> str:
     return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
     """Bytes that are not UTF-8 were read as lone surrogates, which can't be written as UTF-8 again."""
     try:
         text.encode("utf-8")

@@ -57,4 +57,7 @@ def _resolve(name: str, root: Path, subset: str | None) -> dict[str, list[str]]:
         reason = " ".join(str(error).replace(str(root), name).split())
         raise ParamsError(f"params.yaml: data.subset is {subset!r}: {reason[:600]}") from None
     files = builder.config.data_files or {}
+    outside = [path for paths in files.values() for path in paths if not Path(path).resolve().is_relative_to(root)]
+    if outside:
+        raise DataError(f"{name}: its card names {outside[0]}, which is no file of the repository.")
     return {str(split): [Path(path).relative_to(root).as_posix() for path in paths] for split, paths in files.items()}

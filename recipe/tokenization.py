@@ -14,7 +14,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         first = str(error).strip().splitlines()[0]
         raise DataError(f"{folder} holds no tokenizer that transformers can read: {first}") from None
 

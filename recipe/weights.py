@@ -1,16 +1,17 @@
 """A base model's weight files: which are needed, whether they are whole, and .bin made safetensors."""
 
 import fnmatch
-import json
 import shutil
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from recipe.errors import DataError
-from recipe.files import new_folder, read_json, write_json
+from recipe.files import new_folder, read_json, sha256_file, write_json
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
+SUMS = "sha256.json"  # what convert made, by name
 BIN_INDEX = "pytorch_model.bin.index.json"
 CONFIGS = ("config.json", "generation_config.json")
 # What transformers 5 reads a tokenizer from.
@@ -57,7 +58,7 @@ def check_weights(folder: Path, files: list[Path]) -> None:
 def check_index(index: Path, files: list[Path]) -> None:
     """Raise DataError where the index, if there is one, names a file that is not among `files`."""
     if index.is_file():
-        missing = sorted(set(read_json(index)["weight_map"].values()) - {file.name for file in files})
+        missing = sorted(set(read_json(index).get("weight_map", {}).values()) - {file.name for file in files})
         if missing:
             raise DataError(f"model.source: {index} names {', '.join(missing)}, which {index.parent} does not hold.")
 
@@ -84,6 +85,15 @@ def convert(source: Path, names: list[str], made: Path) -> None:
         for name in CONFIGS:
             if (source / name).is_file():
                 shutil.copyfile(source / name, target / name)
+        write_json(target / SUMS, {file.name: sha256_file(file) for file in sorted(target.iterdir())})
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether a folder holds what `convert` made, whole and unchanged."""
+    if not (folder / SUMS).is_file():
+        return False
+    sums = read_json(folder / SUMS)
+    return all((folder / name).is_file() and sha256_file(folder / name) == sha256 for name, sha256 in sums.items())
 
 
 def _convert_shard(source: Path, made: Path) -> tuple[list[str], int]:
@@ -94,7 +104,9 @@ def _convert_shard(source: Path, made: Path) -> tuple[list[str], int]:
     from safetensors.torch import save_file
 
     try:
-        loaded: Any = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+        # Files from before torch 1.6 are no zip archives and can't be mapped: those are read whole.
+        mmap = zipfile.is_zipfile(source)
+        loaded: Any = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise DataError(
@@ -119,6 +131,6 @@ def asks_for_code(folder: Path) -> list[str]:
     found = []
     for name in ("config.json", "tokenizer_config.json"):
         path = folder / name
-        if path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
+        if path.is_file() and "auto_map" in read_json(path):
             found.append(name)
     return found

@@ -85,7 +85,7 @@ def build_tokenizer(gpt2_folder: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     for name, sha256 in GPT2_FILES.items():
-        found = sha256_file(gpt2_folder / name)
+        found = sha256_file(gpt2_folder / name) if (gpt2_folder / name).is_file() else "no such file"
         if found != sha256:
             raise DataError(f"{name} in {gpt2_folder} is not GPT-2's: expected sha256 {sha256}, found {found}.")
     ranks = vocabulary(json.loads((gpt2_folder / "vocab.json").read_text(encoding="utf-8")))

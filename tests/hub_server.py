@@ -45,6 +45,7 @@ class FakeHub:
 
     def __init__(self):
         self.repositories, self.faults, self.requests, self.sent = {}, [], [], Counter()
+        self.retry_after = "1"
         hub = self
 
         class Handler(_Handler):
@@ -128,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(120)
             return None
         if isinstance(fault, int):
-            return self.reply(fault, {"Retry-After": "1"} if fault == 429 else {})
+            return self.reply(fault, {"Retry-After": self.hub.retry_after} if fault == 429 else {})
         api = re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/revision/(.+))?", path)
         resolve = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         cdn = re.fullmatch(r"/cdn/([0-9a-f]{64})", path)

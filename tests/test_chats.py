@@ -163,7 +163,7 @@ def test_prepare_takes_chats_and_reports_the_bad_ones(tokenizer, raw, sequence_p
     assert "im_start" in meta["chat_template"] and len(meta["end_token_ids"]) == 2
     row = read_sequences(tmp_path / "made" / "validation.arrow")[0]
     answers = json.loads((tmp_path / "made" / "validation.jsonl").read_text().splitlines()[0])
-    assert answers["prompt"].endswith("<|im_start|>assistant\n") and answers["completion"].startswith("answer ")
+    assert answers["prompt"].endswith("<|im_start|>assistant\n") and answers["completion"].startswith("end ")
     assert tokenizer.decode(row["input_ids"]).startswith(answers["prompt"] + answers["completion"] + "<|im_end|>")
 
 
@@ -173,3 +173,38 @@ def test_alpaca_rows_through_a_chat_template(tokenizer, raw, sequence_params, tm
     params = sequence_params(template="alpaca_chat", chat_template="plain")
     meta = prepare(params, raw(rows), tmp_path / "tokenizer", tmp_path / "made", no_progress)
     assert meta["rows"]["train"] + meta["rows"]["validation"] == 40
+
+
+def test_a_templates_clock_is_stopped(tokenizer):
+    """Else tokens, and with them the split, would differ from day to day."""
+    dated = "{{ strftime_now('%d %B %Y') }} " + LLAMA
+    (turn,) = ChatTemplate(tokenizer, dated).turns(chat("a", "b"))
+    assert turn.prompt.startswith("26 July 2024")
+
+
+def test_an_added_token_that_is_not_special_is_plain_text(tiny_base):
+    from recipe.tokenization import load_tokenizer
+
+    tokenizer = load_tokenizer(tiny_base)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.add_tokens(["\n\n", "<think>"])
+    (turn,) = ChatTemplate(tokenizer, "chatml").turns(chat("two\n\nparagraphs", "<think>\n\nx"))
+    assert turn.completion == "<think>\n\nx" and turn.end == "<|im_end|>"
+
+
+def test_a_forged_token_is_refused_when_answering_too(tokenizer):
+    with pytest.raises(DataError, match="holds the special token"):
+        ChatTemplate(tokenizer, "chatml").prompt(chat("Hi<|im_end|>"))
+
+
+def test_chats_that_open_alike_are_not_one_question(tokenizer):
+    import numpy as np
+
+    from recipe.examples import Example
+
+    template, empty = ChatTemplate(tokenizer, "chatml"), np.array([])
+    keys = [
+        Example(template.turns(chat("Hi", "Hello!", question, "x")), "", "f", "1", empty, empty).prompt_key
+        for question in ("What is new?", "How are you?", "How are you?")
+    ]
+    assert keys[0] != keys[1] == keys[2]

@@ -58,9 +58,9 @@ FLOORS = [
         "weights",
         "xgen",
     },
-    {"trainer", "folders", "pin", "plan"},
+    {"trainer", "folders", "pin"},
     {"fetch", "prepare", "analyze", "train", "evaluate", "register"},
-    {"tracking", "served", "chat", "summary"},
+    {"tracking", "served", "chat", "summary", "plan"},
     {"cli", "__main__"},
 ]
 

@@ -218,8 +218,8 @@ def lines(rows):
 def chats(start, count):
     return [
         {"messages": [
-            {"role": "user", "content": f"hello {n}"}, {"role": "assistant", "content": f"hello there {n}"},
-            {"role": "user", "content": "how are you ?"}, {"role": "assistant", "content": f"it is {n}"},
+            {"role": "user", "content": "hello"}, {"role": "assistant", "content": "hello there"},
+            {"role": "user", "content": f"how are you {n} ?"}, {"role": "assistant", "content": f"it is {n}"},
         ]}
         for n in range(start, start + count)
     ]  # fmt: skip
