@@ -252,6 +252,7 @@ def test_a_cut_off_file_goes_on_where_it_ended(with_large_model, hub):
     assert not list(blobs(with_large_model).glob("*.incomplete"))
 
 
+@pytest.mark.slow
 def test_a_killed_fetch_goes_on_in_the_next_one(with_large_model, hub):
     with_model = with_large_model
     hub.fail("model.safetensors", "slow")
@@ -268,6 +269,7 @@ def test_a_killed_fetch_goes_on_in_the_next_one(with_large_model, hub):
     assert manifest(with_model)["files"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["model.safetensors", "/config.json"])
 def test_wrong_bytes_are_fetched_again_once_and_then_refused(with_model, hub, where, model_files):
     hub.fail(where, "wrong")
@@ -293,6 +295,7 @@ def test_a_damaged_file_in_the_cache_is_found_and_fetched_again(with_model, hub,
     assert blob.read_bytes() == data and sha256_tree(with_model / "models/base") == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [429, 500])
 def test_passing_trouble_is_waited_for(with_model, hub, status):
     hub.fail("/api/models", status)
@@ -301,6 +304,7 @@ def test_passing_trouble_is_waited_for(with_model, hub, status):
     recipe(with_model, hub, "fetch", "model")
 
 
+@pytest.mark.slow
 def test_lasting_trouble_is_one_line(with_model, hub):
     hub.fail("model.safetensors", 500, times=99)
     out = recipe(with_model, hub, "fetch", "model", code=4)
@@ -309,6 +313,7 @@ def test_lasting_trouble_is_one_line(with_model, hub):
     recipe(with_model, hub, "fetch", "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "between"])
 def test_a_hub_that_is_gone_is_one_line(with_model, hub, when):
     if when == "before":
@@ -398,6 +403,7 @@ def test_no_other_command_reaches_for_the_hub(with_model, with_data, hub):
     assert len(hub.requests) == asked
 
 
+@pytest.mark.slow
 def test_two_fetches_at_once_share_the_cache(with_model, hub, tmp_path):
     """Two recipe folders, one cache: one waits for the other's file, and each file comes once."""
     other = tmp_path / "other"
@@ -449,6 +455,7 @@ def test_a_large_model_without_a_gpu_stops_before_its_weights_and_names_the_defa
     assert hub.gets("model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_plan_tells_rows_steps_disk_memory_time_and_licences(with_model, hub, parquet):
     info = b"  splits:\n  - name: train\n    num_examples: 60\n    num_bytes: 9000\n"
     card = b"---\nlicense: cc-by-nc-4.0\ndataset_info:\n" + info + b"---\n"
@@ -477,6 +484,7 @@ def test_a_plan_tells_rows_steps_disk_memory_time_and_licences(with_model, hub, 
     assert f"{meta['rows']['train']} to train on\n" in out and "0 bytes to download" in out
 
 
+@pytest.mark.slow
 def test_a_damaged_conversion_is_made_anew(with_model, hub, model_files):
     """Weights that were converted here are checked at every fetch, or a damaged file would become the new truth."""
     import io
@@ -502,6 +510,7 @@ def test_a_damaged_conversion_is_made_anew(with_model, hub, model_files):
         assert sha256_tree(with_model / "models/base") == first
 
 
+@pytest.mark.slow
 def test_a_half_filled_cache_is_no_whole_dataset_offline(folder, hub):
     rows = b'{"instruction": "a", "output": "b"}\n'
     files = {f"train-0000{n}-of-00002.jsonl": rows * (n + 1) for n in range(2)}
@@ -527,6 +536,7 @@ def test_a_card_cannot_point_outside_of_its_repository(folder, hub, path):
     assert "lists a file outside of itself" in recipe(folder, hub, "fetch", "data", code=3)
 
 
+@pytest.mark.slow
 def test_a_long_retry_after_is_not_slept_through(with_model, hub, monkeypatch):
     hub.retry_after = "3600"
     hub.fail("model.safetensors", 429, times=99)
