@@ -10,7 +10,6 @@ Hub's cache; the rows are copied from there, the weights stay.
     python -m recipe fetch data
 """
 
-import fnmatch
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +22,7 @@ from recipe.errors import DataError, ParamsError
 from recipe.files import new_folder, read_json, sha256_file, sha256_listing, write_json
 from recipe.hub import check_pinned, download, in_turn, list_repository, stated_license
 from recipe.params import Section
-from recipe.rows import FORMATS
-from recipe.splits import hub_split_files
+from recipe.splits import hub_split_files, local_split_files
 from recipe.tokenization import give_padding_token, load_tokenizer
 from recipe.weights import CONFIGS, TOKENIZERS, asks_for_code, check_weights, convert, is_converted, weight_names
 from recipe.xgen import GPT2, GPT2_FILES, GPT2_REVISION, build_tokenizer, is_xgen
@@ -45,6 +43,11 @@ class DataParams(Section):
     train: str = Field(min_length=1, description="the split to train on")
     validation: str | None = Field(description="the split to validate on; null cuts one from the training rows")
 
+    @property
+    def splits(self) -> dict[str, str]:
+        """The wanted splits: our name, and the source's."""
+        return {"train": self.train} | ({} if self.validation is None else {"validation": self.validation})
+
 
 class ModelParams(Section):
     """Where the base model comes from."""
@@ -53,40 +56,6 @@ class ModelParams(Section):
     id: str = Field(min_length=1, description="the model's name")
     revision: str | None = Field(description="the model's 40-digit commit on the Hub")
     trust_remote_code: bool = Field(description="run the model's own Python code")
-
-
-def split_files(source: Path, split: str) -> list[Path]:
-    """The files of a split in a folder: those named `split.*` or `split-*.*`, sorted by name."""
-    files = sorted(file for file in source.iterdir() if file.suffix in FORMATS and file.is_file())
-    chosen = [file for file in files if file.stem == split or fnmatch.fnmatch(file.stem, f"{split}-*")]
-    if not chosen:
-        names = ", ".join(file.name for file in files) or f"no {', '.join(FORMATS)} file"
-        raise DataError(f"{source} has no split {split!r}: it holds {names}. A split's files are named {split}.jsonl, "
-                        f"{split}-00000-of-00002.parquet and the like.")  # fmt: skip
-    return chosen
-
-
-def find_rows(params: DataParams, folder: Path) -> dict[str, list[Path]]:
-    """The source's files by split, `train` and, where asked for, `validation`."""
-    source = folder / params.source
-    if not source.exists():
-        raise DataError(f"data.source: {params.source} does not exist (looked in {folder.resolve()}).")
-    if source.is_dir():
-        files = {"train": split_files(source, params.train)}
-        if params.validation is not None:
-            files["validation"] = split_files(source, params.validation)
-            both = set(files["train"]) & set(files["validation"])
-            if both:
-                raise DataError(f"data.train and data.validation both name {sorted(file.name for file in both)}.")
-        return files
-    if source.suffix not in FORMATS:
-        raise DataError(f"data.source: {params.source} ends in {source.suffix!r}; rows are read from {FORMATS}.")
-    if params.validation is not None:
-        raise ParamsError(
-            f"params.yaml: data.validation is {params.validation!r}, but data.source is one file, {params.source}. "
-            "Set it to null to cut the validation rows from the file, or name a folder that holds both splits."
-        )
-    return {"train": [source]}
 
 
 def check_sha256(params: DataParams, found: dict[str, str]) -> None:
@@ -113,11 +82,11 @@ def fetch_data(params: DataParams, folder: Path, made: Path) -> None:
     """Copy the rows' files to `made`, byte for byte, with a manifest of their names, sizes and sha256."""
     about: dict[str, Any] = {"source": "files", "id": params.id}
     if params.source == HUB:
-        revision, name = check_pinned("data", params.revision), _named("data", params.id)
+        name, revision = check_pinned("data", params.id, params.revision)
         root, splits = _rows_from_hub(params, name, revision)
         about = {"source": HUB, "id": name, "revision": revision, "license": stated_license(root)}
     else:
-        root, splits = None, find_rows(params, folder)
+        root, splits = None, local_split_files(folder, params.source, params.splits)
     with new_folder(made) as target:
         listed, found = [], {}
         for split, paths in splits.items():
@@ -138,8 +107,7 @@ def _rows_from_hub(params: DataParams, name: str, revision: str) -> tuple[Path, 
     files = list_repository("dataset", name, revision).files
     card = [files[one] for one in ("README.md",) if one in files]
     root = download("dataset", name, revision, card)
-    wanted = {"train": params.train} | ({"validation": params.validation} if params.validation else {})
-    splits = hub_split_files(name, list(files), root, params.subset, wanted)
+    splits = hub_split_files(name, list(files), root, params.subset, params.splits)
     download("dataset", name, revision, [files[one] for names in splits.values() for one in names])
     return root, {split: [root / one for one in names] for split, names in splits.items()}
 
@@ -150,7 +118,7 @@ def fetch_model(params: ModelParams, folder: Path, made: Path, check: Check = la
     `check` sees the folder with the config before the weights are downloaded, and may raise.
     """
     if params.source == HUB:
-        revision = check_pinned("model", params.revision)
+        _, revision = check_pinned("model", params.id, params.revision)
         snapshot, converted = model_from_hub(params.id, revision, check, code=params.trust_remote_code)
         source = converted_folder(params.id, revision) if converted else snapshot
     else:
@@ -159,7 +127,7 @@ def fetch_model(params: ModelParams, folder: Path, made: Path, check: Check = la
     if not (source / "config.json").is_file():
         raise DataError(f"model.source: {params.source} is no model: it has no config.json.")
     config = read_json(source / "config.json")
-    code = refuse_code(params, snapshot)
+    code = refuse_code(params.id, snapshot, allowed=params.trust_remote_code)
     try:
         names = weight_names(file.name for file in source.iterdir())
     except DataError as error:
@@ -202,9 +170,8 @@ def model_from_hub(name: str, revision: str, check: Check, *, code: bool) -> tup
         weights = weight_names(files)
     except DataError as error:
         raise DataError(f"model.id: {name}: {error}") from None
-    if not code:  # before the gigabytes, not after
-        refuse_code(ModelParams(source=HUB, id=name, revision=revision, trust_remote_code=False), snapshot)
-        check(snapshot)
+    refuse_code(name, snapshot, allowed=code)  # before the gigabytes, not after
+    check(snapshot)
     if not any(one.endswith(".bin") for one in weights):
         return download("model", name, revision, [files[one] for one in weights]), False
     made = converted_folder(name, revision)
@@ -217,7 +184,7 @@ def model_from_hub(name: str, revision: str, check: Check, *, code: bool) -> tup
     return snapshot, True
 
 
-def refuse_code(params: ModelParams, snapshot: Path) -> list[str]:
+def refuse_code(name: str, snapshot: Path, *, allowed: bool) -> list[str]:
     """The Python files of a model that needs its own; raises ParamsError where the params do not allow them.
 
     An XGen model's tokenizer is such code, and is not needed: recipe/xgen.py has it natively.
@@ -225,9 +192,9 @@ def refuse_code(params: ModelParams, snapshot: Path) -> list[str]:
     asking = asks_for_code(snapshot)
     if "tokenizer_config.json" in asking and is_xgen(read_json(snapshot / "tokenizer_config.json")):
         asking.remove("tokenizer_config.json")
-    if asking and not params.trust_remote_code:
+    if asking and not allowed:
         raise ParamsError(
-            f"{params.id} asks for code of its own ({' and '.join(asking)}: auto_map), which could do anything on this "
+            f"{name} asks for code of its own ({' and '.join(asking)}: auto_map), which could do anything on this "
             "machine. Choose a model that transformers knows, or read that code and set model.trust_remote_code to "
             "true in params.yaml."
         )
@@ -248,9 +215,3 @@ def base_tokenizer(snapshot: Path, *, code: bool) -> Any:
         raise DataError(f"{snapshot}: its tokenizer is Python code of its own, which the later stages do not run.")
     tokenizer.init_kwargs.pop("auto_map", None)
     return tokenizer
-
-
-def _named(section: str, name: str | None) -> str:
-    if name is None:
-        raise ParamsError(f"params.yaml: {section}.source is `hub`, and {section}.id does not say which (owner/name).")
-    return name

@@ -5,14 +5,22 @@ FakeTensor), while every tensor that autograd would keep for the backward pass i
 model's own code, of whatever family, and PEFT's.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
+
+from recipe.errors import ParamsError
+from recipe.modeling import check_target_modules
 
 # Bytes a parameter of a quantised linear layer. nf4: half a byte, an 8-bit scale for each block of 64 and a 32-bit one
 # for each 256 of those (Dettmers et al. 2023, arXiv 2305.14314, section 3).
 QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
 ADAPTER_BYTES = 16  # a parameter in fp32: itself, its gradient, AdamW's two moments
 CUDA_CONTEXT_BYTES = 600_000_000  # the driver's and the libraries' own, and what the allocator cannot use
+
+
+class Untraceable(Exception):
+    """A model whose code needs real numbers to run (it branches on them, say), so that nothing is known of it."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +43,20 @@ class Need:
 
 
 def empty_model(config: Any, dtype: Any) -> Any:
-    """A causal LM of a transformers config on the meta device: shapes, and no memory."""
+    """A causal LM of a transformers config on the meta device: shapes, and no memory.
+
+    Raises ParamsError for a config that is no causal LM's.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_attention())
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ParamsError(f"params.yaml: model.id: a {config.model_type} is no causal language model.")
+    with torch.device("meta"):  # from_config writes into its config: it gets a copy
+        try:
+            return AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype, attn_implementation=_attention())
+        except KeyError:  # a family that looks its attention up in a list of its own: traced with that
+            return AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype)
 
 
 def count_parameters(config: Any) -> int:
@@ -54,7 +70,10 @@ def training_need(
     config: Any, lora: Any, *, quantization: str, activation_checkpointing: bool, micro_batch_size: int,
     max_length: int, trained_fraction: float, cuda: bool,
 ) -> Need:  # fmt: skip
-    """What one training step needs. `lora` is the section of params.yaml; `trained_fraction` the tokens in the loss."""
+    """What one training step needs. `lora` is the section of params.yaml; `trained_fraction` the tokens in the loss.
+
+    Raises ParamsError for target modules that the model does not have, and Untraceable.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -64,6 +83,7 @@ def training_need(
     parameters = sum(weight.numel() for weight in model.parameters())
     lookup, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     embeddings = 0 if head is lookup else lookup.numel()  # looking a row up is no multiplication; a tied head is one
+    check_target_modules(model, lora.target_modules)
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     with torch.device("meta"):
         adapter = LoraConfig(
@@ -108,7 +128,7 @@ def _weight_bytes(model: Any, quantization: str, dtype: Any) -> tuple[int, int]:
 def saved_bytes(model: Any, micro_batch_size: int, max_length: int, *, mixed: bool) -> int:
     """Bytes that autograd keeps of one forward pass through a PEFT model on the meta device, its head left out.
 
-    `mixed` is bf16 autocast, as the trainer has it on CUDA.
+    `mixed` is bf16 autocast, as the trainer has it on CUDA. Raises Untraceable.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -135,7 +155,10 @@ def saved_bytes(model: Any, micro_batch_size: int, max_length: int, *, mixed: bo
         ids = torch.zeros((micro_batch_size, max_length), dtype=torch.long)
         positions = torch.arange(max_length).expand(micro_batch_size, -1)
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            model.get_base_model().base_model(ids, position_ids=positions, use_cache=False)
+            try:
+                model.get_base_model().base_model(ids, position_ids=positions, use_cache=False)
+            except (RuntimeError, TypeError) as error:
+                raise Untraceable(f"{type(model.get_base_model()).__name__}: {error}") from None
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from recipe.errors import ParamsError
 from recipe.files import write_text
-from recipe.hub import COMMIT, Kind, resolve_commit
+from recipe.hub import COMMIT, Kind, check_named, resolve_commit
 from recipe.params import load_yaml
 
 SECTIONS: dict[str, Kind] = {"data": "dataset", "model": "model"}
@@ -27,13 +27,12 @@ def pin(path: Path, params: dict[str, Any], *, update: bool) -> str:
         given = params[section]
         if given.source != "hub":
             continue
-        if given.id is None:
-            raise ParamsError(f"params.yaml: {section}.source is `hub`, and {section}.id does not say which.")
+        name = check_named(section, given.id)
         pinned = given.revision is not None and COMMIT.fullmatch(given.revision)
         if pinned and not update:
             continue
         wanted = DEFAULT_BRANCH if pinned or given.revision is None else given.revision
-        text = set_value(text, path, section, "revision", resolve_commit(kind, given.id, wanted))
+        text = set_value(text, path, section, "revision", resolve_commit(kind, name, wanted))
     if text == before:
         return ""
     write_text(path, text)

@@ -5,18 +5,17 @@ Exact where a stage has run already; else estimated, and said so.
 
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from recipe.caches import converted_folder, snapshot_folder
-from recipe.errors import MachineError, ParamsError
-from recipe.fetch import find_rows
 from recipe.files import read_json
-from recipe.hub import check_pinned, download, list_repository, shown_bytes
-from recipe.memory import Need, count_parameters, training_need
+from recipe.fit import check_memory, load_config, machine_memory, missing_gpu
+from recipe.hub import check_pinned, download, list_repository
 from recipe.pipeline import Paths
+from recipe.splits import local_split_files
+from recipe.transfer import shown_bytes
 from recipe.weights import CONFIGS, TOKENIZERS, weight_names
 
 EFFICIENCY = 0.5  # of the matmul's speed that a training step reaches; 0.61 was measured on a CPU (docs/RESULTS.md)
@@ -30,8 +29,6 @@ PARTS = {
     "logits": "logits and their gradients",
     "other": "the rest (CUDA's own, a quantised layer expanded)",
 }
-CPU_PARAMETERS = 1_000_000_000  # a larger model is no work for a CPU
-EMBEDDED = "The embedded default needs none: `make demo` in the repository's root."
 
 
 @dataclass
@@ -46,46 +43,6 @@ class Plan:
         rows = [f"{name:<10}{value}" for name, value in self.lines]
         verdict = [f"does not fit: {problem}" for problem in self.problems] or ["fits this machine"]
         return "\n".join([*rows, "", *verdict])
-
-
-def load_config(folder: Path) -> Any:
-    """transformers' config of a model's folder; remote code is never run for it."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise MachineError(f"the model's config in {folder} can't be read: {str(error).splitlines()[0]}") from None
-
-
-def refuse_without_gpu(config: Any, name: str) -> None:
-    """Raise MachineError for a large model on a machine without CUDA, before its weights are downloaded."""
-    import torch
-
-    if torch.cuda.is_available():
-        return
-    try:
-        count = count_parameters(config)
-    except ValueError:
-        raise ParamsError(f"params.yaml: model.id: {name} ({config.model_type}) is no causal language model.") from None
-    except KeyError:
-        return  # a family with an attention of its own, which can't be built without weights here
-    if count > CPU_PARAMETERS:
-        raise MachineError(
-            f"{name} has {count / 1e9:.1f} billion parameters and this machine has no CUDA GPU. {EMBEDDED} "
-            "To go on all the same: --force, or RECIPE_FORCE=1."
-        )
-
-
-def machine_memory() -> tuple[str, int]:
-    """The device that trains, and its memory in bytes; of a CPU, what is available."""
-    import psutil
-    import torch
-
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_properties(0)
-        return device.name, device.total_memory
-    return "CPU", psutil.virtual_memory().available
 
 
 def matmul_speed() -> float:
@@ -106,52 +63,8 @@ def matmul_speed() -> float:
     return best
 
 
-def need_of(params: dict[str, Any], config: Any, trained_fraction: float, *, cuda: bool) -> Need:
-    """training_need of a recipe's params."""
-    train = params["train"]
-    return training_need(
-        config, params["lora"], quantization=train.quantization, cuda=cuda,
-        activation_checkpointing=train.activation_checkpointing, micro_batch_size=train.micro_batch_size,
-        max_length=params["sequence"].max_length, trained_fraction=trained_fraction,
-    )  # fmt: skip
-
-
-def what_to_change(params: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) -> str:
-    """The first change of train's keys, from the cheapest on, after which it fits."""
-    train = params["train"]
-    changes: list[dict[str, Any]] = []
-    if train.micro_batch_size > 1:
-        changes.append({"micro_batch_size": 1})
-    if not train.activation_checkpointing:
-        changes.append({"activation_checkpointing": True})
-        changes.append({"micro_batch_size": 1, "activation_checkpointing": True})
-    if train.quantization != "nf4":
-        changes.append({"quantization": "nf4", "micro_batch_size": 1, "activation_checkpointing": True})
-    for change in changes:
-        if fits({**params, "train": train.model_copy(update=change)}):
-            return "Set " + ", ".join(f"train.{key}: {str(value).lower()}" for key, value in change.items()) + "."
-    return "Lower sequence.max_length, or choose a smaller model or a larger GPU."
-
-
-def check_memory(params: dict[str, Any], config: Any, trained_fraction: float) -> tuple[Need | None, list[str]]:
-    """What training needs, and a line for what does not fit; None for a model that can't be traced."""
-    import torch
-
-    cuda, (device, memory) = torch.cuda.is_available(), machine_memory()
-    try:
-        need = need_of(params, config, trained_fraction, cuda=cuda)
-    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
-        return None, []  # a family with an attention of its own, say; train explains a wrong target module
-    if need.peak <= memory:
-        return need, []
-    change = what_to_change(params, lambda one: need_of(one, config, trained_fraction, cuda=cuda).peak <= memory)
-    return need, [f"training needs {shown_bytes(need.peak)} of memory, {device} has {shown_bytes(memory)}. {change}"]
-
-
 def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
     """The whole plan of a recipe folder. Asks the Hub for listings and the model's config alone."""
-    import torch
-
     plan = Plan()
     rows, tokens, exact = _plan_data(plan, params, folder, paths)
     config_folder = _plan_model(plan, params, folder)
@@ -182,13 +95,11 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
         plan.lines.append(("memory", f"not known: {type(config).__name__} can't be traced"))
         return plan
     plan.lines.append(("memory", f"{shown_bytes(need.peak)} of {shown_bytes(memory)} ({device}), of which"))
-    for part in ("weights", "adapter", "activations", "logits", "other"):
-        plan.lines.append(("", f"{shown_bytes(getattr(need, part)):>10} {PARTS[part]}"))
-    if not torch.cuda.is_available() and need.parameters > CPU_PARAMETERS:
-        plan.problems.append(
-            f"{need.parameters / 1e9:.1f} billion parameters are no work for a CPU, and there is no CUDA GPU. "
-            f"{EMBEDDED}"
-        )
+    for part, meaning in PARTS.items():
+        plan.lines.append(("", f"{shown_bytes(getattr(need, part)):>10} {meaning}"))
+    reason = missing_gpu(need.parameters)
+    if reason:
+        plan.problems.append(reason)
     elif tokens:
         speed = matmul_speed()
         seconds = need.flops_per_token * tokens * train.num_epochs / (speed * EFFICIENCY)
@@ -209,17 +120,17 @@ def _plan_data(plan: Plan, params: dict[str, Any], folder: Path, paths: Paths) -
     """Say where the rows come from; their number and tokens (0 where unknown), and whether those are exact."""
     data = params["data"]
     if data.source != "hub":
-        find_rows(data, folder)  # refuses a source that is not there
+        local_split_files(folder, data.source, data.splits)  # refuses a source that is not there
         source = folder / data.source
         files = [source] if source.is_file() else list(source.rglob("*"))
         size = sum(file.stat().st_size for file in files if file.is_file())
         plan.lines.append(("data", f"{data.source}: {shown_bytes(size)}, nothing to download"))
         return 0, int(size / BYTES_A_TOKEN), False
-    revision = check_pinned("data", data.revision)
-    listing = list_repository("dataset", data.id, revision)
+    name, revision = check_pinned("data", data.id, data.revision)
+    listing = list_repository("dataset", name, revision)
     size = sum(file.size for file in listing.files.values())
     plan.lines.append(("data", f"{data.id}@{revision[:8]}: {shown_bytes(size)}{_license(listing.license)}"))
-    rows, text = _card_size(data.id, revision, listing, data.subset, data.train)
+    rows, text = _card_size(name, revision, listing, data.subset, data.train)
     return rows, int((text or size * PARQUET_RATIO) / BYTES_A_TOKEN), False
 
 
@@ -248,7 +159,7 @@ def _plan_model(plan: Plan, params: dict[str, Any], folder: Path) -> Path:
     if model.source != "hub":
         plan.lines.append(("model", f"{model.source}: nothing to download"))
         return folder / model.source
-    revision = check_pinned("model", model.revision)
+    _, revision = check_pinned("model", model.id, model.revision)
     listing = list_repository("model", model.id, revision)
     snapshot = snapshot_folder("model", model.id, revision)
     weights = weight_names(listing.files)

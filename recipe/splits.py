@@ -1,5 +1,6 @@
-"""Which files of a dataset on the Hub make up a split: asked of `datasets`, without its reaching for the network."""
+"""Which files make up a split: of a local source by their names, of a dataset on the Hub as `datasets` says."""
 
+import fnmatch
 import posixpath
 import shutil
 import tempfile
@@ -7,6 +8,36 @@ from pathlib import Path
 
 from recipe.errors import DataError, ParamsError
 from recipe.rows import FORMATS
+
+
+def split_files(source: Path, split: str) -> list[Path]:
+    """The files of a split in a folder: those named `split.*` or `split-*.*`, sorted by name."""
+    files = sorted(file for file in source.iterdir() if file.suffix in FORMATS and file.is_file())
+    chosen = [file for file in files if file.stem == split or fnmatch.fnmatch(file.stem, f"{split}-*")]
+    if not chosen:
+        names = ", ".join(file.name for file in files) or f"no {', '.join(FORMATS)} file"
+        raise DataError(f"{source} has no split {split!r}: it holds {names}. A split's files are named {split}.jsonl, "
+                        f"{split}-00000-of-00002.parquet and the like.")  # fmt: skip
+    return chosen
+
+
+def local_split_files(folder: Path, named: str, wanted: dict[str, str]) -> dict[str, list[Path]]:
+    """The files of each wanted split, {our name: the source's name}, of the file or folder `named` in the params."""
+    source = folder / named
+    if not source.exists():
+        raise DataError(f"data.source: {named} does not exist (looked in {folder.resolve()}).")
+    if source.is_dir():
+        made = {ours: split_files(source, theirs) for ours, theirs in wanted.items()}
+        refuse_both({ours: [file.name for file in files] for ours, files in made.items()})
+        return made
+    if source.suffix not in FORMATS:
+        raise DataError(f"data.source: {named} ends in {source.suffix!r}; rows are read from {FORMATS}.")
+    if "validation" in wanted:
+        raise ParamsError(
+            f"params.yaml: data.validation is {wanted['validation']!r}, but data.source is one file, {named}. "
+            "Set it to null to cut the validation rows from the file, or name a folder that holds both splits."
+        )
+    return {"train": [source]}
 
 
 def hub_split_files(
@@ -38,10 +69,15 @@ def hub_split_files(
             raise DataError(
                 f"{name}: rows are read from {', '.join(FORMATS)} files, and its split {theirs!r} has {odd[0]}."
             )
-    both = set(made["train"]) & set(made.get("validation", []))
+    refuse_both(made)
+    return made
+
+
+def refuse_both(splits: dict[str, list[str]]) -> None:
+    """Raise DataError for a file that would be trained on and validated on."""
+    both = set(splits["train"]) & set(splits.get("validation", []))
     if both:
         raise DataError(f"data.train and data.validation both name {sorted(both)}.")
-    return made
 
 
 def _resolve(name: str, root: Path, subset: str | None) -> dict[str, list[str]]:

@@ -43,6 +43,14 @@ def plain_base(folder, num_tokens=0, **options):
     return load_base(manifest, Path("/"), num_tokens, **options)
 
 
+def edit(path, old, new):
+    """Replace text in a file, or in the params.yaml of a folder, that must be there."""
+    path = path / "params.yaml" if path.is_dir() else path
+    text = path.read_text()
+    assert old in text, old
+    path.write_text(text.replace(old, new, 1))
+
+
 def toy_rows(count):
     """Rows whose answer is in the prompt, with lengths from short to long."""
     return [alpaca(f"Say number {n} and nothing else.", f"{n} " * (1 + n % 17), "x " * (n % 5)) for n in range(count)]
@@ -209,6 +217,18 @@ def trained(prepared, fetched_base, train_params, tmp_path):
         return target
 
     return make
+
+
+def evaluate_in(folder, base, **changes):
+    """Evaluate what `trained` made in a folder, with some keys of EvaluateParams changed."""
+    from recipe.evaluate import EvaluateParams, evaluate
+
+    params = EvaluateParams(**{"num_prompts": 4, "max_new_tokens": 5, "batch_tokens": 600, **changes})
+    return evaluate(
+        params, folder=Path("/"), prepared=folder / "prepared", base=base, adapter=folder / "adapter",
+        training=folder / "train.json", metrics=folder / "evaluate.json", report=folder / "report",
+        progress=no_progress,
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ sha256 and size, to another path.
 
 import hashlib
 import json
+import os
 import re
 import threading
 import time
@@ -46,6 +47,7 @@ class FakeHub:
     def __init__(self):
         self.repositories, self.faults, self.requests, self.sent = {}, [], [], Counter()
         self.retry_after = "1"
+        self.closing = threading.Event()
         hub = self
 
         class Handler(_Handler):
@@ -67,10 +69,16 @@ class FakeHub:
 
     def gone(self):
         """Close the port: connections are refused from now on."""
+        self.closing.set()
         if self.server:
             self.server.shutdown()
             self.server.server_close()
             self.server = None
+
+    def environment(self, home):
+        """The environment of a process that knows this Hub alone, with a cache of its own at `home`."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+        return {**kept, "HF_ENDPOINT": self.endpoint, "HF_HOME": str(home)}
 
     def add(self, kind, name, files, *, commit=None, **options):
         """Add a repository; its commit is made of its content unless given."""
@@ -126,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, path, self.headers.get("Range"), token is not None))
         fault = self.hub.fault(path) if self.command == "GET" else None
         if fault == "stall":
-            time.sleep(120)
+            self.hub.closing.wait()
             return None
         if isinstance(fault, int):
             return self.reply(fault, {"Retry-After": self.hub.retry_after} if fault == 429 else {})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT, alpaca, toy_rows, write_jsonl
+from conftest import ROOT, alpaca, edit, toy_rows, write_jsonl
 
 from recipe.cli import main
 
@@ -34,13 +34,6 @@ def copy(tmp_path):
     for name in ("recipe", "hub", "demo", "requirements"):
         (folder / name).symlink_to(ROOT / name)
     return folder
-
-
-def edit(folder, old, new):
-    path = folder / "params.yaml"
-    text = path.read_text()
-    assert old in text, old
-    path.write_text(text.replace(old, new, 1))
 
 
 def seconds(function):

@@ -54,7 +54,8 @@ def test_a_file_is_one_split(rows):
         (data(train="training"), DataError, "has no split 'training': it holds test.jsonl, train-0000.jsonl"),
         (data(validation="train"), DataError, "both name"),
         (data("rows/README.md"), DataError, "ends in '.md'"),
-        (data("hub"), ParamsError, "data.revision is null, not a 40-digit commit"),
+        (data("hub"), ParamsError, "data.source is `hub`, and data.id does not say which"),
+        (data("hub").model_copy(update={"id": "a/b"}), ParamsError, "data.revision is null, not a 40-digit commit"),
         (data(train="manifest"), DataError, "has no split 'manifest'"),
     ],
 )

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -12,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, toy_rows
+from conftest import ROOT, edit, toy_rows
 from hub_server import FakeHub, blob_id
 
 from recipe.files import sha256_tree
@@ -62,8 +61,7 @@ def folder(tmp_path, hub):
 
 
 def environment(folder, hub, **more):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    return {**kept, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder.parent / "hf"), **more}
+    return {**hub.environment(folder.parent / "hf"), **more}
 
 
 def recipe(folder, hub, *arguments, code=0, **more):
@@ -74,12 +72,6 @@ def recipe(folder, hub, *arguments, code=0, **more):
     assert done.returncode == code, done.stdout
     assert "Traceback" not in done.stdout
     return done.stdout
-
-
-def edit(folder, old, new):
-    path = folder / "params.yaml"
-    assert old in path.read_text(), old
-    path.write_text(path.read_text().replace(old, new, 1))
 
 
 def pinned(folder, section, commit):
@@ -422,7 +414,7 @@ def test_two_fetches_at_once_share_the_cache(with_model, hub, tmp_path):
 
 
 def test_git_blob_id_is_gits(tmp_path):
-    from recipe.hub import git_blob_id
+    from recipe.transfer import git_blob_id
 
     (tmp_path / "a").write_bytes(b"some bytes\n")
     wanted = subprocess.run(["git", "hash-object", "a"], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -449,7 +441,7 @@ def test_a_large_model_without_a_gpu_stops_before_its_weights_and_names_the_defa
     assert re.search(r"does not fit: 6\.9 billion parameters are no work for a CPU.*`make demo`", out)
     assert re.search(rf"model +{MODEL}@\w{{8}}: 5\d\d\.\d kB to download, licence apache-2.0", out)
     out = recipe(with_data, hub, "fetch", "model", code=4)
-    assert "6.9 billion parameters and this machine has no CUDA GPU" in out and "`make demo`" in out
+    assert "6.9 billion parameters are no work for a CPU, and there is no CUDA GPU" in out and "`make demo`" in out
     assert not hub.gets("model.safetensors")
     recipe(with_data, hub, "fetch", "model", "--force")
     assert hub.gets("model.safetensors")
@@ -543,3 +535,10 @@ def test_a_long_retry_after_is_not_slept_through(with_model, hub, monkeypatch):
     started = time.monotonic()
     assert "answered 429" in recipe(with_model, hub, "fetch", "model", code=4)
     assert time.monotonic() - started < 70
+
+
+@pytest.mark.parametrize("command", [("pin",), ("plan",), ("fetch", "data")])
+def test_a_hub_source_without_a_name_says_so(folder, hub, command):
+    edit(folder, f"id: {DATA}", "id: null")
+    out = recipe(folder, hub, *command, code=2)
+    assert "data.source is `hub`, and data.id does not say which (owner/name)" in out

@@ -128,11 +128,11 @@ def test_a_gpt2_has_its_known_size():
 
 
 def test_what_does_not_fit_names_the_key_to_change(monkeypatch):
-    from recipe import plan
-    from recipe.cli import _sections
+    from recipe import fit
+    from recipe.here import sections
     from recipe.params import read_params
 
-    params = read_params(ROOT / "presets/xgen-7b-alpaca/params.yaml", _sections())
+    params = read_params(ROOT / "presets/xgen-7b-alpaca/params.yaml", sections())
     plain = {"quantization": "none", "activation_checkpointing": False, "micro_batch_size": 4}
     params["train"] = params["train"].model_copy(update=plain)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -143,7 +143,45 @@ def test_what_does_not_fit_names_the_key_to_change(monkeypatch):
         (14, "Set train.quantization: nf4, train.micro_batch_size: 1, train.activation_checkpointing: true."),
         (4, "Lower sequence.max_length, or choose a smaller model or a larger GPU."),
     ):
-        monkeypatch.setattr(plan, "machine_memory", lambda size=gigabytes: ("a GPU", size * 10**9))
-        need, problems = plan.check_memory(params, XGEN, 0.4)
+        monkeypatch.setattr(fit, "machine_memory", lambda size=gigabytes: ("a GPU", size * 10**9))
+        need, problems = fit.check_memory(params, XGEN, 0.4)
         assert len(problems) == (change is not None) and all(one.endswith(change) for one in problems)
         assert need.peak == pytest.approx(61e9, rel=0.05)
+
+
+def test_what_can_be_traced_and_what_is_refused():
+    """A family with an attention of its own is traced with that; the rest gives a line, never a traceback."""
+    from transformers import FalconConfig, GPTJConfig, GPTNeoConfig, T5Config
+
+    from recipe.errors import ParamsError
+
+    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 500}
+    settings = {
+        "quantization": "none", "activation_checkpointing": False, "micro_batch_size": 1, "max_length": 64,
+        "trained_fraction": 1.0, "cuda": False,
+    }  # fmt: skip
+    own = [
+        GPTJConfig(n_embd=64, n_layer=2, n_head=4, vocab_size=500, rotary_dim=8),
+        FalconConfig(**small),
+        GPTNeoConfig(hidden_size=64, num_layers=2, num_heads=4, attention_types=[[["global"], 2]], vocab_size=500),
+    ]
+    for config in own:
+        assert training_need(config, LORA, **settings).activations > 0
+    with pytest.raises(ParamsError, match="a t5 is no causal language model"):
+        count_parameters(T5Config())
+    wrong = SimpleNamespace(r=4, alpha=8, dropout=0.0, target_modules=("c_attn",))
+    with pytest.raises(ParamsError, match="names c_attn, which LlamaForCausalLM does not have"):
+        training_need(LlamaConfig(intermediate_size=64, **small), wrong, **settings)
+
+
+def test_a_tied_heads_multiplications_count():
+    small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    settings = {
+        "quantization": "none", "activation_checkpointing": False, "micro_batch_size": 1, "max_length": 8,
+        "trained_fraction": 1.0, "cuda": False,
+    }  # fmt: skip
+    flops = [
+        training_need(LlamaConfig(vocab_size=9000, tie_word_embeddings=tied, **small), LORA, **settings).flops_per_token
+        for tied in (True, False)
+    ]
+    assert flops[0] == flops[1] > 4 * 9000 * 64

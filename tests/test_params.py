@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from recipe.cli import _sections
 from recipe.errors import ParamsError
+from recipe.here import sections
 from recipe.params import find_value, read_params
 
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -17,7 +17,7 @@ def read(tmp_path, *changes):
         text = text.replace(old, new, 1)
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="utf-8")
-    return read_params(path, _sections())
+    return read_params(path, sections())
 
 
 def mistakes(tmp_path, *changes):
@@ -28,7 +28,7 @@ def mistakes(tmp_path, *changes):
 
 @pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted(ROOT.glob("presets/*/params.yaml"))], ids=str)
 def test_every_shipped_recipe_is_valid(path):
-    read_params(path, _sections())
+    read_params(path, sections())
 
 
 def test_every_key_of_the_default_has_a_comment():
@@ -37,7 +37,7 @@ def test_every_key_of_the_default_has_a_comment():
 
 
 def test_the_recipe_is_the_tutorials():
-    params = read_params(ROOT / "params.yaml", _sections())
+    params = read_params(ROOT / "params.yaml", sections())
     lora, train = params["lora"], params["train"]
     assert (lora.r, lora.alpha, lora.dropout, lora.target_modules) == (16, 32, 0.05, "all-linear")
     assert (train.lr_schedule, train.warmup_ratio, train.num_epochs, train.batch_size) == ("linear", 0.1, 1, 4)
@@ -112,15 +112,15 @@ def test_a_broken_file_is_one_error(tmp_path, text, part):
     path = tmp_path / "params.yaml"
     path.write_text(text)
     with pytest.raises(ParamsError, match=part):
-        read_params(path, _sections())
+        read_params(path, sections())
 
 
 def test_a_missing_or_binary_file_is_one_error(tmp_path):
     with pytest.raises(ParamsError, match="recipe new NAME"):
-        read_params(tmp_path / "params.yaml", _sections())
+        read_params(tmp_path / "params.yaml", sections())
     (tmp_path / "params.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(ParamsError, match="not UTF-8"):
-        read_params(tmp_path / "params.yaml", _sections())
+        read_params(tmp_path / "params.yaml", sections())
 
 
 def test_a_value_is_found_by_its_dotted_key():

@@ -4,11 +4,11 @@ import ast
 import shutil
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, edit
 from ruamel.yaml import YAML
 
-from recipe.cli import _sections
 from recipe.errors import MachineError, ParamsError
+from recipe.here import sections
 from recipe.pipeline import Paths, fingerprint, read_paths, repository
 
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
@@ -55,13 +55,14 @@ FLOORS = [
         "rows",
         "splits",
         "tokenization",
+        "transfer",
         "weights",
         "xgen",
     },
-    {"trainer", "folders", "pin"},
+    {"trainer", "folders", "fit", "pin", "plan"},
     {"fetch", "prepare", "analyze", "train", "evaluate", "register"},
-    {"tracking", "served", "chat", "summary", "plan"},
-    {"cli", "__main__"},
+    {"tracking", "served", "chat", "summary"},
+    {"here", "stages", "cli", "__main__"},
 ]
 
 
@@ -91,7 +92,7 @@ def test_params_are_declared_key_by_key():
     assert declared.count("${key}") == 1  # fetch watches the whole of `data` or `model`
     wanted = {
         f"{section}.{key}"
-        for section, cls in _sections().items()
+        for section, cls in sections().items()
         if section not in {"data", "model"}
         for key in cls.model_fields
     }
@@ -114,12 +115,6 @@ def folder(tmp_path):
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).write_text("x")
     return tmp_path
-
-
-def edit(path, old, new):
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
 
 
 def test_the_fingerprint_changes_with_inputs_params_and_code_of_the_stage_alone(folder):

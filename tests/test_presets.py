@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, edit
 from hub_server import FakeHub
 
-from recipe.cli import _sections
+from recipe.here import sections
 from recipe.params import read_params
 from recipe.xgen import GPT2, GPT2_REVISION
 
@@ -21,7 +21,7 @@ PRESETS = sorted(path.parent for path in ROOT.glob("presets/*/params.yaml"))
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
 def test_a_preset_opens_with_its_command_and_has_the_links(preset):
-    params = read_params(preset / "params.yaml", _sections())
+    params = read_params(preset / "params.yaml", sections())
     assert params["registry"].name == preset.name
     head = (preset / "params.yaml").read_text().partition("\ndata:")[0]
     assert "dvc repro" in head and "GPU" in head and "Time: " in head
@@ -30,7 +30,7 @@ def test_a_preset_opens_with_its_command_and_has_the_links(preset):
 
 
 def test_the_real_recipe_is_the_tutorials():
-    params = read_params(ROOT / "presets/xgen-7b-alpaca/params.yaml", _sections())
+    params = read_params(ROOT / "presets/xgen-7b-alpaca/params.yaml", sections())
     assert (params["model"].id, params["data"].id) == ("Salesforce/xgen-7b-8k-base", "tatsu-lab/alpaca")
     assert params["model"].revision is None and params["data"].revision is None  # `recipe pin` writes them
     lora, train = params["lora"], params["train"]
@@ -101,11 +101,8 @@ class Session:
     """Commands in a preset's folder, against a Hub on loopback."""
 
     def __init__(self, folder: Path, hub: FakeHub):
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-        self.environment = {
-            **kept, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder.parent / "hf"),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        }  # fmt: skip
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.environment = {**hub.environment(folder.parent / "hf"), "PATH": path}
         self.folder = folder
 
     def run(self, *command, code=0):
@@ -118,12 +115,8 @@ class Session:
         return done.stdout
 
     def edit(self, *changes):
-        path = self.folder / "params.yaml"
-        text = path.read_text()
         for old, new in changes:
-            assert old in text, old
-            text = text.replace(old, new, 1)
-        path.write_text(text)
+            edit(self.folder, old, new)
 
 
 @pytest.mark.slow
@@ -250,7 +243,7 @@ def test_a_preset_runs_whole_on_repositories_in_its_shape(repository, shared, tm
     family, template, files = SHAPES[name]
     files = {path: data or alpaca_parquet(shared, 100) for path, data in files.items()}
     here = repository / "presets" / name
-    params = read_params(here / "params.yaml", _sections())
+    params = read_params(here / "params.yaml", sections())
     with FakeHub() as hub:
         (tmp_path / "model").mkdir()
         hub.add("model", params["model"].id, small_repository(tmp_path / "model", small_config(family), template))

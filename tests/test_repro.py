@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, alpaca, toy_rows, write_jsonl
+from conftest import ROOT, alpaca, edit, toy_rows, write_jsonl
 
 from recipe.files import sha256_file
 
@@ -122,13 +122,6 @@ def quick(finished, tiny_base, tmp_path):
     assert stages_run(run(finished, "dvc", "repro")) == []
     yield folder
     shutil.rmtree(folder)
-
-
-def edit(folder, old, new):
-    path = folder / "params.yaml"
-    text = path.read_text()
-    assert old in text, old
-    path.write_text(text.replace(old, new, 1))
 
 
 def test_a_change_reruns_what_depends_on_it_and_nothing_else(quick, tmp_path):

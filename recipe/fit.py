@@ -1,0 +1,95 @@
+"""Whether training fits this machine: its memory, and whether it has a GPU for a large model.
+
+`recipe plan` shows it; fetch and train refuse what can't fit.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from recipe.errors import MachineError
+from recipe.memory import Need, Untraceable, count_parameters, training_need
+from recipe.transfer import shown_bytes
+
+CPU_PARAMETERS = 1_000_000_000  # a larger model is no work for a CPU
+EMBEDDED = "The embedded default needs none: `make demo` in the repository's root."
+ANYWAY = "To go on all the same: --force, or RECIPE_FORCE=1."
+
+
+def load_config(folder: Path) -> Any:
+    """transformers' config of a model's folder; remote code is never run for it."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise MachineError(f"the model's config in {folder} can't be read: {str(error).splitlines()[0]}") from None
+
+
+def missing_gpu(count: int) -> str | None:
+    """Why a model of `count` parameters is no work for this machine; None where it is."""
+    import torch
+
+    if torch.cuda.is_available() or count <= CPU_PARAMETERS:
+        return None
+    return f"{count / 1e9:.1f} billion parameters are no work for a CPU, and there is no CUDA GPU. {EMBEDDED}"
+
+
+def refuse_without_gpu(config: Any, name: str) -> None:
+    """Raise MachineError for a large model on a machine without CUDA, before its weights are downloaded."""
+    reason = missing_gpu(count_parameters(config))
+    if reason:
+        raise MachineError(f"{name}: {reason} {ANYWAY}")
+
+
+def machine_memory() -> tuple[str, int]:
+    """The device that trains, and its memory in bytes; of a CPU, what is available."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(0)
+        return device.name, device.total_memory
+    return "CPU", psutil.virtual_memory().available
+
+
+def need_of(params: dict[str, Any], config: Any, trained_fraction: float, *, cuda: bool) -> Need:
+    """training_need of a recipe's params."""
+    train = params["train"]
+    return training_need(
+        config, params["lora"], quantization=train.quantization, cuda=cuda,
+        activation_checkpointing=train.activation_checkpointing, micro_batch_size=train.micro_batch_size,
+        max_length=params["sequence"].max_length, trained_fraction=trained_fraction,
+    )  # fmt: skip
+
+
+def what_to_change(params: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) -> str:
+    """The first change of train's keys, from the cheapest on, after which it fits."""
+    train = params["train"]
+    changes: list[dict[str, Any]] = []
+    if train.micro_batch_size > 1:
+        changes.append({"micro_batch_size": 1})
+    if not train.activation_checkpointing:
+        changes.append({"activation_checkpointing": True})
+        changes.append({"micro_batch_size": 1, "activation_checkpointing": True})
+    if train.quantization != "nf4":
+        changes.append({"quantization": "nf4", "micro_batch_size": 1, "activation_checkpointing": True})
+    for change in changes:
+        if fits({**params, "train": train.model_copy(update=change)}):
+            return "Set " + ", ".join(f"train.{key}: {str(value).lower()}" for key, value in change.items()) + "."
+    return "Lower sequence.max_length, or choose a smaller model or a larger GPU."
+
+
+def check_memory(params: dict[str, Any], config: Any, trained_fraction: float) -> tuple[Need | None, list[str]]:
+    """What training needs, and a line for what does not fit; None for a model that can't be traced."""
+    import torch
+
+    cuda, (device, memory) = torch.cuda.is_available(), machine_memory()
+    try:
+        need = need_of(params, config, trained_fraction, cuda=cuda)
+    except Untraceable:
+        return None, []
+    if need.peak <= memory:
+        return need, []
+    change = what_to_change(params, lambda one: need_of(one, config, trained_fraction, cuda=cuda).peak <= memory)
+    return need, [f"training needs {shown_bytes(need.peak)} of memory, {device} has {shown_bytes(memory)}. {change}"]

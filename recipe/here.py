@@ -1,0 +1,53 @@
+"""The recipe folder that a command runs in: its params, checked, its paths, and a progress bar for its stages.
+
+Every stage declares the class of its own section; this file alone knows them all.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path()
+
+
+def sections() -> dict[str, Any]:
+    """The class of every section of params.yaml."""
+    from recipe.analyze import AnalyzeParams
+    from recipe.evaluate import EvaluateParams
+    from recipe.fetch import DataParams, ModelParams
+    from recipe.prepare import SequenceParams
+    from recipe.register import RegistryParams
+    from recipe.train import LoraParams, TrainParams
+
+    return {
+        "data": DataParams,
+        "model": ModelParams,
+        "sequence": SequenceParams,
+        "analyze": AnalyzeParams,
+        "lora": LoraParams,
+        "train": TrainParams,
+        "evaluate": EvaluateParams,
+        "registry": RegistryParams,
+    }
+
+
+def params() -> dict[str, Any]:
+    """Every section of ./params.yaml, checked."""
+    from recipe.params import read_params
+
+    return read_params(HERE / "params.yaml", sections())
+
+
+def paths() -> Any:
+    """Where the stages' outputs are (`vars: paths` in dvc.yaml)."""
+    from recipe.pipeline import read_paths
+
+    return read_paths(HERE)
+
+
+def progress(items: Iterator[Any], what: str, total: int | None = None) -> Iterator[Any]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    from tqdm import tqdm
+
+    return iter(tqdm(items, desc=what, total=total, disable=not sys.stderr.isatty(), leave=False))

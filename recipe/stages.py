@@ -1,0 +1,204 @@
+"""The stages' commands: what dvc.yaml runs. Each reads the params and the paths, and says in a line what came out."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from recipe import here
+from recipe.here import HERE
+
+
+def _stage(name: str, run: Callable[[dict[str, Any], Any], str]) -> None:
+    """Run a stage alone in this recipe folder, note how long it took and under which lock, say what came out."""
+    from recipe.files import only_one
+    from recipe.notes import die_with_parent, note
+
+    params, paths = here.params(), here.paths()
+    die_with_parent()
+    with only_one(paths.local / "lock", "a stage"), note(paths.local, name):
+        click.echo(run(params, paths))
+
+
+FORCE = click.option(
+    "--force", is_flag=True, envvar="RECIPE_FORCE", help="Go on where `recipe plan` says that it can't fit."
+)
+
+
+@click.command()
+@click.argument("what", type=click.Choice(["data", "model"]))
+@FORCE
+def fetch(what: str, force: bool) -> None:
+    """Bring in the rows or the base model.
+
+    \b
+        recipe fetch data
+        recipe fetch model
+    """
+    from recipe.fetch import fetch_data, fetch_model
+    from recipe.fit import load_config, refuse_without_gpu
+
+    def run(params: dict[str, Any], paths: Any) -> str:
+        if what == "data":
+            fetch_data(params["data"], HERE, paths.data)
+            return f"rows: {params['data'].source} -> {paths.data}"
+        model = params["model"]
+
+        def check(folder: Path) -> None:
+            if not force and not model.trust_remote_code:  # of a model with code of its own nothing is known
+                refuse_without_gpu(load_config(folder), model.id)
+
+        fetch_model(model, HERE, paths.base, check)
+        return f"base model: {model.id} -> {paths.base / 'manifest.json'}"
+
+    _stage(f"fetch@{what}", run)
+
+
+@click.command()
+def prepare() -> None:
+    """Turn the rows into packed token sequences."""
+    from recipe.prepare import prepare
+
+    def run(params: dict[str, Any], paths: Any) -> str:
+        meta = prepare(params["sequence"], paths.data, paths.base / "tokenizer", paths.prepared, here.progress)
+        rows, tokens, sequences = meta["rows"], meta["tokens"], meta["sequences"]
+        left_out = rows["quarantined"] + rows["dropped_overlong"] + rows["dropped_without_answer"]
+        return (
+            f"{rows['train']:,} rows to train on, {rows['validation']:,} to validate on; {left_out:,} left out, "
+            f"{rows['truncated']:,} cut\n{tokens['train']:,} tokens, {tokens['train_trained']:,} of them trained, "
+            f"in {sequences['train']:,} sequences, {sequences['filled']:.1%} full"
+        )
+
+    _stage("prepare", run)
+
+
+@click.command()
+def analyze() -> None:
+    """Report what the rows look like, and how long they are."""
+    from recipe.analyze import analyze
+
+    def run(params: dict[str, Any], paths: Any) -> str:
+        analyze(params["analyze"], paths.data, paths.prepared, paths.analysis)
+        return f"report: {paths.analysis / 'index.html'}"
+
+    _stage("analyze", run)
+
+
+def _tracker(params: dict[str, Any], paths: Any) -> Any:
+    from recipe.files import read_json
+    from recipe.notes import lineage
+    from recipe.pipeline import fingerprint, repository
+    from recipe.tracking import Tracker
+
+    flat = {
+        f"{section}.{key}": value
+        for section, values in params.items()
+        for key, value in values.model_dump(mode="json").items()
+    }
+    lora, train = params["lora"], params["train"]
+    data = read_json(paths.data / "manifest.json")
+    base, max_length = params["model"].id.split("/")[-1], params["sequence"].max_length
+    facts = {
+        "name": f"{base}-r{lora.r}-lr{train.learning_rate:g}-len{max_length}",
+        "fingerprint": fingerprint(HERE, "train"),
+        "params": flat,
+        "tags": lineage(repository(HERE)),
+        "datasets": [
+            {"name": file["name"], "sha256": file["sha256"], "context": file["split"]} for file in data["files"]
+        ],
+    }
+    return Tracker(repository(HERE), params["registry"].experiment, facts)
+
+
+def _refuse_what_cannot_fit(params: dict[str, Any], paths: Any) -> None:
+    """Raise MachineError where training needs more memory than this machine has."""
+    from recipe.caches import base_folder
+    from recipe.errors import MachineError
+    from recipe.files import read_json
+    from recipe.fit import ANYWAY, check_memory, load_config
+
+    folder = base_folder(read_json(paths.base / "manifest.json"), HERE)
+    if not (folder / "config.json").is_file() or params["model"].trust_remote_code:
+        return  # train says what is missing; of a model with code of its own nothing is known
+    tokens = read_json(paths.prepared / "meta.json")["tokens"]
+    _, problems = check_memory(params, load_config(folder), tokens["train_trained"] / tokens["train"])
+    if problems:
+        raise MachineError(f"{problems[0]} {ANYWAY}")
+
+
+@click.command()
+@FORCE
+def train(force: bool) -> None:
+    """Train the adapter; a killed run goes on where it was."""
+    from recipe.modeling import pin_processor
+
+    pin_processor()
+
+    def run(params: dict[str, Any], paths: Any) -> str:
+        from recipe.notes import installed_lock, remember
+        from recipe.train import train
+
+        if not force:
+            _refuse_what_cannot_fit(params, paths)
+        tracker = _tracker(params, paths)
+        key = f"{tracker.facts['fingerprint'][:16]}-{installed_lock()[:8]}"
+        with tracker.training() as log:
+            cost = train(
+                params["lora"], params["train"], folder=HERE, prepared=paths.prepared, base=paths.base,
+                adapter=paths.adapter, metrics=paths.training, curve=paths.curve,
+                checkpoints=paths.local / "checkpoints" / key, log=log,
+            )  # fmt: skip
+            log(cost, 0)
+        remember(paths.local, "train", cost)
+        return f"adapter: {paths.adapter} ({cost['seconds']:.0f} s of training)"
+
+    _stage("train", run)
+
+
+@click.command()
+def evaluate() -> None:
+    """Score the base beside the adapter on the validation rows."""
+    from recipe.modeling import pin_processor
+
+    pin_processor()
+
+    def run(params: dict[str, Any], paths: Any) -> str:
+        from recipe.evaluate import evaluate, headline
+
+        results = evaluate(
+            params["evaluate"], folder=HERE, prepared=paths.prepared, base=paths.base, adapter=paths.adapter,
+            training=paths.training, metrics=paths.evaluation, report=paths.report, progress=here.progress,
+        )  # fmt: skip
+        return headline(results)
+
+    _stage("evaluate", run)
+
+
+@click.command()
+def register() -> None:
+    """Register the adapter in MLflow.
+
+    The alias `champion` moves to it where it is better.
+
+    On another server: MLFLOW_TRACKING_URI=http://... recipe register
+    """
+    from recipe.modeling import pin_processor
+
+    pin_processor()
+
+    def run(params: dict[str, Any], paths: Any) -> str:
+        from recipe.register import register
+
+        tracker = _tracker(params, paths)
+        return register(
+            params["registry"], base=paths.base, prepared=paths.prepared, adapter=paths.adapter,
+            training=paths.training, curve=paths.curve, evaluation=paths.evaluation, report=paths.report,
+            receipt=paths.receipt, lineage={**tracker.facts["tags"], "fingerprint": tracker.facts["fingerprint"]},
+            registry=tracker,
+        )  # fmt: skip
+
+    _stage("register", run)
+
+
+STAGES = (fetch, prepare, analyze, train, evaluate, register)
