@@ -66,19 +66,7 @@ Write a letter that completes the order. | An instruction describes a task. | Th
 
 def corpus_words(rng: Random) -> Words:
     """The words of one document: two thirds are invented, the others may be trained on."""
-    known = words_of(held=False)
-
-    def mixed(words: list[str], *, capital: bool) -> list[str]:
-        made = [invented(rng) for _ in range(16)]
-        return [word.capitalize() if capital else word for word in made] + rng.sample(words, 8)
-
-    return Words(
-        mixed(known.names, capital=True),
-        mixed(known.cities, capital=True),
-        mixed(known.nouns, capital=False),
-        mixed(known.verbs, capital=False),
-        held=False,
-    )
+    return words_of(held=False).mixed(lambda words: [invented(rng) for _ in range(16)] + rng.sample(words, 8))
 
 
 def prose(rng: Random, words: Words) -> str:

@@ -32,6 +32,16 @@ class Words:
     verbs: list[str]
     held: bool
 
+    def mixed(self, mix: Callable[[list[str]], list[str]]) -> "Words":
+        """Training words with each list passed through `mix`; names and cities come back with a capital."""
+
+        def capital(words: list[str]) -> list[str]:
+            return [word[:1].upper() + word[1:] for word in words]
+
+        return Words(
+            capital(mix(self.names)), capital(mix(self.cities)), mix(self.nouns), mix(self.verbs), held=False
+        )  # fmt: skip
+
     def numbers(self, rng: Random, count: int) -> list[int]:
         """`count` different numbers below 100 whose set is held out, or is not, as `held` says."""
         while True:
@@ -57,18 +67,8 @@ def words_of(*, held: bool) -> Words:
 
 def training_words(rng: Random) -> Words:
     """All words that may be trained on, and INVENTED times as many invented ones, so that no word comes often."""
-    known = words_of(held=False)
-
-    def mixed(words: list[str], *, capital: bool) -> list[str]:
-        made = [invented(rng) for _ in range(INVENTED * len(words))]
-        return list(dict.fromkeys(words + [word.capitalize() if capital else word for word in made]))
-
-    return Words(
-        mixed(known.names, capital=True),
-        mixed(known.cities, capital=True),
-        mixed(known.nouns, capital=False),
-        mixed(known.verbs, capital=False),
-        held=False,
+    return words_of(held=False).mixed(
+        lambda words: list(dict.fromkeys(words + [invented(rng) for _ in range(INVENTED * len(words))]))
     )
 
 

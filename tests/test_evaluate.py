@@ -1,13 +1,12 @@
 import json
 import math
-from pathlib import Path
 
 import pytest
-from conftest import no_progress, plain_base, toy_rows
+from conftest import evaluate_in, no_progress, plain_base, toy_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.evaluate import EvaluateParams, batches, by_kind, evaluate, headline, score, summarize
+from recipe.evaluate import batches, by_kind, headline, score, summarize
 from recipe.files import sha256_tree
 from recipe.packing import collate, read_sequences
 
@@ -62,24 +61,9 @@ def test_the_headline_says_whether_the_adapter_is_better(adapter_loss, says):
     assert "answers" not in headline(results)
 
 
-def run(folder, fetched_base, **changes):
-    params = EvaluateParams(**{"num_prompts": 4, "max_new_tokens": 5, "batch_tokens": 600, **changes})
-    return evaluate(
-        params,
-        folder=Path("/"),
-        prepared=folder / "prepared",
-        base=fetched_base,
-        adapter=folder / "adapter",
-        training=folder / "train.json",
-        metrics=folder / "evaluate.json",
-        report=folder / "report",
-        progress=no_progress,
-    )
-
-
 def test_the_stage_scores_both_and_gives_the_same_bytes_again(trained, fetched_base):
     folder = trained(num_epochs=4)
-    results = run(folder, fetched_base)
+    results = evaluate_in(folder, fetched_base)
     assert results == json.loads((folder / "evaluate.json").read_text())
     assert set(results["base"]) == set(results["adapter"]) == {"loss", "perplexity", "token_accuracy", "exact_match"}
     assert results["adapter"]["loss"] < results["base"]["loss"]
@@ -87,12 +71,12 @@ def test_the_stage_scores_both_and_gives_the_same_bytes_again(trained, fetched_b
     assert len(generations) == results["prompts"] == 4
     assert headline(results) in (folder / "report" / "index.html").read_text()
     first = sha256_tree(folder / "report"), (folder / "evaluate.json").read_bytes()
-    run(folder, fetched_base)
+    evaluate_in(folder, fetched_base)
     assert (sha256_tree(folder / "report"), (folder / "evaluate.json").read_bytes()) == first
 
 
 def test_no_prompts_leave_exact_match_out(trained, fetched_base):
-    results = run(trained(), fetched_base, num_prompts=0)
+    results = evaluate_in(trained(), fetched_base, num_prompts=0)
     assert results["adapter"]["exact_match"] is None and results["by_kind"] == {}
 
 
@@ -105,5 +89,5 @@ def test_an_exact_match_is_the_whole_answer(trained, fetched_base, monkeypatch):
     ]
     answers = [wanted[0], *(f"{answer} and more" for answer in wanted[1:])]
     monkeypatch.setattr(recipe.evaluate, "generate", lambda *_: answers)
-    results = run(folder, fetched_base, num_prompts=len(wanted))
+    results = evaluate_in(folder, fetched_base, num_prompts=len(wanted))
     assert results["adapter"]["exact_match"] == pytest.approx(1 / len(wanted), abs=1e-6)

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, no_progress, plain_base
+from conftest import ROOT, evaluate_in, plain_base
 
 from recipe.errors import TrackingError
-from recipe.evaluate import EvaluateParams, evaluate
 from recipe.modeling import load_adapter
 from recipe.register import RegistryParams, register
 from recipe.tokenization import load_tokenizer
@@ -48,17 +47,7 @@ def evaluated(trained, fetched_base, tmp_path):
 
     def make(**changes):
         folder = trained(**changes)
-        evaluate(
-            EvaluateParams(num_prompts=2, max_new_tokens=4, batch_tokens=1000),
-            folder=Path("/"),
-            prepared=folder / "prepared",
-            base=fetched_base,
-            adapter=folder / "adapter",
-            training=folder / "train.json",
-            metrics=folder / "evaluate.json",
-            report=folder / "report",
-            progress=no_progress,
-        )
+        evaluate_in(folder, fetched_base, num_prompts=2, max_new_tokens=4, batch_tokens=1000)
         return folder
 
     return make
