@@ -49,5 +49,8 @@ def set_value(text: str, path: Path, section: str, key: str, value: str) -> str:
         raise ParamsError(f"{path}, line {place + 1}: write {section}.{key} on a line of its own: `{key}: {value}`.")
     # A commit of digits alone, or with one `e` among them, would be read as a number.
     written = json.dumps(value) if re.fullmatch(r"\d+(e\d+)?", value) else value
-    lines[place] = found[1] + written + (found[3] if found[3].startswith((" ", "\n", "\t")) else " " + found[3])
+    comment = found[3].lstrip(" ")
+    gap = len(found[3]) - len(comment)
+    gap = max(gap + len(found[2]) - len(written), 1) if gap else 0  # the comment keeps its column where it can
+    lines[place] = found[1] + written + " " * gap + comment
     return "".join(lines)
