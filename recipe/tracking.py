@@ -38,8 +38,6 @@ from recipe.register import ALIAS, Adapter
 AWAY = (MlflowException, ImportError, OSError)
 
 SYSTEM_METRICS_SECONDS = 5
-# It would have type hints decide the schema; served.py has none, and the signature is given.
-warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method.*")
 EXAMPLES = {
     "alpaca": {"instruction": "What is the sum of the numbers?", "input": "12 + 30"},
     "text": {"text": "Once upon a time"},
@@ -185,7 +183,10 @@ class Tracker:
             return version
 
     def _log_model(self, adapter: Adapter) -> str:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            # It would have type hints decide the schema; served.py has none, and the signature is given. (A filter
+            # set when this file is loaded loses to those that MLflow's own imports set later.)
+            warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method.*")
             example = EXAMPLES[adapter.template]
             card = Path(folder) / "MODEL_CARD.md"
             card.write_text(adapter.card, encoding="utf-8")

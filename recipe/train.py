@@ -84,7 +84,7 @@ def trainer_config(params: TrainParams, checkpoints: Path) -> Any:
         optim="adamw_torch_fused",
         bf16=cuda,
         use_cpu=not cuda,
-        gradient_checkpointing=params.activation_checkpointing,
+        activation_checkpointing=params.activation_checkpointing,
         seed=params.seed,
         data_seed=params.seed,
         logging_steps=params.logging_steps,
