@@ -35,6 +35,12 @@ def test_the_code_listed_for_a_stage_is_what_it_imports(stage):
     assert set(listed) == imported(stage)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_the_child_of_dvc_whatever_the_shell(stage):
+    """dash forks even for one command, and a stage that watches a shell would outlive `dvc`."""
+    assert STAGES[stage]["cmd"].startswith("exec python -m recipe ")
+
+
 FLOORS = [
     {"errors", "files", "params", "prompts"},
     {

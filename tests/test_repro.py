@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
 }  # fmt: skip
 ENVIRONMENT.pop("MLFLOW_TRACKING_URI", None)
+ENVIRONMENT["SHELL"] = "/bin/sh"  # DVC runs a stage in the user's shell; dash, unlike bash, stays between the two
 
 
 def run(folder, *command, check=True):
@@ -158,8 +159,8 @@ def test_real_rows_go_through_all_stages_and_the_loss_falls(finished, shared, na
     edit(folder, "max_length: 256", REAL[name])
     edit(folder, "num_prompts: 450", "num_prompts: 8")
     edit(folder, "kind: kind", "")
-    output = run(folder, "dvc", "repro")
-    assert len(stages_run(output)) == 7
+    # Not fetch@model where the other test has run: DVC knows its result.
+    assert stages_run(run(folder, "dvc", "repro"))[-5:] == ["prepare", "analyze", "train", "evaluate", "register"]
     scores = json.loads((folder / "metrics" / "evaluate.json").read_text())
     assert scores["adapter"]["loss"] < scores["base"]["loss"] - 0.1
     meta = json.loads((folder / "data" / "prepared" / "meta.json").read_text())
