@@ -5,6 +5,7 @@ FakeTensor), while every tensor that autograd would keep for the backward pass i
 model's own code, of whatever family, and PEFT's.
 """
 
+from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -92,9 +93,10 @@ def training_need(
         model = get_peft_model(model, adapter).train()
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     tokens, size = micro_batch_size * max_length, dtype.itemsize
-    saved = saved_bytes(model, micro_batch_size, max_length, mixed=cuda)
+    saved, head_is_all = trace(model, micro_batch_size, max_length, mixed=cuda)
+    projected = tokens * trained_fraction if head_is_all else tokens  # else TRL's own loss takes every position
     # Logits in the model's dtype and in fp32, their log-softmax, and the gradients of both copies.
-    logits = int(tokens * trained_fraction) * config.get_text_config().vocab_size * (2 * size + 8 if cuda else 12)
+    logits = int(projected) * config.get_text_config().vocab_size * (2 * size + 8 if cuda else 12)
     if activation_checkpointing:
         # Every layer's input stays; a layer's own activations are there one layer at a time, after the logits.
         layers = config.get_text_config().num_hidden_layers
@@ -125,11 +127,8 @@ def _weight_bytes(model: Any, quantization: str, dtype: Any) -> tuple[int, int]:
     return int(small * QUANTIZED_BYTES[quantization]) + rest, max(one.weight.numel() for one in layers)
 
 
-def saved_bytes(model: Any, micro_batch_size: int, max_length: int, *, mixed: bool) -> int:
-    """Bytes that autograd keeps of one forward pass through a PEFT model on the meta device, its head left out.
-
-    `mixed` is bf16 autocast, as the trainer has it on CUDA. Raises Untraceable.
-    """
+def _without_bytes(model: Any) -> Any:
+    """Give a model on the meta device weights that have a shape and no bytes; the mode in which it then runs."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -142,6 +141,13 @@ def saved_bytes(model: Any, micro_batch_size: int, max_length: int, *, mixed: bo
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = FakeTensor(mode, buffer.to("meta"), cpu)
+    return mode
+
+
+def _saved_bytes(model: Any, ids: Any, positions: Any) -> int:
+    """Bytes that autograd keeps of one forward pass through a PEFT model, its head left out."""
+    import torch
+
     weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
     kept: dict[int, Any] = {}
 
@@ -151,15 +157,49 @@ def saved_bytes(model: Any, micro_batch_size: int, max_length: int, *, mixed: bo
             kept[storage._cdata] = tensor  # held, so that no other storage gets its address
         return tensor
 
-    with mode, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.get_base_model().base_model(ids, position_ids=positions, use_cache=False)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _head_is_all(model: Any, ids: Any, positions: Any) -> bool:
+    """Whether the model computes nothing beyond its backbone and head; recipe/trainer.py compares the numbers."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: Counter[str] = Counter()
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function.namespace == "aten" and not function.is_view:
+                self.calls[str(function)] += 1
+            return function(*args, **(kwargs or {}))
+
+    whole, options = model.get_base_model(), {"position_ids": positions, "use_cache": False}
+    with torch.no_grad():
+        with Count() as all_of_it:
+            whole(ids, **options)
+        with Count() as known:
+            whole.get_output_embeddings()(whole.base_model(ids, **options)[0])
+    return all_of_it.calls == known.calls
+
+
+def trace(model: Any, micro_batch_size: int, max_length: int, *, mixed: bool) -> tuple[int, bool]:
+    """Bytes that autograd keeps of a PEFT model on the meta device, and whether its logits are its head's output.
+
+    `mixed` is bf16 autocast, as the trainer has it on CUDA. Raises Untraceable.
+    """
+    import torch
+
+    with _without_bytes(model), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         ids = torch.zeros((micro_batch_size, max_length), dtype=torch.long)
         positions = torch.arange(max_length).expand(micro_batch_size, -1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            try:
-                model.get_base_model().base_model(ids, position_ids=positions, use_cache=False)
-            except (RuntimeError, TypeError) as error:
-                raise Untraceable(f"{type(model.get_base_model()).__name__}: {error}") from None
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        try:
+            return _saved_bytes(model, ids, positions), _head_is_all(model, ids[:, :8], positions[:, :8])
+        except (RuntimeError, TypeError) as error:
+            raise Untraceable(f"{type(model.get_base_model()).__name__}: {error}") from None
 
 
 def _attention() -> str:

@@ -185,3 +185,18 @@ def test_a_tied_heads_multiplications_count():
         for tied in (True, False)
     ]
     assert flops[0] == flops[1] > 4 * 9000 * 64
+
+
+@pytest.mark.parametrize(("family", "more"), [("Llama", False), ("Gemma2", True), ("Cohere", True), ("GPTNeoX", False)])
+def test_logits_that_are_more_than_a_head_are_counted_for_every_position(family, more):
+    """A soft cap or a scale sends the loss through all positions, as the trainer finds by comparing numbers."""
+    import transformers
+
+    small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    ends = {"bos_token_id": 1, "eos_token_id": 2}
+    config = getattr(transformers, f"{family}Config")(vocab_size=1000, **ends, **small)
+    settings = {
+        "quantization": "none", "activation_checkpointing": False, "micro_batch_size": 2, "max_length": 64,
+        "trained_fraction": 0.25, "cuda": False,
+    }  # fmt: skip
+    assert training_need(config, LORA, **settings).logits == (128 if more else 32) * 1000 * 12
