@@ -14,9 +14,11 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise DataError(f"{folder} holds no tokenizer that transformers can read: {first}") from None
+    except Exception as error:  # noqa: BLE001 - of odd files, both libraries raise KeyError, TypeError, plain Exception
+        first = (str(error).strip() or "?").splitlines()[0]
+        raise DataError(
+            f"{folder} holds no tokenizer that transformers can read: {type(error).__name__}: {first}"
+        ) from None
 
 
 def give_padding_token(tokenizer: Any) -> None:

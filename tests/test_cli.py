@@ -142,6 +142,22 @@ def test_a_file_is_split_and_a_folder_without_train_split_is_refused(copy, tmp_p
     assert not (copy / "presets" / "folder").exists()
 
 
+def test_training_that_cannot_fit_is_refused_unless_forced(quick, monkeypatch):
+    monkeypatch.chdir(quick)
+    edit(quick, "micro_batch_size: 4 ", "micro_batch_size: 100000 ")
+    edit(quick, "batch_size: 4 ", "batch_size: 100000 ")
+    runner = CliRunner()
+    for stage in ("fetch data", "fetch model", "prepare"):
+        assert runner.invoke(main, stage.split(), catch_exceptions=False).exit_code == 0
+    refused = runner.invoke(main, ["train"])
+    assert refused.exit_code == 4 and "Set train.micro_batch_size: 1." in refused.output
+    assert "training needs" in refused.output and "--force, or RECIPE_FORCE=1" in refused.output
+    assert not (quick / "models/adapter").exists()
+    # The rows are few, so the one batch that they make does fit.
+    assert runner.invoke(main, ["train", "--force"], catch_exceptions=False).exit_code == 0
+    assert (quick / "models/adapter/adapter_model.safetensors").is_file()
+
+
 def test_the_stages_by_hand_then_summary_and_chat(quick):
     """Every stage through the command line, coverage included: they run in this process."""
     before = Path.cwd()

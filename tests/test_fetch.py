@@ -140,3 +140,11 @@ def test_a_folder_that_is_no_model_is_refused(tiny_base, tmp_path, change, part)
     with pytest.raises(RecipeError, match=part):
         fetch_model(model("base"), tmp_path, tmp_path / "made")
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "nonsense", '{"version": "1.0", "added_tokens": [], "model": {}}'])
+def test_an_odd_tokenizer_file_is_one_line(tiny_base, tmp_path, content):
+    shutil.copytree(tiny_base, tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.json").write_text(content)
+    with pytest.raises(DataError, match=r"holds no tokenizer that transformers can read: [A-Z]"):
+        load_tokenizer(tmp_path / "base")
