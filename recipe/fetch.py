@@ -22,7 +22,7 @@ from recipe.errors import DataError, ParamsError
 from recipe.files import new_folder, read_json, sha256_file, sha256_listing, write_json
 from recipe.hub import check_pinned, download, in_turn, list_repository, stated_license
 from recipe.params import Section
-from recipe.splits import hub_split_files, local_split_files
+from recipe.splits import dataset_splits, local_split_files
 from recipe.tokenization import give_padding_token, load_tokenizer
 from recipe.weights import CONFIGS, TOKENIZERS, asks_for_code, check_weights, convert, is_converted, weight_names
 from recipe.xgen import GPT2, GPT2_FILES, GPT2_REVISION, build_tokenizer, is_xgen
@@ -104,11 +104,8 @@ def fetch_data(params: DataParams, folder: Path, made: Path) -> None:
 
 def _rows_from_hub(params: DataParams, name: str, revision: str) -> tuple[Path, dict[str, list[Path]]]:
     """The snapshot's folder, and in it the files of the splits, in the Hub's cache."""
-    files = list_repository("dataset", name, revision).files
-    card = [files[one] for one in ("README.md",) if one in files]
-    root = download("dataset", name, revision, card)
-    splits = hub_split_files(name, list(files), root, params.subset, params.splits)
-    download("dataset", name, revision, [files[one] for names in splits.values() for one in names])
+    listing, splits = dataset_splits(name, revision, params.subset, params.splits)
+    root = download("dataset", name, revision, [listing.files[one] for names in splits.values() for one in names])
     return root, {split: [root / one for one in names] for split, names in splits.items()}
 
 

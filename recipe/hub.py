@@ -64,7 +64,7 @@ def resolve_commit(kind: Kind, name: str, revision: str) -> str:
     """The commit that a branch, a tag or a short form stands for on the Hub today."""
     if offline():
         raise MachineError("HF_HUB_OFFLINE is set, and a commit can only be looked up on the Hub. Unset it.")
-    with _explained(kind, name, revision):
+    with explained(kind, name, revision):
         return patiently(lambda: _api().repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT)).sha
 
 
@@ -81,7 +81,7 @@ def list_repository(kind: Kind, name: str, revision: str) -> Listing:
             )
         stored = read_json(kept)
         return Listing({one["path"]: RemoteFile(**one) for one in stored["files"]}, stored["license"])
-    with _explained(kind, name, revision):
+    with explained(kind, name, revision):
         info = patiently(
             lambda: _api().repo_info(name, repo_type=kind, revision=revision, files_metadata=True, timeout=TIMEOUT)
         )
@@ -92,7 +92,7 @@ def list_repository(kind: Kind, name: str, revision: str) -> Listing:
         digest = one.lfs.sha256 if one.lfs else one.blob_id
         files[one.rfilename] = RemoteFile(one.rfilename, one.size, digest)
     listing = Listing(files, _license(info.card_data))
-    with _explained(kind, name, revision):
+    with explained(kind, name, revision):
         write_json(kept, {"license": listing.license, "files": [vars(one) for one in files.values()]})
     return listing
 
@@ -112,7 +112,7 @@ def download(kind: Kind, name: str, revision: str, files: list[RemoteFile], also
             f"cache at {folder}. Unset it once, and run this again."
         )
     blobs = folder.parent.parent / "blobs"
-    with _explained(kind, name, revision, blobs.parent):
+    with explained(kind, name, revision, blobs.parent):
         blobs.mkdir(parents=True, exist_ok=True)
         missing = sum(file.size - partial_size(blobs, file) for file in lacking)
         _check_disk(blobs, missing + also)
@@ -161,7 +161,7 @@ def _check_disk(folder: Path, needed: int) -> None:
 
 
 @contextmanager
-def _explained(kind: Kind, name: str, revision: str, cache: Path | None = None) -> Iterator[None]:
+def explained(kind: Kind, name: str, revision: str, cache: Path | None = None) -> Iterator[None]:
     """Turn what the Hub and the network raise into one line that says what to do."""
     import httpx2
     from huggingface_hub import constants

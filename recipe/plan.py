@@ -14,13 +14,12 @@ from recipe.files import read_json
 from recipe.fit import check_memory, load_config, machine_memory, missing_gpu
 from recipe.hub import check_pinned, download, list_repository
 from recipe.pipeline import Paths
-from recipe.splits import local_split_files
+from recipe.sizes import hub_text, local_text, text_tokens
+from recipe.splits import dataset_splits, local_split_files
 from recipe.transfer import shown_bytes
 from recipe.weights import CONFIGS, TOKENIZERS, weight_names
 
 EFFICIENCY = 0.5  # of the matmul's speed that a training step reaches; 0.61 was measured on a CPU (docs/RESULTS.md)
-BYTES_A_TOKEN = 4.3  # of English text, GPT-2's vocabulary, Alpaca
-PARQUET_RATIO = 2.0  # bytes of text in a byte of Parquet
 TRAINED_FRACTION = 0.5  # of the tokens, where prepare has not counted them
 PARTS = {
     "weights": "weights of the frozen base",
@@ -66,23 +65,23 @@ def matmul_speed() -> float:
 def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
     """The whole plan of a recipe folder. Asks the Hub for listings and the model's config alone."""
     plan = Plan()
-    rows, tokens, exact = _plan_data(plan, params, folder, paths)
-    config_folder = _plan_model(plan, params, folder)
+    rows, tokens, download_bytes = _plan_data(plan, params, folder)
+    config_folder = _plan_model(plan, params, folder, download_bytes)
     meta = read_json(paths.prepared / "meta.json") if (paths.prepared / "meta.json").is_file() else None
     sequence, train = params["sequence"], params["train"]
     fraction = TRAINED_FRACTION if sequence.loss_on == "completion" else 1.0
     if meta:
-        rows, tokens, exact = meta["rows"]["train"], meta["tokens"]["train"], True
+        rows, tokens = meta["rows"]["train"], meta["tokens"]["train"]
         fraction = meta["tokens"]["train_trained"] / tokens
-    mark = "" if exact else " (estimated)"
-    if tokens:
-        sequences = meta["sequences"]["train"] if meta else max(tokens // sequence.max_length, 1)
-        steps = int(-(-sequences * train.num_epochs // train.batch_size))
-        plan.lines.append(("rows", f"{rows:,} to train on{mark}" if rows else "not known before fetch"))
-        plan.lines.append(("tokens", f"{tokens:,} in {sequences:,} sequences of {sequence.max_length:,}{mark}"))
-        plan.lines.append(("steps", f"{steps:,} of {train.batch_size} sequences{mark}"))
-    else:
-        plan.lines.append(("rows", "not known before fetch"))
+    elif params["data"].validation is None:
+        share = 1 - sequence.validation_fraction
+        rows, tokens = int(rows * share), int(tokens * share)
+    mark = "" if meta else " (estimated)"
+    sequences = meta["sequences"]["train"] if meta else max(tokens // sequence.max_length, 1)
+    steps = int(-(-sequences * train.num_epochs // train.batch_size))
+    plan.lines.append(("rows", f"{rows:,} to train on{mark}" if rows else "not known before prepare"))
+    plan.lines.append(("tokens", f"{tokens:,} in {sequences:,} sequences of {sequence.max_length:,}{mark}"))
+    plan.lines.append(("steps", f"{steps:,} of {train.batch_size} sequences{mark}"))
 
     config = load_config(config_folder)
     longest = getattr(config, "max_position_embeddings", None)
@@ -100,7 +99,7 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
     reason = missing_gpu(need.parameters)
     if reason:
         plan.problems.append(reason)
-    elif tokens:
+    else:
         speed = matmul_speed()
         seconds = need.flops_per_token * tokens * train.num_epochs / (speed * EFFICIENCY)
         basis = f"{need.flops_per_token / 1e9:.3g} GFLOP a token, half of the {speed / 1e12:.2f} TFLOP/s of a matmul"
@@ -116,43 +115,28 @@ def shown_time(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def _plan_data(plan: Plan, params: dict[str, Any], folder: Path, paths: Paths) -> tuple[int, int, bool]:
-    """Say where the rows come from; their number and tokens (0 where unknown), and whether those are exact."""
-    data = params["data"]
+def _plan_data(plan: Plan, params: dict[str, Any], folder: Path) -> tuple[int, int, int]:
+    """Say where the rows come from; their number and tokens (0 where unknown), and the bytes to download."""
+    data, sequence = params["data"], params["sequence"]
+    columns = set(sequence.columns.values())
     if data.source != "hub":
-        local_split_files(folder, data.source, data.splits)  # refuses a source that is not there
-        source = folder / data.source
-        files = [source] if source.is_file() else list(source.rglob("*"))
-        size = sum(file.stat().st_size for file in files if file.is_file())
+        files = local_split_files(folder, data.source, data.splits)
+        size = sum(file.stat().st_size for paths in files.values() for file in paths)
         plan.lines.append(("data", f"{data.source}: {shown_bytes(size)}, nothing to download"))
-        return 0, int(size / BYTES_A_TOKEN), False
+        rows, text = local_text(files["train"], columns)
+        return rows, text_tokens(sequence.template, rows, text), 0
     name, revision = check_pinned("data", data.id, data.revision)
-    listing = list_repository("dataset", name, revision)
-    size = sum(file.size for file in listing.files.values())
-    plan.lines.append(("data", f"{data.id}@{revision[:8]}: {shown_bytes(size)}{_license(listing.license)}"))
-    rows, text = _card_size(name, revision, listing, data.subset, data.train)
-    return rows, int((text or size * PARQUET_RATIO) / BYTES_A_TOKEN), False
+    listing, splits = dataset_splits(name, revision, data.subset, data.splits)
+    wanted = {split: [listing.files[path] for path in paths] for split, paths in splits.items()}
+    snapshot = snapshot_folder("dataset", name, revision)
+    lacking = sum(file.size for files in wanted.values() for file in files if not (snapshot / file.path).is_file())
+    plan.lines.append(("data", f"{name}@{revision[:8]}: {shown_bytes(lacking)} to download{_license(listing.license)}"))
+    rows, text = hub_text(name, revision, wanted["train"], columns)
+    return rows, text_tokens(sequence.template, rows, text), lacking
 
 
-def _card_size(name: str, revision: str, listing: Any, subset: str | None, split: str) -> tuple[int, int]:
-    """The rows and bytes of text of a split as the dataset's card states them; zeros where it does not."""
-    from huggingface_hub import RepoCard
-
-    if "README.md" not in listing.files:
-        return 0, 0
-    folder = download("dataset", name, revision, [listing.files["README.md"]])
-    info = RepoCard.load(folder / "README.md", ignore_metadata_errors=True).data.to_dict().get("dataset_info") or {}
-    for one in info if isinstance(info, list) else [info]:
-        if subset is not None and one.get("config_name", subset) != subset:
-            continue
-        for found in one.get("splits") or []:
-            if found.get("name") == split:
-                return int(found.get("num_examples") or 0), int(found.get("num_bytes") or 0)
-    return 0, 0
-
-
-def _plan_model(plan: Plan, params: dict[str, Any], folder: Path) -> Path:
-    """Say what the model costs in downloads and disk; the folder that holds its config."""
+def _plan_model(plan: Plan, params: dict[str, Any], folder: Path, also: int) -> Path:
+    """Say what the model costs in downloads and disk, with the rows' `also`; the folder that holds its config."""
     from huggingface_hub.constants import HF_HOME
 
     model = params["model"]
@@ -169,7 +153,7 @@ def _plan_model(plan: Plan, params: dict[str, Any], folder: Path) -> Path:
         wanted = [name for name in wanted if name not in weights]
     lacking = sum(listing.files[name].size for name in wanted if not (snapshot / name).is_file())
     converted = any(name.endswith(".bin") for name in weights) and not done
-    needed = lacking + (sum(listing.files[name].size for name in weights) if converted else 0)
+    needed = also + lacking + (sum(listing.files[name].size for name in weights) if converted else 0)
     home = Path(HF_HOME)
     while not home.is_dir():
         home = home.parent

@@ -1,12 +1,15 @@
 """Which files make up a split: of a local source by their names, of a dataset on the Hub as `datasets` says."""
 
 import fnmatch
+import json
 import posixpath
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from recipe.errors import DataError, ParamsError
+from recipe.hub import Listing, download, list_repository
 from recipe.rows import FORMATS
 
 
@@ -40,6 +43,16 @@ def local_split_files(folder: Path, named: str, wanted: dict[str, str]) -> dict[
     return {"train": [source]}
 
 
+def dataset_splits(
+    name: str, revision: str, subset: str | None, wanted: dict[str, str]
+) -> tuple[Listing, dict[str, list[str]]]:
+    """The files of a dataset's commit on the Hub, and the paths of each wanted split; fetches its card alone."""
+    listing = list_repository("dataset", name, revision)
+    card = [listing.files[one] for one in ("README.md",) if one in listing.files]
+    root = download("dataset", name, revision, card)
+    return listing, hub_split_files(name, list(listing.files), root, subset, wanted)
+
+
 def hub_split_files(
     name: str, paths: list[str], card_folder: Path, subset: str | None, wanted: dict[str, str]
 ) -> dict[str, list[str]]:
@@ -55,6 +68,7 @@ def hub_split_files(
             (root / path).touch()
         if (card_folder / "README.md").is_file():
             shutil.copyfile(card_folder / "README.md", root / "README.md")
+            _refuse_addresses(name, root / "README.md")
         splits = _resolve(name, root, subset)
     made: dict[str, list[str]] = {}
     for ours, theirs in wanted.items():
@@ -71,6 +85,16 @@ def hub_split_files(
             )
     refuse_both(made)
     return made
+
+
+def _refuse_addresses(name: str, card: Path) -> None:
+    """Raise DataError for a card whose splits name another place on the network: `datasets` would go there."""
+    from huggingface_hub import RepoCard
+
+    stated = RepoCard.load(card, ignore_metadata_errors=True).data.to_dict().get("configs")
+    found = re.search(r'[^"]*://[^"]*', json.dumps(stated, default=str))
+    if found:
+        raise DataError(f"{name}: its card names {found[0]}, which is no file of the repository.")
 
 
 def refuse_both(splits: dict[str, list[str]]) -> None:

@@ -6,6 +6,8 @@ or git blob id (of the others) is the one that the Hub lists for the commit; one
 """
 
 import hashlib
+import os
+import shutil
 import sys
 import threading
 import time
@@ -74,7 +76,6 @@ def partial_size(blobs: Path, file: RemoteFile) -> int:
 
 def fetch_file(kind: Kind, name: str, revision: str, folder: Path, file: RemoteFile, stop: threading.Event) -> None:
     """One file into the cache: its bytes to a partial file that outlives this run, checked, then made a blob."""
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import WeakFileLock
 
     blobs = folder.parent.parent / "blobs"
@@ -101,10 +102,38 @@ def fetch_file(kind: Kind, name: str, revision: str, folder: Path, file: RemoteF
                     f"{file.path} of {name} came with other bytes than the Hub lists, twice: expected {file.size:,} "
                     f"bytes with {file.digest}, found {size:,} with {found}. A proxy may be changing them."
                 )
-        # The blob is there: this makes its link in the snapshot.
-        patiently(lambda: hf_hub_download(name, file.path, repo_type=kind, revision=revision, etag_timeout=TIMEOUT))
+        _link(linked, blobs / file.digest)
     if file.size > 10_000_000 and not sys.stderr.isatty():
         print(f"  {file.path}: {shown_bytes(file.size)} in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _link(link: Path, blob: Path) -> None:
+    """Name a blob in the snapshot as huggingface_hub's cache does: by a relative link; a copy where there are none."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    made = link.with_name(f".{link.name}.{os.getpid()}.tmp")
+    made.unlink(missing_ok=True)
+    try:
+        made.symlink_to(os.path.relpath(blob, link.parent))
+    except OSError:
+        shutil.copyfile(blob, made)
+    made.replace(link)
+
+
+def read_end(kind: Kind, name: str, revision: str, file: RemoteFile, count: int) -> bytes:
+    """The last `count` bytes of a file on the Hub, or all of it where it is shorter."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    start = max(file.size - count, 0)
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={start}-"}
+
+    def ask() -> bytes:
+        url = hf_hub_url(name, file.path, repo_type=kind, revision=revision)
+        response = get_session().get(url, headers=headers, timeout=TIMEOUT, follow_redirects=True)
+        hf_raise_for_status(response)
+        return response.content if response.status_code == 206 else response.content[start:]
+
+    return patiently(ask)
 
 
 def _receive(kind: Kind, name: str, revision: str, partial: Path, file: RemoteFile, stop: threading.Event) -> None:

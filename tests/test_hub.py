@@ -449,17 +449,15 @@ def test_a_large_model_without_a_gpu_stops_before_its_weights_and_names_the_defa
 
 @pytest.mark.slow
 def test_a_plan_tells_rows_steps_disk_memory_time_and_licences(with_model, hub, parquet):
-    info = b"  splits:\n  - name: train\n    num_examples: 60\n    num_bytes: 9000\n"
-    card = b"---\nlicense: cc-by-nc-4.0\ndataset_info:\n" + info + b"---\n"
-    rows = {"train.parquet": parquet, "README.md": card}
+    rows = {"train.parquet": parquet, "README.md": b"---\nlicense: cc-by-nc-4.0\n---\n", "large.txt": bytes(10**6)}
     commit = hub.add("dataset", DATA, rows, card={"license": "cc-by-nc-4.0"})
     pinned(with_model, "data", commit)
     out = recipe(with_model, hub, "plan")
     for line in (
-        rf"data +{DATA}@{commit[:8]}: .* licence cc-by-nc-4.0 \(no commercial use\)",
+        rf"data +{DATA}@{commit[:8]}: \d\.\d kB to download, licence cc-by-nc-4.0 \(no commercial use\)",
         rf"model +{MODEL}@\w+: \d+\.\d kB to download",
         r"disk +\d+\.\d kB in .*/hf, .* free",
-        r"rows +60 to train on \(estimated\)",
+        r"rows +57 to train on \(estimated\)",
         r"steps +\d+ of 4 sequences \(estimated\)",
         r"memory +\d+\.\d MB of .* \(CPU\), of which",
         r"activations kept for the backward pass",
@@ -467,11 +465,14 @@ def test_a_plan_tells_rows_steps_disk_memory_time_and_licences(with_model, hub, 
         r"fits this machine",
     ):
         assert re.search(line, out), (line, out)
-    assert not hub.gets("model.safetensors") and not hub.gets("train.parquet")
+    assert not hub.gets("model.safetensors")
+    assert all(asked for method, path, asked, _ in hub.requests if method == "GET" and "train.parquet" in path)
+    stated = int(re.search(r"tokens +([\d,]+) in", out)[1].replace(",", ""))
     recipe(with_model, hub, "fetch", "model")
     recipe(with_model, hub, "fetch", "data")
     recipe(with_model, hub, "prepare")
     meta = json.loads((with_model / "data/prepared/meta.json").read_text())
+    assert meta["tokens"]["train"] < 3 * stated < 9 * meta["tokens"]["train"]  # made-up text, its own tokenizer
     out = recipe(with_model, hub, "plan")
     assert f"{meta['rows']['train']} to train on\n" in out and "0 bytes to download" in out
 
@@ -502,6 +503,23 @@ def test_a_damaged_conversion_is_made_anew(with_model, hub, model_files):
         assert sha256_tree(with_model / "models/base") == first
 
 
+def test_a_file_of_weights_from_before_torch_1_6_is_converted(with_model, hub, model_files):
+    """No zip archive, so it can't be mapped."""
+    import io
+
+    import torch
+    from safetensors.torch import load
+
+    state, data = load(model_files["model.safetensors"]), io.BytesIO()
+    torch.save(state, data, _use_new_zipfile_serialization=False)
+    files = {name: content for name, content in model_files.items() if name != "model.safetensors"}
+    commit = hub.add("model", MODEL, {**files, "pytorch_model.bin": data.getvalue()})
+    edit(with_model, manifest_revision(with_model), commit)
+    recipe(with_model, hub, "fetch", "model")
+    made = load((with_model.parent / "hf/recipe/converted/owner--tiny" / commit / "model.safetensors").read_bytes())
+    assert made.keys() == state.keys() and all(torch.equal(made[name], state[name]) for name in state)
+
+
 @pytest.mark.slow
 def test_a_half_filled_cache_is_no_whole_dataset_offline(folder, hub):
     rows = b'{"instruction": "a", "output": "b"}\n'
@@ -515,7 +533,7 @@ def test_a_half_filled_cache_is_no_whole_dataset_offline(folder, hub):
     assert not (folder / "data/raw").exists()
 
 
-@pytest.mark.parametrize("path", ["/etc/x.jsonl", "../x.jsonl"])
+@pytest.mark.parametrize("path", ["/etc/x.jsonl", "../x.jsonl", "http://localhost:1/x.jsonl", "hf://datasets/a/b"])
 def test_a_card_cannot_point_outside_of_its_repository(folder, hub, path):
     card = f"---\nconfigs:\n- config_name: a\n  data_files: {path}\n---\n".encode()
     rows = b'{"instruction": "a", "output": "b"}\n'

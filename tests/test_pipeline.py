@@ -59,6 +59,7 @@ FLOORS = [
         "pages",
         "pipeline",
         "rows",
+        "sizes",
         "splits",
         "tokenization",
         "transfer",

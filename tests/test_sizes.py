@@ -1,0 +1,57 @@
+"""How much text a source holds: what plan states before anything is fetched, held to what prepare counts."""
+
+import json
+
+import pytest
+from conftest import no_progress
+
+from recipe.errors import DataError
+from recipe.sizes import local_text, text_tokens
+
+COLUMNS = {"instruction", "input", "output"}
+
+
+@pytest.fixture
+def parquet(shared, tmp_path):
+    """Alpaca's first 999 rows as they stand on the Hub: Parquet, with the fourth column `text`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = json.loads((shared / "alpaca_en_999.json").read_text())
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.Table.from_pylist([{**row, "text": "not read " * 50} for row in rows]), path)
+    return path
+
+
+def test_the_tokens_of_alpaca_are_stated_within_a_tenth(parquet, shared, tmp_path):
+    """Only the columns that the template reads count, and what it writes around them does."""
+    from recipe.fetch import DataParams, fetch_data
+    from recipe.prepare import SequenceParams, prepare
+    from recipe.xgen import build_tokenizer
+
+    for theirs, ours in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt")):
+        (tmp_path / ours).symlink_to(shared / "gpt2" / theirs)
+    build_tokenizer(tmp_path).save_pretrained(tmp_path / "tokenizer")
+    params = DataParams(
+        source="train.parquet", id=None, revision=None, subset=None, sha256=None, train="train", validation=None
+    )
+    fetch_data(params, tmp_path, tmp_path / "raw")
+    sequence = SequenceParams(
+        template="alpaca", chat_template=None, columns={name: name for name in COLUMNS}, max_length=2048,
+        overlong="truncate", loss_on="completion", packing=True, validation_fraction=0.05, on_bad_row="drop",
+    )  # fmt: skip
+    meta = prepare(sequence, tmp_path / "raw", tmp_path / "tokenizer", tmp_path / "prepared", no_progress)
+    rows, size = local_text([parquet], COLUMNS)
+    counted = meta["tokens"]["train"] * rows / meta["rows"]["train"]
+    print(f"{rows} rows: {text_tokens('alpaca', rows, size):,} tokens stated, {counted:,.0f} counted")
+    assert rows == 999
+    assert text_tokens("alpaca", rows, size) == pytest.approx(counted, rel=0.1)
+
+
+def test_a_file_that_is_no_parquet_and_files_of_text(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and no footer")
+    with pytest.raises(DataError, match=r"a\.parquet: not a readable Parquet file"):
+        local_text([tmp_path / "a.parquet"], COLUMNS)
+    (tmp_path / "a.jsonl").write_text("x" * 430)
+    assert local_text([tmp_path / "a.jsonl"], COLUMNS) == (0, 430)
+    assert text_tokens("text", 0, 430) == 100
