@@ -1,14 +1,13 @@
 """Brings files from the Hugging Face Hub into its cache, whole and checked. Only fetch, pin and plan come here.
 
-    listing = list_repository("model", "Salesforce/xgen-7b-8k-base", commit)
-    folder = download("model", "Salesforce/xgen-7b-8k-base", commit, [listing.files["config.json"]])
-
-What the Hub and the network raise becomes one line that says what to do, here and nowhere else.
+listing = list_repository("model", "Salesforce/xgen-7b-8k-base", commit)
+folder = download("model", "Salesforce/xgen-7b-8k-base", commit, [listing.files["config.json"]])
 """
 
 import os
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from recipe.caches import snapshot_folder
-from recipe.errors import DataError, MachineError, ParamsError, RecipeError
+from recipe.errors import DataError, MachineError, ParamsError
 from recipe.files import read_json, write_json
-from recipe.transfer import TIMEOUT, Kind, RemoteFile, fetch_file, is_whole, partial_size, patiently, shown_bytes
+from recipe.hub_errors import explained
+from recipe.transfer import (
+    TIMEOUT,
+    Kind,
+    Received,
+    RemoteFile,
+    fetch_file,
+    is_whole,
+    partial_size,
+    patiently,
+    shown_bytes,
+)
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 STREAMS = 4  # files at once
@@ -121,8 +131,8 @@ def download(kind: Kind, name: str, revision: str, files: list[RemoteFile], also
             there = f" ({shown_bytes(kept)} are there already)" if kept else ""
             print(f"fetching {shown_bytes(missing)} of {name}@{revision[:8]} into {blobs.parent}{there}", flush=True)
         stop = threading.Event()
-        with ThreadPoolExecutor(STREAMS) as pool:
-            jobs = [pool.submit(fetch_file, kind, name, revision, folder, file, stop) for file in lacking]
+        with _bar(missing) as received, ThreadPoolExecutor(STREAMS) as pool:
+            jobs = [pool.submit(fetch_file, kind, name, revision, folder, file, stop, received) for file in lacking]
             try:
                 for job in jobs:
                     job.result()
@@ -131,6 +141,21 @@ def download(kind: Kind, name: str, revision: str, files: list[RemoteFile], also
                 for job in jobs:
                     job.cancel()
     return folder
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Received]:
+    """A progress bar over all files of a download, on a terminal alone; yields what is told of bytes received."""
+    from tqdm import tqdm
+
+    quiet, lock = total <= QUIET_BYTES or not sys.stderr.isatty(), threading.Lock()
+    with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=quiet) as bar:
+
+        def received(count: int) -> None:
+            with lock:
+                bar.update(count)
+
+        yield received
 
 
 @contextmanager
@@ -158,62 +183,6 @@ def _check_disk(folder: Path, needed: int) -> None:
             f"{folder} has {shown_bytes(free)} free, and {shown_bytes(needed)} are still to come. Free some, or set "
             "HF_HOME to a folder on a larger disk."
         )
-
-
-@contextmanager
-def explained(kind: Kind, name: str, revision: str, cache: Path | None = None) -> Iterator[None]:
-    """Turn what the Hub and the network raise into one line that says what to do."""
-    import httpx2
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    section = "model" if kind == "model" else "data"
-    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
-    token = "HF_TOKEN is set, but does not open it" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
-    kept = f" What was received is kept in {cache}; run this again to go on." if cache else ""
-    try:
-        yield
-    except RecipeError:
-        raise
-    except HFValidationError:
-        raise ParamsError(f"params.yaml: {section}.id is {name!r}, which is no name on the Hub (owner/name).") from None
-    except GatedRepoError:
-        raise MachineError(
-            f"{name} is open only to those who accepted its terms: do so on {page}, and set HF_TOKEN to a token of "
-            f"that account ({token})."
-        ) from None
-    except RepositoryNotFoundError:
-        raise ParamsError(f"params.yaml: {section}.id: {page} does not exist, or is private ({token}).") from None
-    except RevisionNotFoundError:
-        raise ParamsError(
-            f"params.yaml: {section}.revision: {name} has no {revision}. Set it to a branch (main), and run "
-            "`recipe pin`."
-        ) from None
-    except RemoteEntryNotFoundError as error:
-        raise MachineError(
-            f"{constants.ENDPOINT} lists a file of {name} that it does not have: {error.response.url}."
-        ) from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        hint = f" ({token})" if status in {401, 403} else ""
-        raise MachineError(
-            f"{constants.ENDPOINT} answered {status} for {name}{hint}.{kept or ' Try again later.'}"
-        ) from None
-    except (httpx2.TransportError, LocalEntryNotFoundError, ConnectionError) as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise MachineError(
-            f"{constants.ENDPOINT} is out of reach: {reason}.{kept} HF_HUB_OFFLINE=1 lives from the cache."
-        ) from None
-    except OSError as error:
-        raise MachineError(f"{name} could not be stored: {error}.{kept}") from None
 
 
 def stated_license(folder: Path) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.errors import DataError
-from recipe.hub import explained
+from recipe.hub_errors import explained
 from recipe.prompts import ALPACA_WITHOUT_INPUT, Template
 from recipe.transfer import RemoteFile, read_end
 

@@ -21,6 +21,7 @@ from recipe.files import CHUNK_BYTES, sha256_file
 
 Kind = Literal["model", "dataset"]
 Result = TypeVar("Result")
+Received = Callable[[int], None]
 
 TIMEOUT = 10.0  # seconds to connect, and between two pieces of an answer
 TRIES = 4
@@ -74,8 +75,13 @@ def partial_size(blobs: Path, file: RemoteFile) -> int:
     return min(path.stat().st_size, file.size) if path.is_file() else 0
 
 
-def fetch_file(kind: Kind, name: str, revision: str, folder: Path, file: RemoteFile, stop: threading.Event) -> None:
-    """One file into the cache: its bytes to a partial file that outlives this run, checked, then made a blob."""
+def fetch_file(
+    kind: Kind, name: str, revision: str, folder: Path, file: RemoteFile, stop: threading.Event, received: Received
+) -> None:
+    """One file into the cache: its bytes to a partial file that outlives this run, checked, then made a blob.
+
+    `received` is told of the bytes as they come, of a negative number where some have to come again.
+    """
     from huggingface_hub.utils import WeakFileLock
 
     blobs = folder.parent.parent / "blobs"
@@ -89,7 +95,9 @@ def fetch_file(kind: Kind, name: str, revision: str, folder: Path, file: RemoteF
             if is_whole(blobs / file.digest, file):
                 break
             patiently(
-                lambda: _receive(kind, name, revision, partial, file, stop), lambda: partial_size(blobs, file), stop
+                lambda: _receive(kind, name, revision, partial, file, stop, received),
+                lambda: partial_size(blobs, file),
+                stop,
             )
             found = _digest(partial, file)
             if found == file.digest:
@@ -97,6 +105,7 @@ def fetch_file(kind: Kind, name: str, revision: str, folder: Path, file: RemoteF
                 break
             size = partial.stat().st_size
             partial.unlink()
+            received(-size)
             if last:
                 raise DataError(
                     f"{file.path} of {name} came with other bytes than the Hub lists, twice: expected {file.size:,} "
@@ -136,14 +145,15 @@ def read_end(kind: Kind, name: str, revision: str, file: RemoteFile, count: int)
     return patiently(ask)
 
 
-def _receive(kind: Kind, name: str, revision: str, partial: Path, file: RemoteFile, stop: threading.Event) -> None:
+def _receive(
+    kind: Kind, name: str, revision: str, partial: Path, file: RemoteFile, stop: threading.Event, received: Received
+) -> None:
     """Fill the partial file up to the file's size, going on from what is there. Raises where the transfer ends early.
 
     (huggingface_hub's own transfer sleeps as long as a Retry-After asks for, and writes 10 MB at a time.)
     """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-    from tqdm import tqdm
 
     url = hf_hub_url(name, file.path, repo_type=kind, revision=revision)
     with partial.open("ab") as target:
@@ -156,17 +166,14 @@ def _receive(kind: Kind, name: str, revision: str, partial: Path, file: RemoteFi
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
-        bar = tqdm(
-            desc=file.path[-40:], total=file.size, initial=start, unit="B", unit_scale=True, leave=False,
-            disable=not sys.stderr.isatty(),
-        )  # fmt: skip
-        with bar, get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
+        with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
             hf_raise_for_status(response)
             if start and response.status_code != 206:  # the server sends it from the beginning
                 target.truncate(0)
+                received(-start)
             for piece in response.iter_bytes(CHUNK_BYTES):
                 target.write(piece)
-                bar.update(len(piece))
+                received(len(piece))
                 if stop.is_set():
                     raise ConnectionError("another file of this download failed")
     if partial.stat().st_size < file.size:

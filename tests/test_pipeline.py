@@ -52,6 +52,7 @@ FLOORS = [
         "curve",
         "examples",
         "hub",
+        "hub_errors",
         "memory",
         "modeling",
         "notes",
