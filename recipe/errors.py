@@ -38,3 +38,11 @@ class TrackingError(RecipeError):
     """The tracking server or the model registry could not do what was asked."""
 
     exit_code = 6
+
+
+class Stopped(RecipeError):
+    """A signal asked the command to stop, and it did at a place where the next run goes on."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number  # as a shell reports a signal

@@ -24,7 +24,11 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent() -> None:
-    """End this process when the one that started it dies. A killed `dvc` would leave its trainer running."""
+    """End this process when the one that started it dies. A killed `dvc` would leave its trainer running.
+
+    SIGTERM ends it even where the starter ignores that signal, as docker/repro has `dvc` do.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform != "linux":
         return
     parent = os.getppid()

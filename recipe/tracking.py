@@ -31,7 +31,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-from recipe.errors import TrackingError
+from recipe.errors import Stopped, TrackingError
 from recipe.register import ALIAS, Adapter
 
 # What a store that is away, misspelled or without its driver raises.
@@ -82,14 +82,16 @@ class Tracker:
         return found.experiment_id
 
     def find_run(self, *, finished: bool) -> str | None:
-        """The newest run of this training that ended well, or that was cut off."""
-        status = "FINISHED" if finished else "RUNNING"
-        runs = self.client.search_runs(
-            [self.experiment_id()],
-            f"tags.fingerprint = '{self.facts['fingerprint']}' and attributes.status = '{status}'",
-            max_results=1,
-        )
-        return runs[0].info.run_id if runs else None
+        """The newest run of this training that ended well, or that was cut off or stopped."""
+        for status in ("FINISHED",) if finished else ("RUNNING", "KILLED"):
+            runs = self.client.search_runs(
+                [self.experiment_id()],
+                f"tags.fingerprint = '{self.facts['fingerprint']}' and attributes.status = '{status}'",
+                max_results=1,
+            )
+            if runs:
+                return runs[0].info.run_id
+        return None
 
     def start(self, run_id: str | None, *, system_metrics: bool) -> str:
         """Start a run, or go on with one, with its params, tags and datasets; its id."""
@@ -142,6 +144,9 @@ class Tracker:
             yield log
             # A run with a gap does not count: register makes a whole one from the curve.
             status = "FINISHED" if alive else "FAILED"
+        except Stopped:
+            status = "KILLED" if alive else "FAILED"
+            raise
         finally:
             if mlflow.active_run():
                 try:

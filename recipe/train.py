@@ -1,7 +1,8 @@
 """Stage train: LoRA on the packed sequences, with TRL's SFTTrainer.
 
 Reads data/prepared/ and models/base/. Makes models/adapter/ (PEFT's layout), metrics/train.json and metrics/loss.csv.
-A killed run goes on from its last whole checkpoint in .recipe/checkpoints/ and ends with the same bytes.
+A killed run goes on from its last whole checkpoint in .recipe/checkpoints/ and ends with the same bytes. SIGINT and
+SIGTERM end it at its next point of the curve, with a checkpoint.
 
     python -m recipe train
 """
@@ -17,11 +18,12 @@ from pydantic import Field, model_validator
 
 from recipe.checkpoints import is_last, newest_complete
 from recipe.curve import curve_text
-from recipe.errors import ParamsError, TrainingError
+from recipe.errors import ParamsError, Stopped, TrainingError
 from recipe.files import new_folder, read_json, write_json, write_text
 from recipe.modeling import Quantization, be_deterministic, check_target_modules, load_base, save_adapter
 from recipe.packing import collate, read_sequences
 from recipe.params import Section
+from recipe.stopping import Stop
 from recipe.tokenization import load_tokenizer
 
 Log = Callable[[dict[str, float], int], None]
@@ -129,6 +131,7 @@ def train(
     sequences = read_sequences(prepared / "train.arrow")
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     tokens_per_step = meta["tokens"]["train"] / len(sequences) * params.batch_size
+    stop = Stop()
     trainer = PackedTrainer(
         model=model,
         args=trainer_config(params, checkpoints),
@@ -142,7 +145,7 @@ def train(
             target_modules=targets,
             task_type="CAUSAL_LM",
         ),
-        callbacks=[Progress(checkpoints, log, tokens_per_step)],
+        callbacks=[Progress(checkpoints, log, tokens_per_step, stop)],
     )
     trainer.remove_callback(PrinterCallback)  # ours says it, in fewer words
     newest = newest_complete(checkpoints)
@@ -154,7 +157,8 @@ def train(
         print(f"going on from {newest.name}")
     started = time.monotonic()
     try:
-        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+        with stop:
+            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise TrainingError(
@@ -162,6 +166,9 @@ def train(
                 "train.micro_batch_size, or set train.activation_checkpointing or train.quantization."
             ) from None
         raise
+    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+        done = f"{trainer.state.global_step} of {trainer.state.max_steps}"
+        raise Stopped(f"training was stopped after step {done}. `dvc repro` goes on from there.", stop.asked)
     seconds = time.monotonic() - started
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)

@@ -20,6 +20,7 @@ from recipe.checkpoints import mark_complete
 from recipe.curve import CURVE
 from recipe.errors import TrainingError
 from recipe.packing import IGNORED
+from recipe.stopping import Stop
 
 Log = Callable[[dict[str, float], int], None]
 
@@ -84,10 +85,10 @@ def _head_is_all(model: Any, backbone: Any, head: Any) -> bool:
 
 
 class Progress(TrainerCallback):
-    """Shows and logs progress, marks whole checkpoints, and stops at a loss that is not a number."""
+    """Shows and logs progress, marks whole checkpoints, and stops when asked to and at a loss that is not a number."""
 
-    def __init__(self, checkpoints: Path, log: Log, tokens_per_step: float) -> None:
-        self.checkpoints, self.log, self.tokens_per_step = checkpoints, log, tokens_per_step
+    def __init__(self, checkpoints: Path, log: Log, tokens_per_step: float, stop: Stop) -> None:
+        self.checkpoints, self.log, self.tokens_per_step, self.stop = checkpoints, log, tokens_per_step, stop
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -97,11 +98,14 @@ class Progress(TrainerCallback):
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Move the bar; the curve ends where training ends, however few the steps."""
+        """Move the bar; the curve ends where training ends, however few the steps. A stop leaves a checkpoint."""
         if self.bar:
             self.bar.update(state.global_step - self.bar.n)
         if state.global_step >= state.max_steps:
             control.should_log = True
+        # At a point of the curve alone: a point is a mean since the last one, which no checkpoint holds.
+        if self.stop.asked and state.global_step % args.logging_steps == 0:
+            control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         """Hand the numbers on; raises TrainingError where they are not finite."""

@@ -62,6 +62,7 @@ FLOORS = [
         "rows",
         "sizes",
         "splits",
+        "stopping",
         "tokenization",
         "transfer",
         "weights",

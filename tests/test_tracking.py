@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, evaluate_in, plain_base
 
-from recipe.errors import TrackingError
+from recipe.errors import Stopped, TrackingError
 from recipe.modeling import load_adapter
 from recipe.register import RegistryParams, register
 from recipe.tokenization import load_tokenizer
@@ -93,10 +94,17 @@ def test_a_killed_training_goes_on_in_its_run_and_a_failed_one_is_marked(store):
     with one.training() as log:
         log({"loss": 1.0}, 1)
     assert one.find_run(finished=True) == killed and one.find_run(finished=False) is None
+    with pytest.raises(Stopped), one.training():
+        raise Stopped("asked to", signal.SIGTERM)
+    stopped = one.find_run(finished=False)
+    assert one.client.get_run(stopped).info.status == "KILLED"
+    with one.training():
+        pass
+    assert one.client.get_run(stopped).info.status == "FINISHED"
     with pytest.raises(ZeroDivisionError), one.training():
         raise ZeroDivisionError
     runs = one.client.search_runs([one.experiment_id()])
-    assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
+    assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED", "FINISHED"]
 
 
 def test_a_dead_server_never_stops_a_training(store, monkeypatch, capsys):

@@ -1,12 +1,14 @@
 import json
 import math
+import signal
 
 import pytest
 import torch
 from conftest import plain_base, toy_rows
 
+from recipe.checkpoints import newest_complete
 from recipe.curve import read_curve
-from recipe.errors import ParamsError, TrainingError
+from recipe.errors import ParamsError, Stopped, TrainingError
 from recipe.files import sha256_tree
 from recipe.modeling import load_adapter, load_base
 from recipe.train import LoraParams
@@ -61,6 +63,36 @@ def test_a_training_cut_off_anywhere_ends_in_the_same_bytes(trained, tmp_path):
     trained(folder=tmp_path / "b", log=lambda values, step: seen.append(step))
     assert outputs(tmp_path / "b") == whole
     assert min(seen) > 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_training_at_a_checkpoint_and_the_next_run_goes_on(trained, tmp_path, capsys, number):
+    whole = outputs(trained(folder=tmp_path / "a"))
+    before = signal.getsignal(number)
+
+    def ask(values, step):
+        if step == 2:
+            signal.raise_signal(number)
+            signal.raise_signal(signal.SIGTERM)  # a `dvc` that dies asks once more
+
+    with pytest.raises(Stopped, match=r"stopped after step 4 of \d+\. `dvc repro` goes on") as stopped:
+        trained(folder=tmp_path / "b", log=ask)
+    assert stopped.value.exit_code == 128 + number and signal.getsignal(number) == before
+    assert "stopping at the next checkpoint" in capsys.readouterr().out
+    assert newest_complete(tmp_path / "b" / "checkpoints") and not (tmp_path / "b" / "adapter").exists()
+    seen = []
+    trained(folder=tmp_path / "b", log=lambda values, step: seen.append(step))
+    assert outputs(tmp_path / "b") == whole
+    assert min(seen) > 4
+
+
+def test_a_second_ctrl_c_stops_at_once(trained):
+    def ask(values, step):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(log=ask)
 
 
 def test_numbers_are_logged_as_training_goes(trained):
