@@ -155,8 +155,9 @@ class ChatTemplate:
         try:
             turns = self.turns(probe)
         except DataError as error:
+            others = [name for name, text in TEMPLATES.items() if text != self.source]
             raise ParamsError(
-                f"params.yaml: sequence.chat_template: {error}. Choose another template ({', '.join(TEMPLATES)}), or "
+                f"params.yaml: sequence.chat_template: {error}. Choose another template ({', '.join(others)}), or "
                 "write one there."
             ) from None
         text = "".join(turn.prompt + turn.completion + (turn.end or "") for turn in turns)

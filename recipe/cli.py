@@ -147,6 +147,12 @@ def new(name: str, data: str | None, model: str | None) -> None:
     made = new_recipe(HERE, name, data, model)
     shown = os.path.relpath(made)
     then = "recipe pin && dvc repro" if from_hub else "dvc repro"
+    if model:
+        params = here.params()
+        click.echo(
+            f"Its settings are those of the recipe here: train.learning_rate {params['train'].learning_rate:g} and "
+            f"sequence.max_length {params['sequence'].max_length} suit {params['model'].id}; look at both."
+        )
     click.echo(f"made {shown}. Edit {shown}/params.yaml, then: cd {shown} && {then}")
 
 

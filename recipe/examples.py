@@ -109,12 +109,15 @@ def read_examples(
 
 
 def check_columns(template: Template, columns: dict[str, str], seen: set[str], files: list[str]) -> None:
-    """Raise DataError for an optional column that was mapped by hand and stands in no row: a misspelled name."""
+    """Raise DataError for a column that stands in no row: of the template's own, or mapped by hand and misspelled.
+
+    An optional column under its own name may be missing everywhere: Alpaca's `input`.
+    """
     for name, column in columns.items():
-        if name != column and column not in seen and name not in REQUIRED_COLUMNS[template] and seen:
+        if column not in seen and (name != column or name in REQUIRED_COLUMNS[template]) and seen:
             raise DataError(
                 f"sequence.columns.{name} names the column {column!r}, which no row of {', '.join(files)} has; "
-                f"they have {', '.join(sorted(map(repr, seen)))}."
+                f"they have {', '.join(sorted(map(repr, seen)))}. Write there the column that holds the {name}."
             )
 
 

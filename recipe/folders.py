@@ -1,7 +1,11 @@
-"""Makes a recipe folder: params.yaml of its own, and links to the shared pipeline."""
+"""Makes a recipe folder: params.yaml of its own, a copy of dvc.yaml, and links to the shared code.
+
+A copy, since DVC reads an earlier commit's files without following links: `dvc metrics diff` would find nothing.
+"""
 
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from recipe.files import new_folder
 from recipe.params import load_yaml
 from recipe.pipeline import repository
 
-LINKS = ("dvc.yaml", "recipe", "hub")
+LINKS = ("recipe", "hub")
 
 
 def source_of(given: str) -> str:
@@ -63,6 +67,7 @@ def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> 
             yaml.dump(params, file)
         for link in LINKS:
             (target / link).symlink_to(Path("..") / ".." / link)
+        shutil.copyfile(root / "dvc.yaml", target / "dvc.yaml")
     return made
 
 

@@ -80,7 +80,7 @@ def read_params(path: Path, sections: dict[str, type[Section]]) -> dict[str, Any
 
 def _plain(value: Any) -> Any:
     """The value with strings for keys; YAML allows others."""
-    return {str(key): one for key, one in value.items()} if isinstance(value, dict) else value
+    return {str(key): _plain(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _is_branch(part: object) -> bool:

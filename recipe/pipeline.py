@@ -45,8 +45,9 @@ def read_paths(folder: Path) -> Paths:
 
 
 def repository(folder: Path) -> Path:
-    """The folder that the recipe folder's links lead to: where dvc.yaml, requirements/ and MLflow's store are."""
-    return (folder / "dvc.yaml").resolve().parent
+    """The folder above that holds requirements/ and MLflow's store: the recipe folder itself for the root recipe."""
+    here = folder.resolve()
+    return next((one for one in (here, *here.parents) if (one / "requirements").is_dir()), here)
 
 
 def fingerprint(folder: Path, stage: str) -> str:

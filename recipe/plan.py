@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from recipe.caches import converted_folder, snapshot_folder
+from recipe.errors import DataError
+from recipe.examples import check_columns
 from recipe.files import read_json
 from recipe.fit import check_memory, load_config, machine_memory, missing_gpu
 from recipe.hub import check_pinned, download, list_repository
@@ -123,7 +125,11 @@ def _plan_data(plan: Plan, params: dict[str, Any], folder: Path) -> tuple[int, i
         files = local_split_files(folder, data.source, data.splits)
         size = sum(file.stat().st_size for paths in files.values() for file in paths)
         plan.lines.append(("data", f"{data.source}: {shown_bytes(size)}, nothing to download"))
-        rows, text = local_text(files["train"], columns)
+        rows, text, seen = local_text(files["train"], columns)
+        try:
+            check_columns(sequence.template, sequence.columns, seen, [file.name for file in files["train"]])
+        except DataError as error:
+            plan.problems.append(str(error))
         return rows, text_tokens(sequence.template, rows, text), 0
     name, revision = check_pinned("data", data.id, data.revision)
     listing, splits = dataset_splits(name, revision, data.subset, data.splits)

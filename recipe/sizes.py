@@ -2,8 +2,8 @@
 
     rows, size = parquet_text(read_metadata(path), {"instruction", "output"})
 
-A Parquet file tells both in its footer, of which the Hub sends the last bytes alone. Of the other formats only the
-size is known.
+Files here are read. On the Hub, a Parquet file tells both in its footer, of which the Hub sends the last bytes alone;
+of the other formats only the size is known.
 """
 
 import io
@@ -13,6 +13,7 @@ from typing import Any
 from recipe.errors import DataError
 from recipe.hub_errors import explained
 from recipe.prompts import ALPACA_WITHOUT_INPUT, Template
+from recipe.rows import Row, read_rows
 from recipe.transfer import RemoteFile, read_end
 
 BYTES_A_TOKEN = 4.3  # of English text, GPT-2's vocabulary, Alpaca
@@ -39,21 +40,37 @@ def parquet_text(metadata: Any, columns: set[str]) -> tuple[int, int]:
     return metadata.num_rows, size
 
 
-def local_text(files: list[Path], columns: set[str]) -> tuple[int, int]:
-    """Rows (0 where unknown) and bytes of text of files here."""
+def local_text(files: list[Path], columns: set[str]) -> tuple[int, int, set[str]]:
+    """Rows, bytes of text in those columns, and the names of all columns, of files here."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = size = 0
+    rows, size = 0, 0
+    seen: set[str] = set()
     for file in files:
-        if file.suffix != ".parquet":
-            return 0, sum(one.stat().st_size for one in files)
-        try:
-            found = parquet_text(pq.read_metadata(file), columns)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{file.name}: not a readable Parquet file: {error}.") from None
-        rows, size = rows + found[0], size + found[1]
-    return rows, size
+        if file.suffix == ".parquet":
+            try:
+                metadata = pq.read_metadata(file)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise DataError(f"{file.name}: not a readable Parquet file: {error}.") from None
+            found = parquet_text(metadata, columns)
+            rows, size = rows + found[0], size + found[1]
+            seen.update(metadata.schema.to_arrow_schema().names)
+            continue
+        for row in read_rows(file):
+            rows += 1
+            if isinstance(row, Row):
+                seen.update(row.values)
+                size += sum(_text_bytes(row.values.get(name)) for name in columns)
+    return rows, size, seen
+
+
+def _text_bytes(value: object) -> int:
+    """The bytes of a string, or of the strings in a list of messages."""
+    if isinstance(value, str):
+        return len(value.encode("utf-8", errors="replace"))
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return sum(map(_text_bytes, parts))
 
 
 def hub_text(name: str, revision: str, files: list[RemoteFile], columns: set[str]) -> tuple[int, int]:

@@ -95,7 +95,7 @@ def quick(copy, tiny_base, tmp_path):
     write_jsonl(tmp_path / "rows" / "test.jsonl", [alpaca(f"Held {n}", "x y") for n in range(6)])
     done = recipe(copy, "new", "quick", "--data", tmp_path / "rows", "--model", tiny_base)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == (
+    assert done.stdout.splitlines()[-1] == (
         "made presets/quick. Edit presets/quick/params.yaml, then: cd presets/quick && dvc repro"
     )
     return copy / "presets" / "quick"
@@ -103,7 +103,8 @@ def quick(copy, tiny_base, tmp_path):
 
 def test_a_new_recipe_has_its_params_with_comments_and_links(quick, copy):
     assert sorted(path.name for path in quick.iterdir()) == ["dvc.yaml", "hub", "params.yaml", "recipe"]
-    assert (quick / "dvc.yaml").readlink().as_posix() == "../../dvc.yaml"
+    assert (quick / "dvc.yaml").read_bytes() == (copy / "dvc.yaml").read_bytes()
+    assert (quick / "recipe").readlink().as_posix() == "../../recipe"
     text = (quick / "params.yaml").read_text()
     assert text.startswith("# The recipe quick.") and "# rank of the update" in text
     assert recipe(quick, "params", "data.validation").stdout == "test\n"
@@ -140,6 +141,35 @@ def test_a_file_is_split_and_a_folder_without_train_split_is_refused(copy, tmp_p
     done = recipe(copy, "new", "folder", "--data", tmp_path / "empty")
     assert done.returncode == 3 and "has no train split" in done.stderr
     assert not (copy / "presets" / "folder").exists()
+
+
+def test_a_plan_counts_the_rows_here_and_names_a_column_that_none_has(quick, tmp_path):
+    done = recipe(quick, "plan")
+    assert done.returncode == 0 and "80 to train on (estimated)" in done.stdout
+    edit(quick, "    instruction: instruction", "    instruction: question")
+    done = recipe(quick, "plan")
+    assert done.returncode == 4 and "does not fit: sequence.columns.instruction names" in done.stdout
+    assert "'question', which no row of train.jsonl has; they have 'input', 'instruction', 'output'" in done.stdout
+
+
+def test_another_lock_is_installed_anew(tmp_path):
+    """And without a word about it, the one that is installed stays."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements").mkdir()
+    (tmp_path / ".venv").mkdir()
+    for name in ("requirements/cpu.lock", "requirements/cuda.lock", "pyproject.toml", ".venv/recipe-lock.sha256"):
+        (tmp_path / name).write_text("x  requirements/cpu.lock\n")
+
+    def commands(*arguments):
+        environment = {name: value for name, value in os.environ.items() if name not in {"LOCK", "MAKEFLAGS"}}
+        return subprocess.run(
+            ["make", "-n", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "pip install" not in commands("env") and "pip install" not in commands("env", "LOCK=cpu")
+    assert "-r requirements/cuda.lock" in commands("env", "LOCK=cuda")
+    (tmp_path / ".venv/recipe-lock.sha256").write_text("x  requirements/cuda.lock\n")
+    assert "pip install" not in commands("env") and "-r requirements/cpu.lock" in commands("env", "LOCK=cpu")
 
 
 def test_training_that_cannot_fit_is_refused_unless_forced(quick, monkeypatch):

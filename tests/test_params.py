@@ -92,6 +92,12 @@ def test_a_wrong_value_is_refused_with_what_was_found(tmp_path, change, part):
     assert part in mistakes(tmp_path, change)
 
 
+def test_jinja_text_without_quotes_is_one_error(tmp_path):
+    """YAML reads two braces as a mapping whose key is a mapping."""
+    text = mistakes(tmp_path, ("chat_template: null ", 'chat_template: {{ "x" }} '))
+    assert "chat_template" in text and "Traceback" not in text
+
+
 def test_names_of_modules_are_taken_as_a_list(tmp_path):
     params = read(tmp_path, ("target_modules: all-linear", "target_modules: [q_proj, v_proj]"))
     assert params["lora"].target_modules == ("q_proj", "v_proj")

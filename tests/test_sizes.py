@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import no_progress
+from conftest import no_progress, write_jsonl
 
 from recipe.errors import DataError
 from recipe.sizes import local_text, text_tokens
@@ -41,17 +41,22 @@ def test_the_tokens_of_alpaca_are_stated_within_a_tenth(parquet, shared, tmp_pat
         overlong="truncate", loss_on="completion", packing=True, validation_fraction=0.05, on_bad_row="drop",
     )  # fmt: skip
     meta = prepare(sequence, tmp_path / "raw", tmp_path / "tokenizer", tmp_path / "prepared", no_progress)
-    rows, size = local_text([parquet], COLUMNS)
+    rows, size, seen = local_text([parquet], COLUMNS)
     counted = meta["tokens"]["train"] * rows / meta["rows"]["train"]
     print(f"{rows} rows: {text_tokens('alpaca', rows, size):,} tokens stated, {counted:,.0f} counted")
-    assert rows == 999
+    assert rows == 999 and seen == {*COLUMNS, "text"}
     assert text_tokens("alpaca", rows, size) == pytest.approx(counted, rel=0.1)
 
 
-def test_a_file_that_is_no_parquet_and_files_of_text(tmp_path):
+def test_a_file_here_is_read_row_by_row(tmp_path):
+    turns = [{"role": "user", "content": "four"}, {"role": "assistant", "content": "twelve bytes"}]
+    write_jsonl(tmp_path / "a.jsonl", [{"instruction": "aé", "output": "b", "other": "not read"}, {"messages": turns}])
+    rows, size, seen = local_text([tmp_path / "a.jsonl"], {*COLUMNS, "messages"})
+    assert (rows, size, seen) == (2, 4 + 4 + 4 + 9 + 12, {"instruction", "output", "other", "messages"})
+
+
+def test_a_file_that_is_no_parquet(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and no footer")
     with pytest.raises(DataError, match=r"a\.parquet: not a readable Parquet file"):
         local_text([tmp_path / "a.parquet"], COLUMNS)
-    (tmp_path / "a.jsonl").write_text("x" * 430)
-    assert local_text([tmp_path / "a.jsonl"], COLUMNS) == (0, 430)
     assert text_tokens("text", 0, 430) == 100
