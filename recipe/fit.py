@@ -12,6 +12,7 @@ from recipe.memory import Need, Untraceable, count_parameters, training_need
 from recipe.transfer import shown_bytes
 
 CPU_PARAMETERS = 1_000_000_000  # a larger model is no work for a CPU
+MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 EMBEDDED = "The embedded default needs none: `make demo` in the repository's root."
 ANYWAY = "To go on all the same: --force, or RECIPE_FORCE=1."
 
@@ -43,14 +44,16 @@ def refuse_without_gpu(config: Any, name: str) -> None:
 
 
 def machine_memory() -> tuple[str, int]:
-    """The device that trains, and its memory in bytes; of a CPU, what is available."""
+    """The device that trains, and its memory in bytes; of a CPU, what is available, in a container too."""
     import psutil
     import torch
 
     if torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0)
         return device.name, device.total_memory
-    return "CPU", psutil.virtual_memory().available
+    # A container's limit, in version 2 of cgroups and in version 1; psutil sees the host's memory.
+    limits = [path.read_text().strip() for path in MEMORY_LIMITS if path.is_file()]
+    return "CPU", min([psutil.virtual_memory().available, *(int(one) for one in limits if one.isdigit())])
 
 
 def need_of(params: dict[str, Any], config: Any, trained_fraction: float, *, cuda: bool) -> Need:
