@@ -1,23 +1,32 @@
 # `make help` lists the targets. Everything runs in .venv, made from a hashed lock; Python 3.11 and pip are all it needs.
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-LOCK ?= cpu
+# The lock that is installed already, unless another is named: `make env LOCK=cuda` installs anew.
+INSTALLED := $(patsubst requirements/%.lock,%,$(shell sed 's/.* //' .venv/recipe-lock.sha256 2>/dev/null))
+LOCK ?= $(or $(INSTALLED),cpu)
 PORT ?= 5000
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PYTORCH_INDEX := https://download.pytorch.org/whl/cpu
 export DVC_NO_ANALYTICS := 1
+# DVC runs stages that do not depend on each other, and writes a new dvc.lock, in the order of a set.
+export PYTHONHASHSEED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
 export PATH := $(BIN):$(PATH)
 
 .PHONY: help env demo plan repro test test-all lint types format mlflow-ui lock clean
+.PHONY: docker-train docker-demo docker-shell docker-build docker-check docker-pin docker-test docker-test-cuda
+.PHONY: services-up services-down services-train services-backup services-restore
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 env: $(VENV)/recipe-lock.sha256  ## Make .venv from requirements/cpu.lock (LOCK=cuda on a GPU host)
 
+ifneq ($(INSTALLED),$(LOCK))
+.PHONY: $(VENV)/recipe-lock.sha256
+endif
 $(VENV)/recipe-lock.sha256: requirements/$(LOCK).lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
 	  echo "error: this needs Python 3.11, and $(PYTHON) is $$($(PYTHON) --version 2>&1). Install it, or name it: make PYTHON=..." >&2; exit 4; }
@@ -38,6 +47,7 @@ demo: env  ## Run the embedded default from rows to registered adapter, and say 
 	dvc repro
 	@echo
 	@recipe summary
+	@echo "First            source .venv/bin/activate"
 
 plan: env  ## Say what a recipe needs before anything is downloaded (RECIPE=presets/NAME)
 	cd $(or $(RECIPE),.) && recipe plan
@@ -49,7 +59,7 @@ test: env  ## The fast tests: offline, on a CPU, at most 8 minutes
 	pytest -m "not slow and not docker and not browser and not gpu" --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90
 
 test-all: env  ## All tests that this machine can run
-	pytest -m "not gpu" --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90
+	pytest -m "not gpu and not cuda_image" --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90
 
 lint: env  ## Style
 	ruff format --check .
@@ -68,6 +78,47 @@ mlflow-ui: env  ## Browse the experiments on http://127.0.0.1:5000 (PORT=...)
 	mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///mlflow/mlflow.db \
 	  --artifacts-destination mlflow/artifacts
 
+# In a container: the host needs Docker, and for a GPU NVIDIA's driver and container toolkit; no Python.
+
+docker-train:  ## Check the host, build the image, plan and run a recipe on the GPU (RECIPE=presets/xgen-7b-alpaca)
+	@LOCK=cuda docker/host train
+
+docker-demo:  ## The embedded default in a container, on any host with Docker; no GPU
+	@LOCK=cpu RECIPE=. docker/host train
+
+docker-shell:  ## A shell in the image, in the recipe folder (LOCK=cpu without a GPU)
+	@docker/host shell
+
+docker-build:  ## Build the image alone (LOCK=cpu for the one without CUDA)
+	@docker/host build
+
+docker-check:  ## Say what this host lacks
+	@docker/host check
+
+docker-pin:  ## Write the digest of the base image into docker/Dockerfile (TAG=bookworm-YYYYMMDD-slim)
+	@docker/host pin
+
+docker-test: env  ## Build the CPU image and run the embedded recipe and its tests in it (root, or a user of Docker)
+	pytest -m docker
+
+docker-test-cuda: env  ## Build the CUDA image, too (several GB of downloads), and look into it
+	pytest -s -m cuda_image
+
+services-up:  ## Start MLflow on PostgreSQL (docker/compose.yaml) on http://127.0.0.1:5000
+	@docker/services up
+
+services-down:  ## Stop them; the data stays
+	@docker/services down
+
+services-train:  ## Run a recipe in the image that logs to them by name (RECIPE=..., LOCK=cpu without a GPU)
+	@docker/services train
+
+services-backup:  ## Write both stores into a file (BACKUP=FILE)
+	@docker/services backup $(abspath $(or $(BACKUP),services.backup))
+
+services-restore:  ## Bring both stores back from a file (BACKUP=FILE)
+	@docker/services restore $(abspath $(or $(BACKUP),services.backup))
+
 # Where torch's CPU wheel lies, if not on the PyTorch project's index: make lock FIND_LINKS=/folder
 lock:  ## Compile the hashed locks from requirements/*.in (needs uv)
 	uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
@@ -75,6 +126,8 @@ lock:  ## Compile the hashed locks from requirements/*.in (needs uv)
 	  --custom-compile-command 'make lock' -o requirements/cpu.lock requirements/{cpu,runtime,dev}.in
 	uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url \
 	  --custom-compile-command 'make lock' -o requirements/cuda.lock requirements/{cuda,runtime,dev}.in
+	uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url \
+	  --custom-compile-command 'make lock' -o requirements/server.lock requirements/server.in
 
 clean:  ## Remove what the pipeline made here; DVC's cache and MLflow's store stay
 	rm -rf data models reports metrics .recipe

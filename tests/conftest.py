@@ -12,6 +12,7 @@ os.environ.update(DVC_NO_ANALYTICS="1", MLFLOW_DISABLE_TELEMETRY="true")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 import pytest
+from containers import cloned, engine, image, place, wheel  # noqa: F401 - fixtures of one engine for all
 from hypothesis import settings
 
 from recipe.prompts import ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT

@@ -1,0 +1,194 @@
+"""A container engine for tests, and a base image: the ones that are there, else made from Debian's packages."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SECRET = "hf_plantedTokenThatNoLayerMayHold"  # in the environment of the image's build
+USER = 1000  # who runs the containers, and owns the clones that are mounted into them
+
+
+class Engine:
+    """Docker as the tests call it: a client, its environment, a base image to build on."""
+
+    def __init__(self, client, environment):
+        self.client, self.environment, self.base = client, environment, None
+
+    def docker(self, *arguments, check=True, **options):
+        """The output of a docker command."""
+        done = subprocess.run(
+            [self.client, *map(str, arguments)], env=self.environment, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, check=False, **options,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, done.stdout[-3000:]
+        return done.stdout
+
+    def as_user(self, *command, folder, **more):
+        """A command line that runs as a user of Docker who is not root, and its environment."""
+        if os.geteuid() == 0:
+            command = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", *command)
+        home = Path(folder) / "home"
+        home.mkdir(exist_ok=True)
+        own(home)
+        environment = {
+            **self.environment, "HOME": str(home), "DOCKER": self.client, "BASE_IMAGE": self.base,
+            "BUILD_OPTIONS": "--network host", **{name: str(value) for name, value in more.items()},
+        }  # fmt: skip
+        for name in ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+            if os.environ.get(name):
+                environment.setdefault("CA_BUNDLE", os.environ[name])
+        return list(map(str, command)), environment
+
+
+def own(folder):
+    """Give a folder to the user who runs the containers."""
+    if os.geteuid() == 0:
+        subprocess.run(["chown", "-R", f"{USER}:{USER}", folder], check=True)
+
+
+@contextlib.contextmanager
+def running_engine(folder):
+    """An engine that answers, or one of our own for the block; skips where there is none."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "HF_"))}
+    for client in ("/usr/bin/docker", "docker"):  # Debian's own knows BuildKit without a plugin
+        if shutil.which(client) and _answers(client, environment):
+            yield Engine(client, environment)
+            return
+    if os.geteuid() != 0:
+        pytest.skip("no container engine answers, and only root can start one")
+    if not shutil.which("dockerd") or not Path("/usr/bin/docker").exists():
+        pytest.skip("no container engine: apt-get install docker.io debootstrap docker-compose")
+    socket = f"unix://{folder}/docker.sock"
+    environment["DOCKER_HOST"] = socket
+    with (folder / "dockerd.log").open("w") as log:
+        daemon = subprocess.Popen(
+            ["dockerd", "--data-root", folder / "data", "--exec-root", folder / "exec", "-H", socket,
+             "-p", folder / "pid"], stdout=log, stderr=log,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 60
+            while not _answers("/usr/bin/docker", environment):
+                if daemon.poll() is not None or time.monotonic() > deadline:
+                    last = (folder / "dockerd.log").read_text().strip().splitlines()[-1:]
+                    pytest.skip(f"a container engine can't be started here: {last}")
+                time.sleep(0.5)
+            (folder / "docker.sock").chmod(0o666)
+            yield Engine("/usr/bin/docker", environment)
+        finally:
+            daemon.terminate()
+            daemon.wait()
+            shutil.rmtree(folder / "data", ignore_errors=True)
+
+
+def base_image(engine, folder):
+    """The name of a Debian image: one that debootstrap makes here, which needs no registry of images."""
+    if not shutil.which("debootstrap") or os.geteuid() != 0:
+        pytest.skip("no base image: apt-get install debootstrap, and run as root")
+    name, root = "local/debian:bookworm", folder / "debian"
+    if not engine.docker("images", "-q", name):
+        made = subprocess.run(
+            ["debootstrap", "--variant=minbase", "--include=ca-certificates", "bookworm", root],
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+        )  # fmt: skip
+        assert made.returncode == 0, made.stdout[-2000:]
+        for archive in (root / "var/cache/apt/archives").glob("*.deb"):
+            archive.unlink()
+        with subprocess.Popen(["tar", "-C", root, "--numeric-owner", "-c", "."], stdout=subprocess.PIPE) as tar:
+            engine.docker("import", "-", name, stdin=tar.stdout)
+        shutil.rmtree(root)
+    return name
+
+
+def _answers(client, environment):
+    done = subprocess.run([client, "version"], env=environment, capture_output=True, check=False)
+    return done.returncode == 0
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    """A folder that another user may enter, and whose repositories git reads whoever owns them."""
+    folder = tmp_path_factory.mktemp("docker")
+    (folder / "gitconfig").write_text("[safe]\n\tdirectory = *\n")
+    os.environ["GIT_CONFIG_GLOBAL"] = str(folder / "gitconfig")
+    for one in (folder, *folder.parents[:2]):
+        one.chmod(one.stat().st_mode | 0o011)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine(place):
+    with running_engine(place) as one:
+        one.base = base_image(one, place)
+        yield one
+    os.environ.pop("GIT_CONFIG_GLOBAL")
+
+
+@pytest.fixture(scope="session")
+def wheel(place):
+    """torch's CPU wheel, as pip finds it here."""
+    [line] = [one for one in (ROOT / "requirements/cpu.lock").read_text().splitlines() if one.startswith("torch==")]
+    torch = line.split()[0]
+    folder = place / "wheels"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, torch], check=True, text=True
+    )
+    [found] = folder.glob("torch-*.whl")
+    return found
+
+
+def clone(folder, wheel, umask=0o022):
+    """A fresh clone of what is here, committed, with dvc.lock as it stands here."""
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    before = os.umask(umask)
+    try:
+        for name in filter(None, files.split("\0")):
+            if (ROOT / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                if (ROOT / name).is_symlink():
+                    (folder / name).symlink_to((ROOT / name).readlink())
+                else:
+                    shutil.copyfile(ROOT / name, folder / name)
+                    if os.access(ROOT / name, os.X_OK):
+                        (folder / name).chmod(0o777 & ~umask)
+        os.link(wheel, folder / "docker/wheels" / wheel.name)
+    finally:
+        os.umask(before)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    for command in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *command], cwd=folder, check=True)
+    own(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cloned(engine, place, wheel):
+    return clone(place / "clone", wheel)
+
+
+def make(engine, folder, *arguments, check=True, **more):
+    command, environment = engine.as_user("make", *arguments, folder=folder.parent, **more)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    assert not check or done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def image(engine, cloned, place):
+    """The CPU image as `make docker-build` makes it, with a token in its environment and in its secret file."""
+    given = engine.as_user("true", folder=place)[1].get("CA_BUNDLE", "/etc/ssl/certs/ca-certificates.crt")
+    (place / "ca.pem").write_text(f"{Path(given).read_text()}\n# {SECRET}\n")
+    output = make(engine, cloned, "docker-build", LOCK="cpu", HF_TOKEN=SECRET, CA_BUNDLE=place / "ca.pem")
+    size = int(engine.docker("image", "inspect", "--format", "{{.Size}}", "recipe:cpu"))
+    print(f"\nrecipe:cpu has {size / 1e9:.2f} GB")
+    return output

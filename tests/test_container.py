@@ -1,0 +1,131 @@
+"""The container's files without an engine: linters, and what a host that lacks something is told."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+BIN = Path(sys.executable).parent
+SCRIPTS = ["host", "services", "install", "mlflow-server", "inside/recipe", "inside/repro"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["hadolint", "docker/Dockerfile"],
+        [
+            "hadolint",
+            "--failure-threshold",
+            "warning",
+            "--ignore",
+            "DL3008",
+            "--ignore",
+            "DL3006",
+            "tests/docker/postgres.Dockerfile",
+        ],
+        ["shellcheck", *(f"docker/{name}" for name in SCRIPTS), "tests/docker/postgres-start"],
+        ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker/compose.yaml"],
+    ],
+    ids=lambda command: f"{command[0]}-{Path(command[-1]).name}",
+)
+def test_a_linter_finds_nothing(command):
+    done = subprocess.run([BIN / command[0], *command[1:]], cwd=ROOT, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def program(folder, name, text):
+    path = folder / name
+    path.unlink(missing_ok=True)  # not written through a link
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.fixture
+def host(tmp_path):
+    """A host's commands: a Docker engine with NVIDIA's runtime, a GPU, and the usual tools."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in "sh cat sed awk df dirname head tail tr grep id basename sha256sum cut".split():
+        (folder / tool).symlink_to(f"/usr/bin/{tool}")
+    docker = """case "$1 $2" in
+      "version --format") echo 28.0.1 ;;
+      "image inspect") exit 1 ;;
+      "info --format") case "$3" in *RootDir*) echo / ;; *) echo '{"Runtimes":{"nvidia":{},"runc":{}}}' ;; esac ;;
+    esac"""
+    program(folder, "docker", docker)
+    program(folder, "nvidia-smi", "echo '580.65.06, NVIDIA H100 80GB HBM3'")
+    return folder
+
+
+def check(host, **more):
+    return subprocess.run(
+        [ROOT / "docker/host", "check"], env={"PATH": str(host), "HOME": "/root", **more}, text=True,
+        capture_output=True, check=False,
+    )  # fmt: skip
+
+
+def test_a_host_with_everything_is_told_nothing(host):
+    done = check(host)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+NO_ENGINE = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
+DENIED = "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("docker", None, "Docker is not installed: https://docs.docker.com/engine/install"),
+        ("docker", f"echo '{NO_ENGINE}' >&2; exit 1", "Start it: sudo systemctl start docker"),
+        ("docker", f"echo '{DENIED}' >&2; exit 1", "this user may not use Docker: sudo usermod -aG docker"),
+        ("nvidia-smi", None, "no NVIDIA driver answers"),
+        (
+            "nvidia-smi",
+            'echo "NVIDIA-SMI has failed because it couldn\'t communicate"; exit 9',
+            "(nvidia-smi: NVIDIA-SMI",
+        ),
+        ("nvidia-smi", "echo '535.183.01, NVIDIA A100'", "driver is 535, and CUDA 13 in the image needs 580"),
+        ("df", "echo x; echo '/dev/vda 100 90 7000 93% /'", "/ has 7000 MB free, and the image takes 20000"),
+        ("awk", "echo 900", "900 MB of memory are free, and the container wants 1024 MB of shared memory"),
+    ],
+)
+def test_what_a_host_lacks_is_one_line_with_what_to_do(host, name, text, told):
+    (host / name).unlink()
+    if text is not None:
+        program(host, name, text)
+    done = check(host)
+    assert done.returncode == 4 and told in done.stderr
+    assert all(line.startswith("error: ") for line in done.stderr.splitlines())
+
+
+def test_a_missing_toolkit_is_named(host):
+    text = (host / "docker").read_text().replace('"nvidia":{},', "")
+    (host / "docker").write_text(text)
+    done = check(host)
+    assert done.returncode == 4 and "nvidia-ctk runtime configure --runtime=docker" in done.stderr
+
+
+def test_all_that_is_missing_is_said_at_once(host):
+    (host / "nvidia-smi").unlink()
+    program(host, "awk", "echo 900")
+    done = check(host, RECIPE="presets/none")
+    assert done.returncode == 4 and len(done.stderr.splitlines()) == 4  # the disk is read with awk, too
+    assert "RECIPE=presets/none is no recipe folder" in done.stderr and ". presets/" in done.stderr
+
+
+def test_without_cuda_no_gpu_is_asked_for(host):
+    (host / "nvidia-smi").unlink()
+    done = check(host, LOCK="cpu", RECIPE=".")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_wider_bind_without_a_password_does_not_start():
+    environment = {**os.environ, "DATABASE_URL": "x", "MLFLOW_ARTIFACTS": "x", "BIND": "0.0.0.0"}
+    environment.pop("MLFLOW_AUTH_ADMIN_PASSWORD", None)
+    done = subprocess.run([ROOT / "docker/mlflow-server"], env=environment, text=True, capture_output=True, check=False)
+    assert done.returncode == 2 and "needs MLFLOW_AUTH_ADMIN_PASSWORD" in done.stderr

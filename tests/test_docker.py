@@ -1,0 +1,229 @@
+"""The image, built and run for real, as a user who is not root, on a fresh clone."""
+
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import tarfile
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from containers import SECRET, USER, clone, make
+
+HARDENED = (
+    "--rm", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges",
+    "--tmpfs", "/tmp:exec,mode=1777", "--tmpfs", "/home/recipe:exec,mode=1777",
+)  # fmt: skip
+
+
+def listing(engine, image):
+    """Every path of an image: kind, mode, owner, and sha256 or target."""
+    container = engine.docker("create", image).strip()
+    found = {}
+    with (
+        subprocess.Popen(
+            [engine.client, "export", container], env=engine.environment, stdout=subprocess.PIPE
+        ) as export,
+        tarfile.open(fileobj=export.stdout, mode="r|") as tar,
+    ):
+        for one in tar:
+            content = sha256(tar.extractfile(one).read()).hexdigest() if one.isreg() else one.linkname
+            found[one.name] = (one.type, oct(one.mode), one.uid, one.gid, content)
+    engine.docker("rm", container)
+    return found
+
+
+@pytest.fixture(scope="session")
+def files(engine, image):
+    return listing(engine, "recipe:cpu")
+
+
+@pytest.mark.docker
+def test_the_image_says_what_it_is_and_is_not_root(engine, image, cloned):
+    told = json.loads(engine.docker("image", "inspect", "recipe:cpu"))[0]["Config"]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=cloned, capture_output=True, text=True, check=True).stdout
+    labels = told["Labels"]
+    assert labels["org.opencontainers.image.revision"] == commit.strip()
+    assert labels["recipe.lock.sha256"] == sha256((cloned / "requirements/cpu.lock").read_bytes()).hexdigest()
+    assert labels["org.opencontainers.image.version"] and told["Healthcheck"]["Test"] == ["CMD", "recipe", "params"]
+    assert told["Entrypoint"] == ["/usr/bin/tini", "-g", "--"] and not told["User"].startswith(("0", "root"))
+    out = engine.docker("run", *HARDENED, "recipe:cpu", "sh", "-c", "id -u && recipe params registry.name")
+    assert out.split() == ["1000", "recipe-demo"]
+
+
+@pytest.mark.docker
+def test_no_layer_holds_a_secret(engine, image):
+    """The build had the token twice: in its environment, and in the file of certificates that it was given."""
+    assert SECRET not in engine.docker("history", "--no-trunc", "recipe:cpu")
+    token, tail = SECRET.encode(), b""
+    with subprocess.Popen(
+        [engine.client, "save", "recipe:cpu"], env=engine.environment, stdout=subprocess.PIPE
+    ) as saved:
+        while chunk := saved.stdout.read(1 << 24):
+            assert token not in tail + chunk
+            tail = chunk[-len(token) :]
+    assert saved.returncode == 0
+
+
+@pytest.mark.docker
+def test_two_builds_hold_the_same_files(engine, image, files, place, wheel):
+    """Another clone, another umask, nothing cached but what pip and apt download."""
+    other = clone(place / "other", wheel, umask=0o002)
+    options = "--network host --no-cache"
+    make(engine, other, "docker-build", LOCK="cpu", IMAGE="recipe-again:cpu", BUILD_OPTIONS=options)
+    again = listing(engine, "recipe-again:cpu")
+    differing = sorted(name for name in files.keys() | again.keys() if files.get(name) != again.get(name))
+    engine.docker("rmi", "-f", "recipe-again:cpu")
+    assert len(files) > 20_000 and differing == []
+
+
+@pytest.mark.docker
+def test_a_code_change_installs_nothing_again(engine, image, cloned):
+    path = cloned / "recipe" / "errors.py"
+    before = path.read_text()
+    path.write_text(before + "# A comment.\n")
+    started = time.monotonic()
+    output = make(engine, cloned, "docker-build", LOCK="cpu", IMAGE="recipe-changed:cpu")
+    print(f"\nbuilt after a change of code in {time.monotonic() - started:.1f} s")
+    path.write_text(before)
+    # The classic output of BuildKit: the step's number, its command, then how it went.
+    [install] = re.findall(r"^#(\d+) \[environment .*\] RUN --mount", output, flags=re.MULTILINE)
+    assert re.search(rf"^#{install} CACHED", output, flags=re.MULTILINE)
+    engine.docker("rmi", "-f", "recipe-changed:cpu")
+
+
+def run_options(folder):
+    return (*HARDENED, "--user", f"{USER}:{USER}", "--mount", f"type=bind,source={folder},target=/workspace")
+
+
+class Run:
+    """`make docker-demo` in the background, and its one container."""
+
+    def __init__(self, engine, folder, number):
+        self.engine, self.log = engine, folder.parent / f"run-{number}.log"
+        command, environment = engine.as_user("make", "docker-demo", folder=folder.parent)
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+
+    def output(self):
+        return self.log.read_text()
+
+    def said(self, pattern):
+        """Wait until the output holds a pattern; fails where the command ends without it."""
+        deadline = time.monotonic() + 420
+        while not re.search(pattern, self.output()):
+            assert self.process.poll() is None and time.monotonic() < deadline, (pattern, self.output()[-3000:])
+            time.sleep(0.5)
+
+    def container(self):
+        [one] = self.engine.docker("ps", "-q", "--filter", "name=recipe-").split()
+        return one
+
+
+@pytest.mark.docker
+def test_stopped_killed_and_beside_another_the_embedded_recipe_ends_in_the_same_lock(engine, image, cloned):
+    """dvc.lock is the one that the run outside of the container made: the committed one, or one made here."""
+    wanted = (cloned / "dvc.lock").read_bytes()
+    (cloned / "dvc.lock").unlink()  # the run makes it
+
+    run = Run(engine, cloned, 1)
+    run.said(r"step 120/541")
+    started = time.monotonic()
+    beside = subprocess.run(
+        [engine.client, "run", *run_options(cloned), "recipe:cpu"], env=engine.environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+    )  # fmt: skip
+    seconds = time.monotonic() - started
+    assert beside.returncode == 4 and seconds < 5, (seconds, beside.stdout)
+    assert (
+        f"error: container {run.container()}, since 20" in beside.stdout
+        and "is at work in this folder" in beside.stdout
+    )
+
+    engine.docker("stop", run.container())
+    assert run.process.wait(60) != 0
+    stopped = re.search(r"training was stopped after step (\d+) of 541", run.output())
+    assert stopped and int(stopped[1]) % 10 == 0 and "exited with 143" in run.output(), run.output()[-3000:]
+    assert list(cloned.glob(f".recipe/checkpoints/*/checkpoint-{stopped[1]}/complete.json"))
+
+    run = Run(engine, cloned, 2)
+    run.said(rf"going on from checkpoint-{stopped[1]}\n")
+    run.said(r"step 2[1-9]0/541")
+    engine.docker("kill", run.container())
+    assert run.process.wait(30) != 0
+    left = subprocess.run(
+        ["pgrep", "-f", "-u", str(USER), "python -m recipe"], capture_output=True, text=True, check=False
+    )
+    assert left.stdout == "" and not engine.docker("ps", "-q", "--filter", "name=recipe-")
+
+    run = Run(engine, cloned, 3)
+    run.said(r"going on from checkpoint-2\d0")
+    assert run.process.wait(420) == 0, run.output()[-3000:]
+    assert "The adapter is better than its base" in run.output()
+
+    if (cloned / "dvc.lock").read_bytes() != wanted:  # another kind of processor than the committed run's
+        wanted = outside(cloned)
+    assert (cloned / "dvc.lock").read_bytes() == wanted
+    owners = {path.lstat().st_uid for path in cloned.rglob("*")}
+    assert owners == {USER} if os.geteuid() == 0 else {os.getuid()}
+
+    image_id = engine.docker("image", "inspect", "--format", "{{.Id}}", "recipe:cpu").strip()
+    with sqlite3.connect(cloned / "mlflow" / "mlflow.db") as store:
+        for table in ("tags", "model_version_tags"):
+            assert store.execute(f"select value from {table} where key = 'image'").fetchall() == [(image_id,)], table
+
+
+def outside(folder):
+    """The lock of a run without a container, of the same files."""
+    other = folder.parent / "outside"
+    subprocess.run(["git", "clone", "-q", folder, other], check=True)
+    (other / "dvc.lock").unlink()
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(
+        ["dvc", "repro"],
+        cwd=other,
+        env={**os.environ, "PATH": path, "PYTHONHASHSEED": "0"},
+        check=True,
+        capture_output=True,
+    )
+    return (other / "dvc.lock").read_bytes()
+
+
+@pytest.mark.docker
+def test_a_plan_sees_the_memory_of_its_container(engine, image):
+    out = engine.docker("run", "--memory", "1g", *HARDENED, "recipe:cpu", "recipe", "plan")
+    assert " of 1.1 GB (CPU)" in out, out
+
+
+@pytest.mark.docker
+def test_tests_pass_in_the_image(engine, image, cloned):
+    """As its user, with a read-only root: what reads, packs, trains and checks."""
+    chosen = ["tests/test_packing.py", "tests/test_rows.py", "tests/test_train.py", "tests/test_fetch.py"]
+    out = engine.docker(
+        "run", *run_options(cloned), "--env", "HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis", "recipe:cpu",
+        "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *chosen,
+    )  # fmt: skip
+    assert re.search(r"\d+ passed", out) and "failed" not in out, out[-3000:]
+
+
+MISSION = "torch transformers datasets peft trl bitsandbytes click mlflow dvc".split()
+
+
+@pytest.mark.cuda_image
+def test_the_cuda_image_holds_cuda_and_every_package(engine, cloned):
+    """After a change of requirements/cuda.lock."""
+    started = time.monotonic()
+    make(engine, cloned, "docker-build", LOCK="cuda")
+    size = int(engine.docker("image", "inspect", "--format", "{{.Size}}", "recipe:cuda"))
+    code = f"import torch, triton, {', '.join(MISSION)}; print('cuda', torch.version.cuda, torch.__version__)"
+    out = engine.docker("run", *run_options(cloned), "recipe:cuda", "python", "-c", code)
+    print(f"\nrecipe:cuda has {size / 1e9:.2f} GB, built in {time.monotonic() - started:.0f} s; {out.splitlines()[-1]}")
+    assert re.search(r"^cuda \d+\.\d", out, flags=re.MULTILINE)
+    print(engine.docker("run", *run_options(cloned), "recipe:cuda", "sh", "-c", LARGEST))
+
+
+LARGEST = "du -sm /opt/recipe/lib/python3.11/site-packages/* | sort -rn | head -8; du -sm /opt/recipe /usr /workspace"
