@@ -56,7 +56,7 @@ repro: env  ## Run what is out of date in a recipe folder (RECIPE=presets/NAME)
 	cd $(or $(RECIPE),.) && dvc repro
 
 test: env  ## The fast tests: offline, on a CPU, at most 8 minutes
-	pytest -m "not slow and not docker and not browser and not gpu" --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90
+	pytest -m "not slow and not docker and not browser and not gpu and not cuda_image" --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90
 
 test-all: env  ## All tests that this machine can run
 	pytest -m "not gpu and not cuda_image" --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90
