@@ -33,7 +33,9 @@ class Engine:
     def as_user(self, *command, folder, **more):
         """A command line that runs as a user of Docker who is not root, and its environment."""
         if os.geteuid() == 0:
-            command = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", *command)
+            socket = self.environment.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
+            group = Path(socket).stat().st_gid if Path(socket).exists() else USER  # Docker's: who is in it may use it
+            command = ("setpriv", f"--reuid={USER}", f"--regid={USER}", f"--groups={group}", *command)
         home = Path(folder) / "home"
         home.mkdir(exist_ok=True)
         own(home)
