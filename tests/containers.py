@@ -86,7 +86,10 @@ def running_engine(folder):
         finally:
             daemon.terminate()
             daemon.wait()
-            shutil.rmtree(folder / "data", ignore_errors=True)
+            for left in (folder / "exec/netns").glob("*"):  # a mount that the engine leaves
+                subprocess.run(["umount", left], capture_output=True, check=False)
+            for name in ("data", "exec"):
+                shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def base_image(engine, folder):
