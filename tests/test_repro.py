@@ -164,7 +164,8 @@ def test_real_rows_go_through_all_stages_and_the_loss_falls(finished, shared, na
     edit(folder, "num_prompts: 450", "num_prompts: 8")
     edit(folder, "kind: kind", "")
     # Not fetch@model where the other test has run: DVC knows its result.
-    assert stages_run(run(folder, "dvc", "repro"))[-5:] == ["prepare", "analyze", "train", "evaluate", "register"]
+    ran = set(stages_run(run(folder, "dvc", "repro")))
+    assert ran - {"fetch@model"} == {"fetch@data", "prepare", "analyze", "train", "evaluate", "register"}
     scores = json.loads((folder / "metrics" / "evaluate.json").read_text())
     assert scores["adapter"]["loss"] < scores["base"]["loss"] - 0.1
     meta = json.loads((folder / "data" / "prepared" / "meta.json").read_text())
