@@ -110,14 +110,14 @@ services-up:  ## Start MLflow on PostgreSQL (docker/compose.yaml) on http://127.
 services-down:  ## Stop them; the data stays
 	@docker/services down
 
-services-train:  ## Run a recipe in the image that logs to them by name (RECIPE=..., LOCK=cpu without a GPU)
-	@docker/services train
+services-train:  ## Run a recipe in the image that logs to them by name (RECIPE=..., COMMAND="recipe register")
+	@docker/services train $(COMMAND)
 
 services-backup:  ## Write both stores into a file (BACKUP=FILE)
-	@docker/services backup $(abspath $(or $(BACKUP),services.backup))
+	@docker/services backup "$(or $(BACKUP),services.backup)"
 
 services-restore:  ## Bring both stores back from a file (BACKUP=FILE)
-	@docker/services restore $(abspath $(or $(BACKUP),services.backup))
+	@docker/services restore "$(or $(BACKUP),services.backup)"
 
 # Where torch's CPU wheel lies, if not on the PyTorch project's index: make lock FIND_LINKS=/folder
 lock:  ## Compile the hashed locks from requirements/*.in (needs uv)

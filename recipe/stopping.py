@@ -5,6 +5,7 @@ with Stop() as stop:
 """
 
 import signal
+from contextlib import suppress
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -26,7 +27,8 @@ class Stop:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked is None:
-            print("stopping at the next checkpoint (Ctrl-C again stops at once)", flush=True)
             self.asked = number
+            with suppress(OSError, RuntimeError):  # whoever read this may be gone, or the signal came in another print
+                print("stopping at the next checkpoint (Ctrl-C again stops at once)", flush=True)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,8 @@ class Progress(TrainerCallback):
         if self.bar:
             self.bar.set_postfix_str(text)
         else:
-            print(f"step {state.global_step}/{state.max_steps}: {text}", flush=True)
+            with suppress(OSError):  # `dvc repro | tee log` and Ctrl-C: tee is gone first
+                print(f"step {state.global_step}/{state.max_steps}: {text}", flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         """Mark the checkpoint whole; raises TrainingError where its weights are not finite."""

@@ -41,7 +41,8 @@ class Engine:
         own(home)
         environment = {
             **self.environment, "HOME": str(home), "DOCKER": self.client, "BASE_IMAGE": self.base,
-            "BUILD_OPTIONS": "--network host", **{name: str(value) for name, value in more.items()},
+            "IMAGE": "recipe-test:cpu", "BUILD_OPTIONS": "--network host",
+            **{name: str(value) for name, value in more.items()},
         }  # fmt: skip
         for name in ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
             if os.environ.get(name):
@@ -121,10 +122,12 @@ def place(tmp_path_factory):
     """A folder that another user may enter, and whose repositories git reads whoever owns them."""
     folder = tmp_path_factory.mktemp("docker")
     (folder / "gitconfig").write_text("[safe]\n\tdirectory = *\n")
-    os.environ["GIT_CONFIG_GLOBAL"] = str(folder / "gitconfig")
+    given = pytest.MonkeyPatch()
+    given.setenv("GIT_CONFIG_GLOBAL", str(folder / "gitconfig"))
     for one in (folder, *folder.parents[:2]):
         one.chmod(one.stat().st_mode | 0o011)
-    return folder
+    yield folder
+    given.undo()
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +135,6 @@ def engine(place):
     with running_engine(place) as one:
         one.base = base_image(one, place)
         yield one
-    os.environ.pop("GIT_CONFIG_GLOBAL")
 
 
 @pytest.fixture(scope="session")
@@ -193,7 +195,9 @@ def image(engine, cloned, place):
     """The CPU image as `make docker-build` makes it, with a token in its environment and in its secret file."""
     given = engine.as_user("true", folder=place)[1].get("CA_BUNDLE", "/etc/ssl/certs/ca-certificates.crt")
     (place / "ca.pem").write_text(f"{Path(given).read_text()}\n# {SECRET}\n")
+    (cloned / "docker/.env").write_text(f"POSTGRES_PASSWORD={SECRET}\n")  # as `make services-up` leaves it
     output = make(engine, cloned, "docker-build", LOCK="cpu", HF_TOKEN=SECRET, CA_BUNDLE=place / "ca.pem")
-    size = int(engine.docker("image", "inspect", "--format", "{{.Size}}", "recipe:cpu"))
-    print(f"\nrecipe:cpu has {size / 1e9:.2f} GB")
+    (cloned / "docker/.env").unlink()
+    size = int(engine.docker("image", "inspect", "--format", "{{.Size}}", "recipe-test:cpu"))
+    print(f"\nrecipe-test:cpu has {size / 1e9:.2f} GB")
     return output

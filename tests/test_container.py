@@ -28,7 +28,13 @@ SCRIPTS = ["host", "services", "install", "mlflow-server", "inside/recipe", "ins
             "tests/docker/postgres.Dockerfile",
         ],
         ["shellcheck", *(f"docker/{name}" for name in SCRIPTS), "tests/docker/postgres-start"],
-        ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker/compose.yaml"],
+        [
+            "check-jsonschema",
+            "--builtin-schema",
+            "vendor.compose-spec",
+            "docker/compose.yaml",
+            "docker/compose.gpu.yaml",
+        ],
     ],
     ids=lambda command: f"{command[0]}-{Path(command[-1]).name}",
 )
@@ -49,7 +55,7 @@ def host(tmp_path):
     """A host's commands: a Docker engine with NVIDIA's runtime, a GPU, and the usual tools."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for tool in "sh cat sed awk df dirname head tail tr grep id basename sha256sum cut".split():
+    for tool in "sh cat sed awk df dirname head tail tr grep id find mkdir basename sha256sum cut".split():
         (folder / tool).symlink_to(f"/usr/bin/{tool}")
     docker = """case "$1 $2" in
       "version --format") echo 28.0.1 ;;
@@ -108,6 +114,44 @@ def test_a_missing_toolkit_is_named(host):
     (host / "docker").write_text(text)
     done = check(host)
     assert done.returncode == 4 and "nvidia-ctk runtime configure --runtime=docker" in done.stderr
+
+
+def test_a_client_without_its_build_plugin_is_named(host):
+    text = (
+        (host / "docker").read_text().replace('"image inspect"', '"buildx version") exit 1 ;;\n      "image inspect"')
+    )
+    program(host, "docker", text.partition("\n")[2])
+    assert "Docker 28.0.1 builds with a plugin that is missing" in check(host).stderr
+
+
+def test_a_tracking_server_on_loopback_is_not_the_containers(host):
+    assert "make services-train" in check(host, MLFLOW_TRACKING_URI="http://127.0.0.1:5000").stderr
+
+
+def test_training_on_a_gpu_is_planned_and_run_as_the_caller_with_no_rights(host, tmp_path):
+    """Every command that a host with a GPU gives to Docker."""
+    log = tmp_path / "calls"
+    text = (host / "docker").read_text().replace("exit 1 ;;", "echo sha256:abc ;;")
+    program(host, "docker", f'echo "$@" >>{log}\n' + text.partition("\n")[2])
+    (tmp_path / "certificates").write_text("x")
+    done = subprocess.run(
+        [ROOT / "docker/host", "train"], text=True, capture_output=True, check=False,
+        env={"PATH": str(host), "HOME": str(tmp_path), "HF_TOKEN": "hf_x", "CA_BUNDLE": str(tmp_path / "certificates")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    calls = log.read_text().splitlines()
+    [build] = [line for line in calls if line.startswith("build ")]
+    assert "--build-arg LOCK=cuda" in build and "hf_x" not in log.read_text()
+    runs = [line for line in calls if line.startswith("run ")]
+    ends = ("recipe:cuda recipe pin", "recipe:cuda recipe plan", "recipe:cuda repro", "recipe:cuda recipe summary")
+    assert len(runs) == 4 and all(line.endswith(end) for line, end in zip(runs, ends, strict=True))
+    for line in runs:
+        for option in (
+            f"--user {os.getuid()}:{os.getgid()}", "--read-only", "--cap-drop ALL", "--gpus all", "--env HF_TOKEN",
+            "--security-opt no-new-privileges", f"source={tmp_path}/.cache/huggingface,target=/cache/huggingface",
+            "--workdir /workspace/presets/xgen-7b-alpaca", "--env RECIPE_IMAGE=sha256:abc", "SSL_CERT_FILE=",
+        ):  # fmt: skip
+            assert option in line, (option, line)
 
 
 def test_all_that_is_missing_is_said_at_once(host):

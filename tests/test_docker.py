@@ -39,29 +39,29 @@ def listing(engine, image):
 
 @pytest.fixture(scope="session")
 def files(engine, image):
-    return listing(engine, "recipe:cpu")
+    return listing(engine, "recipe-test:cpu")
 
 
 @pytest.mark.docker
 def test_the_image_says_what_it_is_and_is_not_root(engine, image, cloned):
-    told = json.loads(engine.docker("image", "inspect", "recipe:cpu"))[0]["Config"]
+    told = json.loads(engine.docker("image", "inspect", "recipe-test:cpu"))[0]["Config"]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=cloned, capture_output=True, text=True, check=True).stdout
     labels = told["Labels"]
     assert labels["org.opencontainers.image.revision"] == commit.strip()
     assert labels["recipe.lock.sha256"] == sha256((cloned / "requirements/cpu.lock").read_bytes()).hexdigest()
     assert labels["org.opencontainers.image.version"] and told["Healthcheck"]["Test"] == ["CMD", "recipe", "params"]
     assert told["Entrypoint"] == ["/usr/bin/tini", "-g", "--"] and not told["User"].startswith(("0", "root"))
-    out = engine.docker("run", *HARDENED, "recipe:cpu", "sh", "-c", "id -u && recipe params registry.name")
+    out = engine.docker("run", *HARDENED, "recipe-test:cpu", "sh", "-c", "id -u && recipe params registry.name")
     assert out.split() == ["1000", "recipe-demo"]
 
 
 @pytest.mark.docker
 def test_no_layer_holds_a_secret(engine, image):
     """The build had the token twice: in its environment, and in the file of certificates that it was given."""
-    assert SECRET not in engine.docker("history", "--no-trunc", "recipe:cpu")
+    assert SECRET not in engine.docker("history", "--no-trunc", "recipe-test:cpu")
     token, tail = SECRET.encode(), b""
     with subprocess.Popen(
-        [engine.client, "save", "recipe:cpu"], env=engine.environment, stdout=subprocess.PIPE
+        [engine.client, "save", "recipe-test:cpu"], env=engine.environment, stdout=subprocess.PIPE
     ) as saved:
         while chunk := saved.stdout.read(1 << 24):
             assert token not in tail + chunk
@@ -105,7 +105,9 @@ class Run:
 
     def __init__(self, engine, folder, number):
         self.engine, self.log = engine, folder.parent / f"run-{number}.log"
-        command, environment = engine.as_user("make", "docker-demo", folder=folder.parent)
+        command, environment = engine.as_user(
+            "make", "docker-demo", folder=folder.parent, RUN_OPTIONS="--label recipe-test"
+        )
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
 
@@ -120,7 +122,7 @@ class Run:
             time.sleep(0.5)
 
     def container(self):
-        [one] = self.engine.docker("ps", "-q", "--filter", "name=recipe-").split()
+        [one] = self.engine.docker("ps", "-q", "--filter", "label=recipe-test").split()
         return one
 
 
@@ -134,7 +136,7 @@ def test_stopped_killed_and_beside_another_the_embedded_recipe_ends_in_the_same_
     run.said(r"step 120/541")
     started = time.monotonic()
     beside = subprocess.run(
-        [engine.client, "run", *run_options(cloned), "recipe:cpu"], env=engine.environment, text=True,
+        [engine.client, "run", *run_options(cloned), "recipe-test:cpu"], env=engine.environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
     )  # fmt: skip
     seconds = time.monotonic() - started
@@ -158,7 +160,7 @@ def test_stopped_killed_and_beside_another_the_embedded_recipe_ends_in_the_same_
     left = subprocess.run(
         ["pgrep", "-f", "-u", str(USER), "python -m recipe"], capture_output=True, text=True, check=False
     )
-    assert left.stdout == "" and not engine.docker("ps", "-q", "--filter", "name=recipe-")
+    assert left.stdout == "" and not engine.docker("ps", "-q", "--filter", "label=recipe-test")
 
     run = Run(engine, cloned, 3)
     run.said(r"going on from checkpoint-2\d0")
@@ -171,7 +173,7 @@ def test_stopped_killed_and_beside_another_the_embedded_recipe_ends_in_the_same_
     owners = {path.lstat().st_uid for path in cloned.rglob("*")}
     assert owners == {USER} if os.geteuid() == 0 else {os.getuid()}
 
-    image_id = engine.docker("image", "inspect", "--format", "{{.Id}}", "recipe:cpu").strip()
+    image_id = engine.docker("image", "inspect", "--format", "{{.Id}}", "recipe-test:cpu").strip()
     with sqlite3.connect(cloned / "mlflow" / "mlflow.db") as store:
         for table in ("tags", "model_version_tags"):
             assert store.execute(f"select value from {table} where key = 'image'").fetchall() == [(image_id,)], table
@@ -195,7 +197,7 @@ def outside(folder):
 
 @pytest.mark.docker
 def test_a_plan_sees_the_memory_of_its_container(engine, image):
-    out = engine.docker("run", "--memory", "1g", *HARDENED, "recipe:cpu", "recipe", "plan")
+    out = engine.docker("run", "--memory", "1g", *HARDENED, "recipe-test:cpu", "recipe", "plan")
     assert " of 1.1 GB (CPU)" in out, out
 
 
@@ -204,7 +206,7 @@ def test_tests_pass_in_the_image(engine, image, cloned):
     """As its user, with a read-only root: what reads, packs, trains and checks."""
     chosen = ["tests/test_packing.py", "tests/test_rows.py", "tests/test_train.py", "tests/test_fetch.py"]
     out = engine.docker(
-        "run", *run_options(cloned), "--env", "HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis", "recipe:cpu",
+        "run", *run_options(cloned), "--env", "HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis", "recipe-test:cpu",
         "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *chosen,
     )  # fmt: skip
     assert re.search(r"\d+ passed", out) and "failed" not in out, out[-3000:]
@@ -217,13 +219,14 @@ MISSION = "torch transformers datasets peft trl bitsandbytes click mlflow dvc".s
 def test_the_cuda_image_holds_cuda_and_every_package(engine, cloned):
     """After a change of requirements/cuda.lock."""
     started = time.monotonic()
-    make(engine, cloned, "docker-build", LOCK="cuda")
-    size = int(engine.docker("image", "inspect", "--format", "{{.Size}}", "recipe:cuda"))
+    make(engine, cloned, "docker-build", LOCK="cuda", IMAGE="recipe-test:cuda")
+    size = int(engine.docker("image", "inspect", "--format", "{{.Size}}", "recipe-test:cuda"))
     code = f"import torch, triton, {', '.join(MISSION)}; print('cuda', torch.version.cuda, torch.__version__)"
-    out = engine.docker("run", *run_options(cloned), "recipe:cuda", "python", "-c", code)
-    print(f"\nrecipe:cuda has {size / 1e9:.2f} GB, built in {time.monotonic() - started:.0f} s; {out.splitlines()[-1]}")
+    out = engine.docker("run", *run_options(cloned), "recipe-test:cuda", "python", "-c", code)
+    seconds = time.monotonic() - started
+    print(f"\nrecipe-test:cuda has {size / 1e9:.2f} GB, built in {seconds:.0f} s; {out.splitlines()[-1]}")
     assert re.search(r"^cuda \d+\.\d", out, flags=re.MULTILINE)
-    print(engine.docker("run", *run_options(cloned), "recipe:cuda", "sh", "-c", LARGEST))
+    print(engine.docker("run", *run_options(cloned), "recipe-test:cuda", "sh", "-c", LARGEST))
 
 
 LARGEST = "du -sm /opt/recipe/lib/python3.11/site-packages/* | sort -rn | head -8; du -sm /opt/recipe /usr /workspace"

@@ -30,7 +30,7 @@ class Services:
     def run(self, *arguments, check=True, **more):
         command, environment = self.engine.as_user(
             "docker/services", *arguments, folder=self.folder.parent, PROJECT="recipe-services", PORT=str(self.port),
-            COMPOSE="docker-compose", POSTGRES_IMAGE="local/postgres", LOCK="cpu", IMAGE="recipe:cpu",
+            COMPOSE="docker-compose", POSTGRES_IMAGE="local/postgres", LOCK="cpu", IMAGE="recipe-test:cpu",
             RECIPE="presets/quick", **more,
         )  # fmt: skip
         done = subprocess.run(
@@ -72,7 +72,7 @@ def services(engine, image, cloned, place):
     own(cloned / "rows")
     one = Services(engine, cloned)
     make_quick = ["run", "--rm", "--user", "1000:1000", "--mount", f"type=bind,source={cloned},target=/workspace"]
-    engine.docker(*make_quick, "recipe:cpu", "recipe", "new", "quick", "--data", "rows")
+    engine.docker(*make_quick, "recipe-test:cpu", "recipe", "new", "quick", "--data", "rows")
     quick = cloned / "presets" / "quick"
     edit(quick, "num_prompts: 450", "num_prompts: 2")
     edit(quick, "max_new_tokens: 64", "max_new_tokens: 4")
@@ -102,6 +102,8 @@ def test_a_recipe_logs_to_the_services_and_all_survives_down_up_and_a_restore(se
     backup = place / "services.backup"
     own(place / "home")
     services.run("backup", str(place / "home" / backup.name))
+    assert oct((place / "home" / backup.name).stat().st_mode & 0o777) == "0o600"
+    assert "is there already" in services.run("backup", str(place / "home" / backup.name), check=False)
     status, _ = services.ask("registered-models/delete", "DELETE", {"name": "quick"})
     assert status == 200 and services.champion() is None
     assert "restored from" in services.run("restore", str(place / "home" / backup.name))
