@@ -83,7 +83,7 @@ mlflow-ui: env  ## Browse the experiments on http://127.0.0.1:5000 (PORT=...)
 docker-train:  ## Check the host, build the image, plan and run a recipe on the GPU (RECIPE=presets/xgen-7b-alpaca)
 	@LOCK=cuda docker/host train
 
-docker-demo:  ## The embedded default in a container, on any host with Docker; no GPU
+docker-demo:  ## The embedded default in a container, on any Linux x86-64 host with Docker; no GPU
 	@LOCK=cpu RECIPE=. docker/host train
 
 docker-shell:  ## A shell in the image, in the recipe folder (LOCK=cpu without a GPU)
