@@ -168,6 +168,12 @@ def test_without_cuda_no_gpu_is_asked_for(host):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("name", ["host", "services"])
+def test_called_without_a_command_it_says_what_there_is(name, tmp_path):
+    done = subprocess.run([ROOT / "docker" / name], cwd=tmp_path, text=True, capture_output=True, check=False)
+    assert done.returncode == 2 and "train" in done.stdout and done.stderr == ""
+
+
 def test_a_wider_bind_without_a_password_does_not_start():
     environment = {**os.environ, "DATABASE_URL": "x", "MLFLOW_ARTIFACTS": "x", "BIND": "0.0.0.0"}
     environment.pop("MLFLOW_AUTH_ADMIN_PASSWORD", None)
