@@ -57,6 +57,15 @@ def toy_rows(count):
     return [alpaca(f"Say number {n} and nothing else.", f"{n} " * (1 + n % 17), "x " * (n % 5)) for n in range(count)]
 
 
+@pytest.fixture(autouse=True)
+def environment():
+    """Each test leaves the environment as it was: mlflow.set_tracking_uri writes to it."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     """A random Llama of 160,000 parameters with a byte-level BPE tokenizer that has no padding token of its own."""
