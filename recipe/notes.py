@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recipe.errors import MachineError
+from recipe.errors import MachineError, Stopped
 from recipe.files import sha256_file, write_json
 
 NOTES = "notes.json"
@@ -26,9 +26,14 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def die_with_parent() -> None:
     """End this process when the one that started it dies. A killed `dvc` would leave its trainer running.
 
-    SIGTERM ends it even where the starter ignores that signal, as docker/repro has `dvc` do.
+    Signals end it even where the starter ignores them, as docker/inside/repro has `dvc` do. One that came before this
+    process listened stands in the file that RECIPE_STOP names, and ends it here.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    asked = Path(os.environ.get("RECIPE_STOP") or os.devnull)
+    if asked.is_file():
+        raise Stopped("stopped before this stage. `dvc repro` goes on with it.", int(asked.read_text()) - 128)
     if sys.platform != "linux":
         return
     parent = os.getppid()

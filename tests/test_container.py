@@ -1,6 +1,8 @@
 """The container's files without an engine: linters, and what a host that lacks something is told."""
 
 import os
+import re
+import signal
 import stat
 import subprocess
 import sys
@@ -179,3 +181,40 @@ def test_a_wider_bind_without_a_password_does_not_start():
     environment.pop("MLFLOW_AUTH_ADMIN_PASSWORD", None)
     done = subprocess.run([ROOT / "docker/mlflow-server"], env=environment, text=True, capture_output=True, check=False)
     assert done.returncode == 2 and "needs MLFLOW_AUTH_ADMIN_PASSWORD" in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stop_between_two_stages_ends_the_run_before_the_next(number, code, tmp_path):
+    """docker/inside/repro with a `dvc` that runs a stage, is hashing for a second, and then runs another."""
+    stage = f"{sys.executable} -m recipe params registry.name"
+    run = f"{sys.executable} -c 'from recipe.notes import die_with_parent; die_with_parent()'"
+    program(
+        tmp_path,
+        "dvc",
+        f"cd {ROOT}; {stage} || exit 1\necho between; sleep 1\n{run} || exit 255\necho the next stage ran",
+    )
+    work = tmp_path / "work"
+    work.mkdir()
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    running = subprocess.Popen(
+        [ROOT / "docker/inside/repro"], cwd=work, env={**os.environ, "PATH": path}, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    for line in running.stdout:
+        if line == "between\n":
+            os.killpg(running.pid, number)  # as tini -g does, and a terminal
+            break
+    out = running.communicate(timeout=60)[0]
+    assert running.returncode == code, out
+    assert "stopped before this stage. `dvc repro` goes on with it." in out and "the next stage ran" not in out
+
+
+def test_a_folder_at_work_is_named_with_who_holds_it(tmp_path):
+    program(tmp_path, "dvc", "echo working; sleep 4")
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [ROOT / "docker/inside/repro"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE) as first:
+        assert first.stdout.readline() == "working\n"
+        beside = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
+        assert first.wait(timeout=60) == 0
+    assert beside.returncode == 4 and re.search(r"^error: container \S+, since 2\S+, is at work", beside.stderr)
