@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -109,6 +110,85 @@ def test_what_a_host_lacks_is_one_line_with_what_to_do(host, name, text, told):
     done = check(host)
     assert done.returncode == 4 and told in done.stderr
     assert all(line.startswith("error: ") for line in done.stderr.splitlines())
+
+
+@pytest.mark.parametrize("option", ["name=rootless", "name=userns"])
+def test_an_engine_with_other_user_ids_is_refused(host, option):
+    text = (
+        (host / "docker")
+        .read_text()
+        .replace("*RootDir*) echo / ;;", f"*RootDir*) echo / ;; *Security*) echo '[\"{option}\"]' ;;")
+    )
+    (host / "docker").write_text(text)
+    done = check(host)
+    assert done.returncode == 4 and "can't write to your folder" in done.stderr
+
+
+@pytest.fixture
+def called(host, tmp_path):
+    """docker/host in a repository of its own; returns what it gave to Docker, a line a call."""
+    log, repository = tmp_path / "calls", tmp_path / "outer" / "repository"
+    text = (host / "docker").read_text().replace("exit 1 ;;", "echo sha256:abc ;;")
+    program(host, "docker", f'echo "$@" >>{log}\n' + text.partition("\n")[2])
+    for tool in ("git", "realpath"):
+        (host / tool).symlink_to(f"/usr/bin/{tool}")
+    for name in (
+        "docker/host",
+        "requirements/cpu.lock",
+        "pyproject.toml",
+        "params.yaml",
+        ".gitignore",
+        "presets/a/params.yaml",
+    ):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        source = ROOT / name if (ROOT / name).exists() else ROOT / "params.yaml"
+        shutil.copy(source, repository / name)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *command], cwd=repository, check=True)
+
+    def call(*arguments):
+        log.unlink(missing_ok=True)
+        environment = {"PATH": str(host), "HOME": str(tmp_path), "LOCK": "cpu", "RECIPE": "."}
+        done = subprocess.run(
+            [repository / "docker/host", *arguments], env=environment, text=True, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return log.read_text().splitlines()
+
+    return call, repository
+
+
+@pytest.mark.parametrize(
+    "changed", ["params.yaml", "new.py", "presets/a/params.yaml", None, "metrics/train.json", "dvc.lock"]
+)
+def test_an_image_of_changed_files_says_so(called, changed):
+    """And one after a run, which changes metrics and dvc.lock, does not."""
+    call, repository = called
+    if changed:
+        (repository / changed).parent.mkdir(exist_ok=True)
+        (repository / changed).write_text("changed")
+    [build] = [line for line in call("build") if line.startswith("build ")]
+    said = re.search(r"COMMIT=([0-9a-f]{40})(-changed)? ", build)
+    assert bool(said[2]) == (changed in ("params.yaml", "new.py", "presets/a/params.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("written", "source", "target"),
+    [
+        ("/caches/all", "/caches/all", "/caches/all"),
+        ("../../all", "{outer}/all", "/all"),
+        ("cache2", "{outer}/repository/.dvc/cache2", "/workspace/.dvc/cache2"),
+    ],
+)
+def test_a_cache_that_dvc_shares_is_mounted_where_it_looks(called, written, source, target, host):
+    call, repository = called
+    program(host, "mkdir", "true")
+    (repository / ".dvc").mkdir()
+    (repository / ".dvc/config").write_text(f"[cache]\n    type = copy\n    dir = {written}\n")
+    source = source.format(outer=repository.parent)
+    runs = [line for line in call("train") if line.startswith("run ")]
+    assert runs and all(f"--mount type=bind,source={source},target={target} " in line for line in runs)
 
 
 def test_a_missing_toolkit_is_named(host):
