@@ -1,5 +1,4 @@
 # `make help` lists the targets. Everything runs in .venv, made from a hashed lock; Python 3.11 and pip are all it needs.
-SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # The lock that is installed already, unless another is named: `make env LOCK=cuda` installs anew.
 INSTALLED := $(patsubst requirements/%.lock,%,$(shell sed 's/.* //' .venv/recipe-lock.sha256 2>/dev/null))
@@ -33,7 +32,7 @@ $(VENV)/recipe-lock.sha256: requirements/$(LOCK).lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@# The CPU build of torch comes from pip's configured links where they have it, else from the PyTorch project.
 	@# Its index is named at the second try only: one that can't be reached costs pip minutes.
-	@set -o pipefail; mkdir -p $(VENV)/log; echo "installing requirements/$(LOCK).lock"; \
+	@mkdir -p $(VENV)/log; echo "installing requirements/$(LOCK).lock"; \
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes -r requirements/$(LOCK).lock \
 	  2>$(VENV)/log/pip.txt || { \
 	  grep -q 'No matching distribution found for torch' $(VENV)/log/pip.txt \

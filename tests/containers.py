@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,7 +14,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRET = "hf_plantedTokenThatNoLayerMayHold"  # in the environment of the image's build
-USER = 1000  # who runs the containers, and owns the clones that are mounted into them
+USER = (
+    1000 if os.geteuid() == 0 else os.getuid()
+)  # who runs the containers, and owns the clones that are mounted into them
 
 
 class Engine:
@@ -94,9 +98,12 @@ def running_engine(folder):
 
 
 def base_image(engine, folder):
-    """The name of a Debian image: one that debootstrap makes here, which needs no registry of images."""
+    """The name of a Debian image: made here by debootstrap, which needs no registry of images, else the pinned one."""
     if not shutil.which("debootstrap") or os.geteuid() != 0:
-        pytest.skip("no base image: apt-get install debootstrap, and run as root")
+        [pinned] = re.findall(r"^ARG BASE_IMAGE=(.+)$", (ROOT / "docker/Dockerfile").read_text(), flags=re.MULTILINE)
+        if not engine.docker("images", "-q", pinned) and "Error" in engine.docker("pull", pinned, check=False):
+            pytest.skip(f"no base image: {pinned} can't be pulled, and debootstrap wants root")
+        return pinned
     name, root = "local/debian:bookworm", folder / "debian"
     if not engine.docker("images", "-q", name):
         made = subprocess.run(
@@ -118,16 +125,16 @@ def _answers(client, environment):
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory):
-    """A folder that another user may enter, and whose repositories git reads whoever owns them."""
-    folder = tmp_path_factory.mktemp("docker")
+def place():
+    """A folder that others may enter, unlike pytest's own, and whose repositories git reads whoever has them."""
+    folder = Path(tempfile.mkdtemp(prefix="recipe-docker-"))
+    folder.chmod(0o711)
     (folder / "gitconfig").write_text("[safe]\n\tdirectory = *\n")
     given = pytest.MonkeyPatch()
     given.setenv("GIT_CONFIG_GLOBAL", str(folder / "gitconfig"))
-    for one in (folder, *folder.parents[:2]):
-        one.chmod(one.stat().st_mode | 0o011)
     yield folder
     given.undo()
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")
@@ -170,8 +177,9 @@ def clone(folder, wheel, umask=0o022):
     finally:
         os.umask(before)
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    dates = {"GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z"}  # one commit
     for command in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "one"]):
-        subprocess.run([*git, *command], cwd=folder, check=True)
+        subprocess.run([*git, *command], cwd=folder, check=True, env={**os.environ, **dates})
     own(folder)
     return folder
 

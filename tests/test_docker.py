@@ -1,8 +1,11 @@
 """The image, built and run for real, as a user who is not root, on a fresh clone."""
 
+import gzip
+import io
 import json
 import os
 import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -55,18 +58,46 @@ def test_the_image_says_what_it_is_and_is_not_root(engine, image, cloned):
     assert out.split() == ["1000", "recipe-demo"]
 
 
+def layers_hold(engine, image, token):
+    """Whether a file of any layer, one that a later layer removes too, or the image's own JSON holds the bytes."""
+    with (
+        subprocess.Popen([engine.client, "save", image], env=engine.environment, stdout=subprocess.PIPE) as saved,
+        tarfile.open(fileobj=saved.stdout, mode="r|") as tar,
+    ):
+        found = False
+        for one in tar:
+            if not one.isreg():
+                continue
+            content = io.BufferedReader(tar.extractfile(one))
+            start = content.peek(4)
+            assert not start.startswith(ZSTANDARD), f"{one.name} is compressed in a way that this test can't read"
+            content, tail = gzip.GzipFile(fileobj=content) if start.startswith(GZIP) else content, b""
+            while chunk := content.read(1 << 24):
+                found = found or token in tail + chunk
+                tail = chunk[-len(token) :]
+        saved.stdout.read()  # the padding, without which docker would break its pipe
+    assert saved.returncode == 0
+    return found
+
+
+GZIP, ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+
 @pytest.mark.docker
 def test_no_layer_holds_a_secret(engine, image):
     """The build had the token twice: in its environment, and in the file of certificates that it was given."""
     assert SECRET not in engine.docker("history", "--no-trunc", "recipe-test:cpu")
-    token, tail = SECRET.encode(), b""
-    with subprocess.Popen(
-        [engine.client, "save", "recipe-test:cpu"], env=engine.environment, stdout=subprocess.PIPE
-    ) as saved:
-        while chunk := saved.stdout.read(1 << 24):
-            assert token not in tail + chunk
-            tail = chunk[-len(token) :]
-    assert saved.returncode == 0
+    assert not layers_hold(engine, "recipe-test:cpu", SECRET.encode())
+
+
+@pytest.mark.docker
+def test_a_secret_that_a_layer_holds_is_found(engine, image):
+    """As a careless Dockerfile would leave it: written by one instruction, removed by the next."""
+    careless = f"FROM {engine.base}\nRUN echo {SECRET} >/token\nRUN rm /token\n"
+    engine.docker("build", "--network", "host", "-t", "recipe-careless", "-", input=careless)
+    assert layers_hold(engine, "recipe-careless", SECRET.encode())
+    assert SECRET in engine.docker("history", "--no-trunc", "recipe-careless")
+    engine.docker("rmi", "-f", "recipe-careless")
 
 
 @pytest.mark.docker
@@ -79,6 +110,24 @@ def test_two_builds_hold_the_same_files(engine, image, files, place, wheel):
     differing = sorted(name for name in files.keys() | again.keys() if files.get(name) != again.get(name))
     engine.docker("rmi", "-f", "recipe-again:cpu")
     assert len(files) > 20_000 and differing == []
+
+
+@pytest.mark.docker
+def test_two_builds_have_one_digest(engine, image, place, wheel):
+    """Where BuildKit can date files by the commit: 0.13 and newer."""
+    told = engine.docker("buildx", "inspect", check=False)
+    found = re.search(r"BuildKit version: +v?(\d+)\.(\d+)", told)
+    if not found or (int(found[1]), int(found[2])) < (0, 13):
+        pytest.skip(f"BuildKit is older than 0.13, or has no buildx: {told.strip().splitlines()[-1]}")
+    digests = set()
+    for name in ("first", "second"):
+        folder = clone(place / name, wheel)
+        output = f"--output type=oci,dest={place / name}.tar,rewrite-timestamp=true"
+        make(engine, folder, "docker-build", LOCK="cpu", BUILD_OPTIONS=f"--network host --no-cache {output}")
+        with tarfile.open(place / f"{name}.tar") as tar:
+            digests.add(json.load(tar.extractfile("index.json"))["manifests"][0]["digest"])
+        (place / f"{name}.tar").unlink()
+    assert len(digests) == 1
 
 
 @pytest.mark.docker
@@ -101,15 +150,21 @@ def run_options(folder):
 
 
 class Run:
-    """`make docker-demo` in the background, and its one container."""
+    """`make docker-demo` in the background, or in a terminal, and its one container."""
 
-    def __init__(self, engine, folder, number):
+    def __init__(self, engine, folder, number, terminal=False):
         self.engine, self.log = engine, folder.parent / f"run-{number}.log"
         command, environment = engine.as_user(
             "make", "docker-demo", folder=folder.parent, RUN_OPTIONS="--label recipe-test"
         )
+        if terminal:
+            sized = f"stty cols 100 rows 30; exec {shlex.join(command)}"  # without a width there is no bar
+            command = ["script", "--quiet", "--flush", "--return", "--command", sized, str(self.log)]
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=environment, stdin=subprocess.PIPE if terminal else None, text=True,
+                stdout=subprocess.DEVNULL if terminal else log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
 
     def output(self):
         return self.log.read_text()
@@ -132,8 +187,8 @@ def test_stopped_killed_and_beside_another_the_embedded_recipe_ends_in_the_same_
     wanted = (cloned / "dvc.lock").read_bytes()
     (cloned / "dvc.lock").unlink()  # the run makes it
 
-    run = Run(engine, cloned, 1)
-    run.said(r"step 120/541")
+    run = Run(engine, cloned, 1, terminal=True)
+    run.said(r"[^0-9]1[2-9]\d/541")  # the bar of a terminal
     started = time.monotonic()
     beside = subprocess.run(
         [engine.client, "run", *run_options(cloned), "recipe-test:cpu"], env=engine.environment, text=True,
@@ -146,15 +201,23 @@ def test_stopped_killed_and_beside_another_the_embedded_recipe_ends_in_the_same_
         and "is at work in this folder" in beside.stdout
     )
 
+    run.process.stdin.write("\x03")  # Ctrl-C
+    run.process.stdin.flush()
+    assert run.process.wait(60) != 0
+    assert re.search(r"training was stopped after step \d+ of 541", run.output()) and "Error 130" in run.output()
+
+    run = Run(engine, cloned, 2)
+    run.said(r"going on from checkpoint-\d+\n")
+    run.said(r"step 2\d0/541")
     engine.docker("stop", run.container())
     assert run.process.wait(60) != 0
     stopped = re.search(r"training was stopped after step (\d+) of 541", run.output())
-    assert stopped and int(stopped[1]) % 10 == 0 and "exited with 143" in run.output(), run.output()[-3000:]
+    assert stopped and int(stopped[1]) % 10 == 0 and "Error 143" in run.output(), run.output()[-3000:]
     assert list(cloned.glob(f".recipe/checkpoints/*/checkpoint-{stopped[1]}/complete.json"))
 
-    run = Run(engine, cloned, 2)
+    run = Run(engine, cloned, 3)
     run.said(rf"going on from checkpoint-{stopped[1]}\n")
-    run.said(r"step 2[1-9]0/541")
+    run.said(r"step 3\d0/541")
     engine.docker("kill", run.container())
     assert run.process.wait(30) != 0
     left = subprocess.run(
@@ -162,8 +225,8 @@ def test_stopped_killed_and_beside_another_the_embedded_recipe_ends_in_the_same_
     )
     assert left.stdout == "" and not engine.docker("ps", "-q", "--filter", "label=recipe-test")
 
-    run = Run(engine, cloned, 3)
-    run.said(r"going on from checkpoint-2\d0")
+    run = Run(engine, cloned, 4)
+    run.said(r"going on from checkpoint-3\d0")
     assert run.process.wait(420) == 0, run.output()[-3000:]
     assert "The adapter is better than its base" in run.output()
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from base64 import b64encode
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, alpaca, edit, toy_rows, write_jsonl
-from containers import own
+from containers import USER, own
 
 pytestmark = pytest.mark.docker
 PASSWORD = "a long test password"
@@ -71,7 +72,7 @@ def services(engine, image, cloned, place):
     write_jsonl(cloned / "rows" / "validation.jsonl", [alpaca(f"Held {n}", "x y") for n in range(6)])
     own(cloned / "rows")
     one = Services(engine, cloned)
-    make_quick = ["run", "--rm", "--user", "1000:1000", "--mount", f"type=bind,source={cloned},target=/workspace"]
+    make_quick = ["run", "--rm", "--user", f"{USER}:{USER}", "--mount", f"type=bind,source={cloned},target=/workspace"]
     engine.docker(*make_quick, "recipe-test:cpu", "recipe", "new", "quick", "--data", "rows")
     quick = cloned / "presets" / "quick"
     edit(quick, "num_prompts: 450", "num_prompts: 2")
@@ -113,6 +114,49 @@ def test_a_recipe_logs_to_the_services_and_all_survives_down_up_and_a_restore(se
     assert "is no backup of" in services.run("restore", str(place / "home" / "nothing"), check=False)
 
     assert services.ask("experiments/search?max_results=1", Host="elsewhere.example")[0] == 403
+
+
+IN_BUCKET = """
+import boto3
+s3 = boto3.client("s3", "us-east-1", endpoint_url="http://s3:9000", aws_access_key_id="a", aws_secret_access_key="b")
+if not s3.list_buckets()["Buckets"]:
+    s3.create_bucket(Bucket="runs")
+print(*sorted(one["Key"] for one in s3.list_objects_v2(Bucket="runs").get("Contents", [])), sep="\\n")
+"""
+
+
+@pytest.fixture
+def bucket(services, engine, place):
+    """An S3 server beside the services (moto), which forgets all when it ends; calling it lists the bucket's keys."""
+    services.run("up")  # and with it the network
+    package = [sys.executable, "-m", "pip", "install", "-q", "--target", place / "moto", "moto[server]==5.2.5"]
+    subprocess.run(package, check=True)
+    engine.docker(
+        "run", "-d", "--rm", "--name", "recipe-s3", "--network", "recipe-services_outside", "--network-alias", "s3",
+        "--mount", f"type=bind,source={place / 'moto'},target=/moto", "--env", "PYTHONPATH=/moto",
+        "recipe-test:cpu", "python", "-m", "moto.server", "-H", "0.0.0.0", "-p", "9000",
+    )  # fmt: skip
+    yield lambda: engine.docker("exec", "recipe-s3", "python", "-c", IN_BUCKET).split()
+    engine.docker("rm", "-f", "recipe-s3", check=False)
+
+
+def test_artifacts_go_to_a_bucket_and_come_back(services, bucket, place):
+    s3 = {"MLFLOW_ARTIFACTS": "s3://runs/mlflow", "MLFLOW_S3_ENDPOINT_URL": "http://s3:9000"}
+    s3 |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    services.run("up", **s3)
+    assert bucket() == []
+    edit(services.folder / "presets/quick", "name: quick ", "name: in-bucket ")
+    assert "is the first champion" in services.run("train", "recipe", "register", **s3)
+    keys = bucket()
+    assert any(key.endswith("adapter_model.safetensors") for key in keys), keys
+    assert all(key.startswith("mlflow/") for key in keys)
+    load = "import mlflow; model = mlflow.pyfunc.load_model('models:/in-bucket@champion')\n"
+    load += "print('answer', repr(model.predict([{'instruction': 'Say number 3.'}])))"
+    assert "answer [" in services.run("train", "python", "-c", load, **s3)
+    out = services.run("backup", str(place / "home" / "with-bucket.backup"), **s3)
+    assert "note: the artifacts are not on this machine's volume, and so not in this backup" in out
+    edit(services.folder / "presets/quick", "name: in-bucket ", "name: quick ")
+    services.run("up")
 
 
 def test_wider_than_loopback_it_wants_a_password(services):
