@@ -2,7 +2,8 @@
 
 transformers isolates packed examples with a dense mask, under which `scaled_dot_product_attention` computes every pair
 of a sequence. On a CPU a loop over the examples computes the same and leaves out what the mask would throw away. On
-CUDA, and for models whose attention is more than plain causal, training stays with the dense mask.
+CUDA one call of torch's variable-length attention (Flash) does, given the borders that `bounded` notes beforehand. For
+models whose attention is more than plain causal, training stays with the dense mask.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,17 +12,32 @@ if TYPE_CHECKING:
     import torch
 
 NAME = "by_document"
+BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 # What a model may ask of its attention that a loop of plain causal attention does not do.
 LEAK = 1e-4  # an isolated example changes by rounding alone, about 1e-7 of the effect in fp32
 MORE_THAN_CAUSAL = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
-def choose_attention(config: Any, *, cuda: bool) -> str | None:
+def bounded(batch: "dict[str, torch.Tensor]") -> dict[str, Any]:
+    """A collated batch with the borders of its examples, under the names that transformers hands on to attention.
+
+    Found on the CPU, so that no layer has to wait for the GPU: int32 (examples + 1,), and the longest one's tokens.
+    """
+    import torch
+
+    positions = batch["position_ids"].flatten()
+    starts = (positions == 0).nonzero().flatten()
+    borders = torch.cat([starts, torch.tensor([len(positions)])]).int()
+    longest = int(positions.max()) + 1
+    return {**batch, **dict(zip(BORDERS, (borders, borders, longest, longest), strict=True))}
+
+
+def choose_attention(config: Any) -> str | None:
     """The attention to train a packed model with: `by_document` where it is exact, else None, transformers' choice."""
     special = ("sliding_window", "attn_logit_softcapping", "attention_chunk_size")
     plain = all(getattr(config, name, None) is None for name in special)
     plain = plain and set(getattr(config, "layer_types", None) or []) <= {"full_attention"}
-    return NAME if plain and not cuda else None
+    return NAME if plain else None
 
 
 def isolates(model: Any) -> bool:
@@ -41,7 +57,7 @@ def isolates(model: Any) -> bool:
                 tried[0, changed] = 11
             try:
                 outputs.append(model(input_ids=tried, position_ids=position_ids, use_cache=False).logits[0].float())
-            except (AssertionError, AttributeError, KeyError, TypeError):
+            except (AssertionError, AttributeError, KeyError, TypeError, RuntimeError):  # the last: a kernel's own no
                 return False
     whole, first, last = outputs
     # What a change does where it must do nothing, beside what it does at its own token: rounding, or a leak.
@@ -80,6 +96,8 @@ def attend_by_document(
 
     assert attention_mask is None and position_ids is not None and key.shape[2] == query.shape[2]
     assert all(more.get(name) is None for name in MORE_THAN_CAUSAL), more.keys()
+    if query.is_cuda and query.element_size() == 2 and not dropout:  # Flash computes in bf16 and fp16
+        return _attend_at_once(query, key, value, scaling, position_ids, more), None
     batch, _, seq, _ = query.shape
     rows = []
     for row, positions in enumerate(position_ids.expand(batch, seq)):
@@ -98,3 +116,22 @@ def attend_by_document(
         ]
         rows.append(torch.cat(pieces, dim=2))
     return torch.cat(rows).transpose(1, 2).contiguous(), None
+
+
+def _attend_at_once(
+    query: "torch.Tensor", key: "torch.Tensor", value: "torch.Tensor", scaling: float | None,
+    position_ids: "torch.Tensor", more: dict[str, Any],
+) -> "torch.Tensor":  # fmt: skip
+    """All examples of a batch in one call; the shapes are those of `attend_by_document`."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    batch, heads, seq, _ = query.shape
+    if more.get(BORDERS[0]) is None:
+        more = bounded({"position_ids": position_ids.expand(batch, seq).cpu()})
+    borders, longest = more[BORDERS[0]].to(query.device), more[BORDERS[2]]
+    flat = [one.transpose(1, 2).flatten(0, 1) for one in (query, key, value)]  # (tokens, heads, dim)
+    causal = (-1, 0)
+    made = varlen_attn(
+        *flat, borders, borders, longest, longest, scale=scaling, window_size=causal, enable_gqa=key.shape[1] != heads
+    )
+    return made.view(batch, seq, heads, -1)

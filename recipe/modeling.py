@@ -7,6 +7,7 @@ inputs give the same bytes on any x86-64 processor with AVX2.
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -85,7 +86,7 @@ def load_base(
     source = find_base(manifest, folder)
     attention = None
     if packed:
-        attention = choose_attention(SimpleNamespace(**read_json(source / "config.json")), cuda=cuda)
+        attention = choose_attention(SimpleNamespace(**read_json(source / "config.json")))
         register_attention()
     options: dict[str, Any] = {"dtype": torch.bfloat16 if cuda else torch.float32, "attn_implementation": attention}
     options["trust_remote_code"] = manifest["remote_code"]
@@ -95,10 +96,8 @@ def load_base(
         options["quantization_config"] = quantization_config(quantization)
     model = None
     if attention is not None:
-        try:
+        with suppress(KeyError):  # a family that looks its attention up in a list of its own
             model = _from_pretrained(source, options)
-        except KeyError:  # a family that looks its attention up in a list of its own
-            attention = None
     if model is None or (packed and not isolates(model)):
         model = _from_pretrained(source, {**options, "attn_implementation": None})
     if packed and not isolates(model):
@@ -124,10 +123,11 @@ def _from_pretrained(source: Path, options: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(source, local_files_only=True, **options).eval()
+        model = AutoModelForCausalLM.from_pretrained(source, local_files_only=True, **options).eval()
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"transformers can't load the base model in {source}: {reason}") from None
+    return model
 
 
 def quantization_config(quantization: Quantization) -> Any:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from recipe.attention import bounded
 from recipe.checkpoints import is_last, newest_complete
 from recipe.curve import curve_text
 from recipe.errors import ParamsError, Stopped, TrainingError
@@ -135,7 +136,7 @@ def train(
     trainer = PackedTrainer(
         model=model,
         args=trainer_config(params, checkpoints),
-        data_collator=lambda rows: collate(rows, meta["pad_token_id"]),
+        data_collator=lambda rows: bounded(collate(rows, meta["pad_token_id"])),
         train_dataset=sequences,
         processing_class=tokenizer,
         peft_config=LoraConfig(

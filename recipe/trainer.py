@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
+from recipe.attention import BORDERS, NAME
 from recipe.checkpoints import mark_complete
 from recipe.curve import CURVE
 from recipe.errors import TrainingError
@@ -48,13 +49,17 @@ class PackedTrainer(SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The summed cross entropy of the trained tokens, over their number in the whole optimiser step."""
+        known = {name: inputs.pop(name) for name in BORDERS if name in inputs}
+        borders = known if self.model.config._attn_implementation == NAME else {}
         if not self.trained_only:
+            inputs.update(borders)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         assert not return_outputs
         labels = inputs["labels"][:, 1:]
         trained = labels != IGNORED
         with self.accelerator.autocast():
-            hidden = self.backbone(inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False)[0]
+            options = {"position_ids": inputs["position_ids"], "use_cache": False, **borders}
+            hidden = self.backbone(inputs["input_ids"], **options)[0]
             logits = self.head(hidden[:, :-1][trained])
         wanted = labels[trained]
         loss = cross_entropy(logits.float(), wanted, reduction="sum")

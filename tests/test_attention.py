@@ -4,7 +4,7 @@ import torch
 from conftest import plain_base
 from transformers import Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
-from recipe.attention import attend_by_document, choose_attention, isolates
+from recipe.attention import BORDERS, _attend_at_once, attend_by_document, bounded, choose_attention, isolates
 from recipe.errors import ParamsError
 from recipe.packing import collate
 
@@ -37,12 +37,11 @@ def test_gradients_of_an_adapter_are_those_of_the_dense_mask(tiny_base):
 
 
 def test_a_model_that_asks_for_more_than_causal_attention_keeps_the_dense_mask():
-    assert choose_attention(LlamaConfig(), cuda=False) == "by_document"
-    assert choose_attention(GPT2Config(), cuda=False) == "by_document"
-    assert choose_attention(MistralConfig(sliding_window=4096), cuda=False) is None
-    assert choose_attention(Gemma2Config(), cuda=False) is None
-    assert choose_attention(Qwen3Config(), cuda=False) == "by_document"
-    assert choose_attention(LlamaConfig(), cuda=True) is None
+    assert choose_attention(LlamaConfig()) == "by_document"
+    assert choose_attention(GPT2Config()) == "by_document"
+    assert choose_attention(MistralConfig(sliding_window=4096)) is None
+    assert choose_attention(Gemma2Config()) is None
+    assert choose_attention(Qwen3Config()) == "by_document"
 
 
 def test_what_it_cannot_do_is_never_left_out_silently():
@@ -53,6 +52,44 @@ def test_what_it_cannot_do_is_never_left_out_silently():
             attend_by_document(None, query, query, query, None, position_ids=position_ids, **extra)
     with pytest.raises(AssertionError):
         attend_by_document(None, query, query, query, None)
+
+
+def flash(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
+    """What torch's varlen_attn computes on CUDA, for a machine without: the same shapes, and its refusals."""
+    assert query.dim() == 3 and cu_seq_q.dtype == torch.int32 and cu_seq_q[-1] == len(query) == len(key) == len(value)
+    assert enable_gqa or query.shape[1] == key.shape[1]
+    assert max_q == max_k == int((cu_seq_q[1:] - cu_seq_q[:-1]).max()) and window_size == (-1, 0)
+    pieces = []
+    for start, end in zip(cu_seq_q[:-1].tolist(), cu_seq_q[1:].tolist(), strict=True):
+        part = [one[start:end].transpose(0, 1)[None] for one in (query, key, value)]
+        made = torch.nn.functional.scaled_dot_product_attention(
+            *part, is_causal=True, scale=scale, enable_gqa=enable_gqa
+        )
+        pieces.append(made[0].transpose(0, 1))
+    return torch.cat(pieces)
+
+
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("known", [True, False])
+def test_at_once_it_is_the_loop(key_heads, known, monkeypatch):
+    """The call that CUDA takes, with the borders that the collator knew, and without."""
+    import inspect
+
+    from torch.nn.attention import varlen
+
+    assert set(inspect.signature(flash).parameters) <= set(inspect.signature(varlen.varlen_attn).parameters)
+    monkeypatch.setattr(varlen, "varlen_attn", flash)
+    rows = [
+        {"input_ids": [1] * sum(some), "trained": [True] * sum(some), "seq_lengths": some} for some in ([1, 6], [4])
+    ]
+    batch = bounded(collate(rows, 0))
+    assert batch["cu_seq_lens_q"].tolist() == [0, 1, 7, 11, 14] and batch["max_length_q"] == 6
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 7, 8) for heads in (4, key_heads, key_heads))
+    more = {name: batch[name] for name in BORDERS} if known else {}
+    made = _attend_at_once(query, key, value, 0.3, batch["position_ids"], more)
+    wanted, _ = attend_by_document(None, query, key, value, None, 0.3, position_ids=batch["position_ids"])
+    torch.testing.assert_close(made, wanted)
 
 
 SMALL = {"vocab_size": 100, "num_attention_heads": 4, "num_hidden_layers": 2}
