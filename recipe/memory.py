@@ -78,6 +78,8 @@ def training_need(
     import torch
     from peft import LoraConfig, get_peft_model
 
+    from recipe.lora import fuse
+
     dtype = torch.bfloat16 if cuda else torch.float32
     model = empty_model(config, dtype)
     weights, largest = _weight_bytes(model, quantization, dtype)
@@ -91,6 +93,7 @@ def training_need(
             r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
         )
         model = get_peft_model(model, adapter).train()
+    fuse(model)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     tokens, size = micro_batch_size * max_length, dtype.itemsize
     saved, head_is_all = trace(model, micro_batch_size, max_length, mixed=cuda)

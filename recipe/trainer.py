@@ -21,6 +21,7 @@ from recipe.attention import BORDERS, NAME
 from recipe.checkpoints import mark_complete
 from recipe.curve import CURVE
 from recipe.errors import TrainingError
+from recipe.lora import fuse
 from recipe.packing import IGNORED
 from recipe.stopping import Stop
 
@@ -37,6 +38,7 @@ class PackedTrainer(SFTTrainer):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        fuse(self.model)
         whole = self.model.get_base_model()
         self.backbone, self.head = whole.base_model, whole.get_output_embeddings()
         self.num_right, self.num_scored = torch.zeros((), device=self.model.device), 0

@@ -24,7 +24,7 @@ pin_processor()
 import torch, trl, transformers, peft
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from peft import LoraConfig
-from recipe.attention import register_attention
+from recipe.attention import bounded, register_attention
 from recipe.packing import collate
 from recipe.train import TrainParams, trainer_config
 from recipe.trainer import PackedTrainer
@@ -51,7 +51,8 @@ def run(config, length):
     params = TrainParams(**given["train"])
     trainer = PackedTrainer(
         model=model, args=trainer_config(params, Path(given["folder"])), train_dataset=rows,
-        data_collator=lambda rows: collate(rows, 0), processing_class=AutoTokenizer.from_pretrained(given["tokenizer"]),
+        data_collator=lambda rows: bounded(collate(rows, 0)),
+        processing_class=AutoTokenizer.from_pretrained(given["tokenizer"]),
         peft_config=LoraConfig(
             r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
@@ -104,14 +105,17 @@ def test_the_stated_memory_is_within_15_percent_of_the_measured_peak(family, che
 
 
 def test_xgens_numbers_are_those_measured_elsewhere():
-    """6.9B parameters; 10.4 MB of activations a token in bf16 as TRL and PEFT do by default; 27 GFLOP a token."""
+    """6.9B parameters; 27 GFLOP a token; activations in bf16 as with no dropout and no cast of the input to fp32.
+
+    Those are 5.6 MB a token, measured on a GPU, where TRL and PEFT keep 10.4 by default.
+    """
     need = training_need(
         XGEN, LORA, quantization="none", activation_checkpointing=False, micro_batch_size=1, max_length=1024,
         trained_fraction=1.0, cuda=True,
     )  # fmt: skip
     assert need.parameters == 6_895_702_016 and need.trainable == 39_976_960
     assert need.weights == pytest.approx(13.8e9, rel=0.01) and need.adapter == pytest.approx(0.64e9, rel=0.01)
-    assert need.activations / 1024 == pytest.approx(10.4e6, rel=0.15)
+    assert need.activations / 1024 == pytest.approx(5.6e6, rel=0.05)
     assert need.flops_per_token == pytest.approx(27.1e9, rel=0.02)
 
 
@@ -120,7 +124,7 @@ def test_quantising_and_checkpointing_fit_the_real_recipe_on_a_16_gb_gpu():
     need = training_need(XGEN, LORA, quantization="nf4", activation_checkpointing=True, **settings)
     assert need.peak < 15e9
     more = training_need(XGEN, LORA, quantization="nf4", activation_checkpointing=False, **settings)
-    assert more.peak > 40e9
+    assert more.peak > 25e9
 
 
 def test_a_gpt2_has_its_known_size():
@@ -138,15 +142,15 @@ def test_what_does_not_fit_names_the_key_to_change(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     for gigabytes, change in (
         (80, None),
-        (40, "Set train.micro_batch_size: 1."),
-        (24, "Set train.activation_checkpointing: true."),
+        (30, "Set train.micro_batch_size: 1."),
+        (20, "Set train.activation_checkpointing: true."),
         (14, "Set train.quantization: nf4, train.micro_batch_size: 1, train.activation_checkpointing: true."),
         (4, "Lower sequence.max_length, or choose a smaller model or a larger GPU."),
     ):
         monkeypatch.setattr(fit, "machine_memory", lambda size=gigabytes: ("a GPU", size * 10**9))
         need, problems = fit.check_memory(params, XGEN, 0.4)
         assert len(problems) == (change is not None) and all(one.endswith(change) for one in problems)
-        assert need.peak == pytest.approx(61e9, rel=0.05)
+        assert need.peak == pytest.approx(39e9, rel=0.05)
 
 
 def test_what_can_be_traced_and_what_is_refused():

@@ -53,6 +53,7 @@ FLOORS = [
         "examples",
         "hub",
         "hub_errors",
+        "lora",
         "memory",
         "modeling",
         "notes",
