@@ -127,6 +127,11 @@ def _from_pretrained(source: Path, options: dict[str, Any]) -> Any:
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"transformers can't load the base model in {source}: {reason}") from None
+    for module in model.modules():
+        # bitsandbytes repacks nf4 for AVX512-BF16 in evaluation mode. What it then multiplies with has no gradient, in
+        # training too, and gives other numbers than a processor without it.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model
 
 

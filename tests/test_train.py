@@ -160,6 +160,42 @@ def test_a_quantised_base_trains_through_the_stage(trained, quantization):
     assert json.loads((folder / "train.json").read_text())["quantization"] == quantization
 
 
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_gradients_reach_through_a_quantised_base(tiny_base, quantization):
+    """Those of the weights that it stands for, in the first layer too, after an evaluation like those at loading.
+
+    bitsandbytes repacks nf4 for AVX512-BF16 in evaluation mode, and what it then multiplies with has no gradient.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from recipe.lora import fuse
+
+    model = plain_base(tiny_base, 0, quantization=quantization, packed=True)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    torch.manual_seed(0)
+    model = get_peft_model(model, config)
+    fuse(model)
+    ids = torch.arange(2, 34)[None]
+    options = {"position_ids": torch.arange(32)[None], "use_cache": False}
+    with torch.no_grad():
+        model.eval()(ids, **options)
+
+    weights = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    model.train()(ids, labels=ids, **options).loss.backward()
+    found = {name: weight.grad.clone() for name, weight in weights.items()}
+    for layer in [one.base_layer for one in model.modules() if hasattr(one, "base_layer")]:
+        # The plain layer with the numbers that this one multiplies with, read out by the identity.
+        with torch.no_grad():
+            plain = layer(torch.eye(layer.in_features)).T.float()
+        layer.forward = lambda x, plain=plain: torch.nn.functional.linear(x, plain)
+    model.zero_grad()
+    model(ids, labels=ids, **options).loss.backward()
+    for name, weight in weights.items():
+        error = (found[name] - weight.grad).norm() / weight.grad.norm()
+        assert error < 0.1, (name, error)  # int8 rounds its input, and nf4 computes in bf16
+
+
 def test_the_loss_on_trained_tokens_alone_is_trls_own(trained, tmp_path, monkeypatch):
     """The same training with TRL's loss, which scores every position, ends in nearly the same place."""
     import recipe.trainer
