@@ -55,7 +55,7 @@ class AddLora(torch.autograd.Function):
         return torch.addmm(y, small.to(y.dtype), b.to(y.dtype).T, alpha=ctx.scaling)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]  # noqa: D102
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
         x, a, b, small, seed = ctx.saved_tensors
         mask = draw_kept(x, ctx.p, seed) if ctx.p else None
         kept = x if mask is None else torch.where(mask, x, 0.0)

@@ -79,6 +79,7 @@ def training_need(
     from peft import LoraConfig, get_peft_model
 
     from recipe.lora import fuse
+    from recipe.loss import chunk_tokens
 
     dtype = torch.bfloat16 if cuda else torch.float32
     model = empty_model(config, dtype)
@@ -97,15 +98,23 @@ def training_need(
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     tokens, size = micro_batch_size * max_length, dtype.itemsize
     saved, head_is_all = trace(model, micro_batch_size, max_length, mixed=cuda)
-    projected = tokens * trained_fraction if head_is_all else tokens  # else TRL's own loss takes every position
-    # Logits in the model's dtype and in fp32, their log-softmax, and the gradients of both copies.
-    logits = int(projected) * config.get_text_config().vocab_size * (2 * size + 8 if cuda else 12)
+    vocab_size, hidden_size = config.get_text_config().vocab_size, config.get_text_config().hidden_size
+    if head_is_all:  # some tokens at a time: their logits, and in fp32 their log-softmax; the gradient of all of them
+        projected = int(tokens * trained_fraction)
+        at_once = min(projected, chunk_tokens(vocab_size, "cuda" if cuda else "cpu"))
+        logits = at_once * vocab_size * (size + 4) + 2 * projected * hidden_size * size
+    else:  # TRL's loss, of every position: logits in the model's dtype and in fp32, their log-softmax, both gradients
+        logits = tokens * vocab_size * (2 * size + 8 if cuda else 12)
+    # The loss's moment, or the backward pass of a layer: its activations' gradients, about half as large at any time.
+    layers = config.get_text_config().num_hidden_layers
+    layer = saved // layers
     if activation_checkpointing:
         # Every layer's input stays; a layer's own activations are there one layer at a time, after the logits.
-        layers = config.get_text_config().num_hidden_layers
         # A quantised model's norms are in fp32, and so is what its layers hand on.
-        inputs = layers * tokens * config.get_text_config().hidden_size * (4 if quantization != "none" else size)
-        saved = inputs + max(saved // layers - logits, 0)
+        inputs = layers * tokens * hidden_size * (4 if quantization != "none" else size)
+        saved = inputs + max(layer + layer // 2 - logits, 0)
+    else:
+        saved += max(layer // 2 - logits, 0)
     # A quantised layer is expanded while it computes.
     other = (CUDA_CONTEXT_BYTES if cuda else 0) + (largest * 2 if quantization != "none" else 0)
     if quantization != "none" and cuda:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import TrainerCallback
 from trl import SFTTrainer
@@ -22,6 +21,7 @@ from recipe.checkpoints import mark_complete
 from recipe.curve import CURVE
 from recipe.errors import TrainingError
 from recipe.lora import fuse
+from recipe.loss import head_loss
 from recipe.packing import IGNORED
 from recipe.stopping import Stop
 
@@ -62,10 +62,9 @@ class PackedTrainer(SFTTrainer):
         with self.accelerator.autocast():
             options = {"position_ids": inputs["position_ids"], "use_cache": False, **borders}
             hidden = self.backbone(inputs["input_ids"], **options)[0]
-            logits = self.head(hidden[:, :-1][trained])
-        wanted = labels[trained]
-        loss = cross_entropy(logits.float(), wanted, reduction="sum")
-        self.num_right += (logits.detach().argmax(-1) == wanted).sum()
+            wanted = labels[trained]
+            loss, num_right = head_loss(hidden[:, :-1][trained], self.head, wanted)
+        self.num_right += num_right
         self.num_scored += len(wanted)
         return loss / (len(wanted) if num_items_in_batch is None else num_items_in_batch)
 

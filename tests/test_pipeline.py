@@ -54,6 +54,7 @@ FLOORS = [
         "hub",
         "hub_errors",
         "lora",
+        "loss",
         "memory",
         "modeling",
         "notes",
