@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help env demo plan repro test test-all lint types format mlflow-ui lock clean
+.PHONY: help env demo plan repro test test-all lint types format bench mlflow-ui lock clean
 .PHONY: docker-train docker-demo docker-shell docker-build docker-check docker-pin docker-test docker-test-cuda
 .PHONY: services-up services-down services-train services-backup services-restore
 
@@ -70,6 +70,9 @@ types: env  ## Types
 format: env  ## Format the code
 	ruff format .
 	ruff check --fix .
+
+bench: env  ## Training beside the tutorial's settings and `trl sft`: speed, memory (OPTIONS=..., see bench/train.py)
+	python -m bench.train $(OPTIONS)
 
 mlflow-ui: env  ## Browse the experiments on http://127.0.0.1:5000 (PORT=...)
 	@mkdir -p mlflow

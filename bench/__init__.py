@@ -1,0 +1,1 @@
+"""What measures the recipe, side by side with what its users would run instead: `make bench`."""

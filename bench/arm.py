@@ -1,0 +1,254 @@
+"""One arm of the training benchmark, from the start of the process to the adapter on disk.
+
+    python -m bench.arm D --work FOLDER        FOLDER as `bench.train` lays it out; writes FOLDER/D/result.json
+
+A   the tutorial's settings on today's stack: wrapped packing, activation checkpointing, every token trained
+B   `trl sft` as it comes
+C   `trl sft` as its documentation tunes it: packed best-fit, padding-free, no activation checkpointing
+D   ours; D-all is ours with the loss on every token, as A has it
+E   ours as it ships: deterministic kernels, one instruction set
+"""
+
+import argparse
+import json
+import resource
+import runpy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+STARTED = time.monotonic()
+ARMS = ("A", "B", "C", "D", "D-all", "E")
+WARM_UP = 2  # steps: the first ones fill caches and memory pools
+IGNORED = -100
+
+
+class Meter:
+    """Counts tokens and the time of every optimiser step, of whatever trainer runs in this process."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+        self.tokens, self.trained = [0], [0]  # since the last step; a step's sums are moved on at its end
+        self.paused = 0.0
+        self.scores: list[tuple[float, float]] = []  # seconds of training, loss on the validation rows
+        self.score_every, self.validation = 0, None
+
+    def install(self, pad_token_id: int) -> None:
+        """Watch transformers' Trainer, which all arms share."""
+        from transformers import Trainer, TrainerCallback, trainer
+
+        meter, plain = self, Trainer.training_step
+
+        def training_step(self: Any, model: Any, inputs: dict[str, Any], *more: Any) -> Any:
+            mask = inputs.get("attention_mask")
+            real = inputs["input_ids"] != pad_token_id if mask is None else mask.bool()
+            meter.tokens[-1] += int(real.sum())
+            meter.trained[-1] += int((inputs["labels"][:, 1:] != IGNORED).sum())
+            return plain(self, model, inputs, *more)
+
+        class Watch(TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                meter.ends.append(_now())
+
+            def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+                meter.ends.append(_now() - meter.paused)
+                meter.tokens.append(0)
+                meter.trained.append(0)
+                if meter.score_every and (state.global_step % meter.score_every == 0):
+                    meter.score(model)
+
+            def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+                if meter.score_every and state.global_step % meter.score_every:
+                    meter.score(model)
+
+        Trainer.training_step = training_step
+        trainer.DEFAULT_CALLBACKS.append(Watch)
+
+    def score(self, model: Any) -> None:
+        """The mean loss of the completions' tokens of the validation rows; the clock stands meanwhile."""
+        import torch
+
+        before, was_training = _now(), model.training
+        model.eval()
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for ids, trained in self.validation or []:
+                row = torch.tensor([ids], device=model.device)
+                logits = model(row, use_cache=False).logits[0, :-1].float()
+                chosen = torch.tensor(trained[1:])
+                total += torch.nn.functional.cross_entropy(
+                    logits[chosen], row[0, 1:][chosen.to(row.device)], reduction="sum"
+                ).item()
+                count += int(chosen.sum())
+        model.train(was_training)
+        self.scores.append((self.ends[-1] - self.ends[0], total / count))
+        self.paused += _now() - before
+
+    def result(self) -> dict[str, Any]:
+        """Numbers after warm-up, and of the whole process."""
+        warm = WARM_UP if len(self.ends) > WARM_UP + 2 else 0
+        seconds = self.ends[-1] - self.ends[warm]
+        tokens, trained = sum(self.tokens[warm:]), sum(self.trained[warm:])
+        return {
+            "steps": len(self.ends) - 1,
+            "tokens": sum(self.tokens),
+            "trained_tokens": sum(self.trained),
+            "tokens_per_step": tokens / (len(self.ends) - 1 - warm),
+            "tokens_per_second": tokens / seconds,
+            "trained_tokens_per_second": trained / seconds,
+            "seconds_to_first_step": self.ends[0] - STARTED,
+            "peak_bytes": peak_bytes(),
+            "scores": self.scores,
+        }
+
+
+def _now() -> float:
+    """The clock, once the GPU has done what it was given."""
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    return time.monotonic()
+
+
+def peak_bytes() -> int:
+    """Of the GPU's memory where there is one, else of this process's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_reserved())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def tutorial(plan: dict[str, Any], out: Path) -> None:
+    """Arm A."""
+    import torch
+    from datasets import load_dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    cuda = torch.cuda.is_available()
+    tokenizer = AutoTokenizer.from_pretrained(plan["base"])
+    tokenizer.pad_token = tokenizer.eos_token
+    # prepare_model_for_int8_training, on a model that was not loaded in int8, casts it to fp32.
+    model = AutoModelForCausalLM.from_pretrained(plan["base"], dtype=torch.float32)
+    model.resize_token_embeddings(len(tokenizer))
+    config = SFTConfig(
+        output_dir=str(out / "checkpoints"), max_length=plan["max_length"], packing=True, packing_strategy="wrapped",
+        per_device_train_batch_size=plan["batch_size"], optim="adamw_torch", logging_steps=80,
+        learning_rate=plan["learning_rate"], warmup_steps=0.1, lr_scheduler_type="linear", num_train_epochs=1,
+        save_strategy="epoch", bf16=cuda, use_cpu=not cuda, report_to="none", dataset_text_field="text",
+        seed=plan["seed"],
+    )  # fmt: skip
+    lora = LoraConfig(
+        r=16, lora_alpha=32, lora_dropout=0.05, target_modules=plan["target_modules"], task_type="CAUSAL_LM"
+    )
+    trainer = SFTTrainer(
+        model=model, args=config, processing_class=tokenizer, peft_config=lora,
+        train_dataset=load_dataset("json", data_files=str(plan["text"]), split="train"),
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model(str(out / "adapter"))
+
+
+def trl_sft(plan: dict[str, Any], out: Path, *, tuned: bool) -> None:
+    """Arms B and C: the command, in this process. Both have as many tokens a step as the others, about."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    targets = plan["target_modules"]
+    command = {
+        "model_name_or_path": plan["base"], "dataset_name": str(Path(plan["completions"]).parent),
+        "output_dir": str(out / "adapter"), "learning_rate": plan["learning_rate"], "num_train_epochs": 1,
+        "lr_scheduler_type": "linear", "warmup_steps": 0.1, "seed": plan["seed"], "report_to": "none",
+        "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "max_length": plan["max_length"],
+    }  # fmt: skip
+    if tuned:
+        command |= {"packing": True, "gradient_checkpointing": False, "optim": "adamw_torch_fused"}
+        command |= {"per_device_train_batch_size": plan["batch_size"], "gradient_accumulation_steps": 1}
+        if cuda:
+            command |= {"dtype": "bfloat16"}
+    else:
+        rows = max(1, round(plan["tokens_per_step"] / plan["tokens_per_row"] / 8))
+        command |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": rows}  # 8 is TRL's own
+    argv = ["trl sft", "--use_peft", "--lora_target_modules", *([targets] if isinstance(targets, str) else targets)]
+    argv += [word for name, value in command.items() for word in (f"--{name}", str(value))]
+    if not cuda:
+        argv += ["--bf16", "False", "--use_cpu", "True"]
+    sys.argv = argv
+    runpy.run_module("trl.scripts.sft", run_name="__main__")
+
+
+def ours(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on: str) -> None:
+    """Arms D and E: fetch, prepare and train of the recipe, in this process."""
+    from recipe import train as stage
+    from recipe.fetch import DataParams, ModelParams, fetch_data, fetch_model
+    from recipe.prepare import SequenceParams, prepare
+
+    if not deterministic:
+        import torch
+
+        stage.be_deterministic = torch.set_num_threads
+    columns = {"instruction": "instruction", "input": "input", "output": "output"}
+    data = DataParams(
+        source=plan["rows"], id=None, revision=None, subset=None, sha256=None, train="train", validation="validation"
+    )
+    fetch_data(data, Path("/"), out / "raw")
+    base = ModelParams(source=plan["base"], id="bench", revision=None, trust_remote_code=False)
+    fetch_model(base, Path("/"), out / "base")
+    sequence = SequenceParams(
+        template="alpaca", chat_template=None, columns=columns, max_length=plan["max_length"], overlong="truncate",
+        loss_on=loss_on, packing=True, validation_fraction=0.05, on_bad_row="error",
+    )  # fmt: skip
+    prepare(sequence, out / "raw", out / "base" / "tokenizer", out / "prepared", lambda items, *_: items)
+    targets = plan["target_modules"]
+    params = stage.TrainParams(
+        num_epochs=1, batch_size=plan["batch_size"], micro_batch_size=plan["micro_batch_size"],
+        learning_rate=plan["learning_rate"], lr_schedule="linear", warmup_ratio=0.1, weight_decay=0.0,
+        max_grad_norm=1.0, quantization="none", activation_checkpointing=False, seed=plan["seed"],
+        num_threads=plan["num_threads"], logging_steps=10, save_steps=10_000,
+    )  # fmt: skip
+    lora = stage.LoraParams(
+        r=16, alpha=32, dropout=0.05, target_modules=targets if isinstance(targets, str) else tuple(targets)
+    )
+    stage.train(
+        lora, params, folder=Path("/"), prepared=out / "prepared", base=out / "base", adapter=out / "adapter",
+        metrics=out / "train.json", curve=out / "loss.csv", checkpoints=out / "checkpoints", log=lambda *_: None,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Run one arm."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arm", choices=ARMS)
+    parser.add_argument("--work", type=Path, required=True)
+    chosen = parser.parse_args()
+    plan = json.loads((chosen.work / "plan.json").read_text())
+    out = chosen.work / chosen.arm
+    if chosen.arm == "E":
+        from recipe.modeling import pin_processor
+
+        pin_processor()  # read when torch is loaded
+    import torch
+
+    torch.set_num_threads(plan["num_threads"])
+    meter = Meter()
+    meter.install(plan["pad_token_id"])
+    meter.score_every = plan["score_every"]
+    if meter.score_every:
+        meter.validation = json.loads((chosen.work / "validation.json").read_text())
+    if chosen.arm == "A":
+        tutorial(plan, out)
+    elif chosen.arm in "BC":
+        trl_sft(plan, out, tuned=chosen.arm == "C")
+    else:
+        loss_on = "all" if chosen.arm == "D-all" else "completion"
+        ours(plan, out, deterministic=chosen.arm == "E", loss_on=loss_on)
+    result = {**meter.result(), "job_seconds": time.monotonic() - STARTED - meter.paused}
+    (out / "result.json").write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
