@@ -1,0 +1,134 @@
+"""Rows a second from a file to packed sequences: ours, beside SFTTrainer's own preparation, and memory by size.
+
+    python -m bench.prepare                                        the embedded rows and base's tokenizer
+    python -m bench.prepare --data rows.json --vocabulary FOLDER   GPT-2's vocabulary, as in bench.train
+    python -m bench.prepare --sizes 1000,10000,100000,1000000 --arms ours
+
+More rows than the data has are made of its own, each with a number of its own. Each run is a process on one core; its
+seconds count from the rows' file to the sequences, without the imports.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from bench.train import OPTIONAL, REQUIRED, ROOT
+from recipe.prompts import render
+from recipe.rows import BadRow, pick_columns, read_rows
+
+COLUMNS = {"instruction": "instruction", "input": "input", "output": "output"}
+
+
+def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
+    """fetch@data and prepare; returns the seconds of both."""
+    from recipe.fetch import DataParams, ModelParams, fetch_data, fetch_model
+    from recipe.prepare import SequenceParams, prepare
+
+    fetch_model(
+        ModelParams(source=str(base), id="bench", revision=None, trust_remote_code=False), Path("/"), work / "b"
+    )
+    sequence = SequenceParams(
+        template="alpaca", chat_template=None, columns=COLUMNS, max_length=max_length, overlong="truncate",
+        loss_on="completion", packing=True, validation_fraction=0.001, on_bad_row="error",
+    )  # fmt: skip
+    started = time.monotonic()
+    data = DataParams(
+        source=str(rows), id=None, revision=None, subset=None, sha256=None, train="train", validation=None
+    )
+    fetch_data(data, Path("/"), work / "raw")
+    prepare(sequence, work / "raw", work / "b" / "tokenizer", work / "prepared", lambda items, *_: items)
+    return time.monotonic() - started
+
+
+def trl(rows: Path, base: Path, work: Path, max_length: int) -> float:
+    """SFTTrainer's constructor, on prompts and completions that are written already."""
+    from datasets import load_dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    turns = [render("alpaca", json.loads(line))[0] for line in rows.read_text().splitlines()]
+    file = work / "completions.jsonl"
+    file.write_text("".join(json.dumps({"prompt": t.prompt, "completion": t.completion}) + "\n" for t in turns))
+    started = time.monotonic()
+    dataset = load_dataset("json", data_files=str(file), split="train", cache_dir=str(work / "cache"))
+    config = SFTConfig(
+        output_dir=str(work / "out"), packing=True, max_length=max_length, bf16=False, use_cpu=True, report_to="none"
+    )
+    SFTTrainer(model=model, args=config, train_dataset=dataset, peft_config=LoraConfig(task_type="CAUSAL_LM"))
+    return time.monotonic() - started
+
+
+def run(arm: str, rows: Path, base: Path, max_length: int) -> dict[str, float]:
+    """One run in a process of its own, on the first core."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as work:
+        command = [sys.executable, "-m", "bench.prepare", "--one", arm, "--data", rows, "--base", base]
+        environment = {
+            **os.environ, "HF_HUB_OFFLINE": "1", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TMPDIR": work,
+        }  # fmt: skip
+        done = subprocess.run(
+            [*map(str, command), "--max-length", str(max_length)], cwd=ROOT, env=environment, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        if done.returncode != 0:
+            sys.exit(f"{done.stderr[-2000:]}\nerror: arm {arm} failed; its last lines are above.")
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Run the arms and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT / "demo" / "rows" / "train.jsonl", help="Alpaca's columns")
+    parser.add_argument("--base", type=Path, help="a base model's folder (default: the embedded one)")
+    parser.add_argument("--vocabulary", type=Path, help="instead of --base: GPT-2's vocabulary")
+    parser.add_argument("--sizes", default="1000,4000", help="rows, several sizes by comma (default: %(default)s)")
+    parser.add_argument("--arms", default="trl,ours")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--one", choices=["trl", "ours"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        with tempfile.TemporaryDirectory() as work:
+            arm = {"trl": trl, "ours": ours}[options.one]
+            seconds = arm(options.data.resolve(), options.base.resolve(), Path(work), options.max_length)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({"seconds": seconds, "peak_bytes": peak}))
+        return
+    rows: list[dict[str, Any]] = []
+    for row in read_rows(options.data):
+        picked = row if isinstance(row, BadRow) else pick_columns(row, REQUIRED, OPTIONAL)
+        if isinstance(picked, BadRow):
+            sys.exit(f"error: {picked.file}, {picked.place}: {picked.reason}")
+        rows.append(picked)
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        base = options.base or ROOT / "demo" / "base"
+        if options.vocabulary:
+            from bench.train import random_llama
+
+            base = random_llama(options.vocabulary, Path(name) / "base")
+        print("| rows | arm | seconds | rows/s | peak MB |\n|---|---|---|---|---|")
+        for size in map(int, options.sizes.split(",")):
+            file = Path(name) / f"{size}.jsonl"
+            with file.open("w") as out:
+                for number, row in enumerate(islice(cycle(rows), size)):
+                    out.write(json.dumps({**row, "instruction": f"{row['instruction']} ({number})"}) + "\n")
+            for arm in options.arms.split(","):
+                runs = [run(arm, file, base, options.max_length) for _ in range(options.rounds)]
+                seconds = statistics.median(one["seconds"] for one in runs)
+                peak = statistics.median(one["peak_bytes"] for one in runs)
+                print(f"| {size:,} | {arm} | {seconds:.1f} | {size / seconds:,.0f} | {peak / 1e6:,.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
