@@ -125,9 +125,9 @@ services-restore:  ## Bring both stores back from a file (BACKUP=FILE)
 lock:  ## Compile the hashed locks from requirements/*.in (needs uv)
 	uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	  $(if $(FIND_LINKS),--find-links $(FIND_LINKS),--extra-index-url $(PYTORCH_INDEX)) --no-emit-find-links --no-emit-index-url \
-	  --custom-compile-command 'make lock' -o requirements/cpu.lock requirements/{cpu,runtime,dev}.in
+	  --custom-compile-command 'make lock' -o requirements/cpu.lock $(addprefix requirements/,cpu.in runtime.in dev.in)
 	uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url \
-	  --custom-compile-command 'make lock' -o requirements/cuda.lock requirements/{cuda,runtime,dev}.in
+	  --custom-compile-command 'make lock' -o requirements/cuda.lock $(addprefix requirements/,cuda.in runtime.in dev.in)
 	uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url \
 	  --custom-compile-command 'make lock' -o requirements/server.lock requirements/server.in
 
