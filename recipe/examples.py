@@ -24,7 +24,7 @@ class Example:
     kind: str
     file: str
     place: str
-    input_ids: np.ndarray  # int64 (tokens,)
+    input_ids: np.ndarray  # uint32 (tokens,)
     trained: np.ndarray  # bool (tokens,)
     num_tokens: int = 0
 
@@ -88,7 +88,7 @@ def read_examples(
     files: list[Path], template: Template, columns: dict[str, str], chat: ChatTemplate | None
 ) -> tuple[list[Example], list[BadRow]]:
     """The rows of some files as examples without tokens yet, and those that the template can't use."""
-    read, empty = row_reader(template, columns, chat), np.array([], dtype=np.int64)
+    read, empty = row_reader(template, columns, chat), np.array([], dtype=np.uint32)
     kept: list[Example] = []
     bad: list[BadRow] = []
     seen: set[str] = set()

@@ -57,12 +57,21 @@ def write_sequences(path: Path, sequences: Iterable[list[tuple[np.ndarray, np.nd
     )
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for batch in _batched(sequences, 1000):
-            columns = [
-                [np.concatenate([ids for ids, _ in sequence]) for sequence in batch],
-                [np.concatenate([trained for _, trained in sequence]) for sequence in batch],
-                [[len(ids) for ids, _ in sequence] for sequence in batch],
+            examples = [one for sequence in batch for one in sequence]
+            sizes = [sum(len(ids) for ids, _ in sequence) for sequence in batch]
+            values = [
+                np.concatenate([ids for ids, _ in examples]),
+                np.concatenate([trained for _, trained in examples]),
+                np.array([len(ids) for ids, _ in examples]),
             ]
-            arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
+            counts = [sizes, sizes, [len(sequence) for sequence in batch]]
+            arrays = [
+                pa.ListArray.from_arrays(
+                    pa.array(np.concatenate([[0], np.cumsum(count)]), pa.int32()),
+                    pa.array(value, type=field.type.value_type),
+                )
+                for value, count, field in zip(values, counts, schema, strict=True)
+            ]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
 
 

@@ -13,6 +13,7 @@ Reads data/raw/ and models/base/tokenizer/. Makes data/prepared/:
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,10 +27,12 @@ from recipe.files import new_folder, read_json, sha256_bytes, sha256_file, sha25
 from recipe.packing import pack_best_fit, write_sequences
 from recipe.params import Section
 from recipe.prompts import CHATS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Template, Turn
+from recipe.ranks import Encode, rank_encoder
 from recipe.rows import BadRow
 from recipe.tokenization import encode, leading_ids, load_tokenizer
 
 BATCH_ROWS = 1000
+RANKS_FROM_ROWS = 2000  # of fewer, the faster encoder is not made before the plain one is done
 Progress = Callable[[Iterator[Any], str], Iterator[Any]]
 
 
@@ -61,15 +64,18 @@ class SequenceParams(Section):
 
 
 def tokenize(
-    turns: list[list[Turn]], tokenizer: Any, *, loss_on: str, chat: bool = False
+    turns: list[list[Turn]], tokenizer: Any, *, loss_on: str, chat: bool = False, plain: Encode | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each row (input_ids, trained): prompt and completion of every turn, each completion with the end token.
 
-    The end token is trained. Prompt and completion are encoded apart, as they are when the model answers.
+    The end token is trained. Prompt and completion are encoded apart, as they are when the model answers. `plain` is a
+    faster way to the ids of text in which special tokens are plain text.
     """
+    plain = plain or partial(encode, tokenizer)
     leading = [] if chat else leading_ids(tokenizer)
-    prompts = iter(encode(tokenizer, [turn.prompt for row in turns for turn in row], special_tokens=chat))
-    completions = iter(encode(tokenizer, [turn.completion for row in turns for turn in row]))
+    prompt_texts = [turn.prompt for row in turns for turn in row]
+    prompts = iter(encode(tokenizer, prompt_texts, special_tokens=True) if chat else plain(prompt_texts))
+    completions = iter(plain([turn.completion for row in turns for turn in row]))
     for row in turns:
         tokens, trained = list(leading), [loss_on == "all"] * len(leading)
         for turn in row:
@@ -77,7 +83,7 @@ def tokenize(
             prompt, completion = next(prompts), [*next(completions), end]
             tokens += prompt + completion
             trained += [loss_on == "all"] * len(prompt) + [True] * len(completion)
-        yield np.array(tokens), np.array(trained)
+        yield np.array(tokens, dtype=np.uint32), np.array(trained, dtype=bool)
 
 
 def fit(params: SequenceParams, examples: list[Example], counts: dict[str, int]) -> list[Example]:
@@ -124,11 +130,12 @@ def prepare(
     num_read = sum(map(len, splits.values())) + len(bad)
     train, validation = split_rows(params.validation_fraction, splits["train"], splits.get("validation"))
 
+    plain = rank_encoder(tokenizer) if len(train) >= RANKS_FROM_ROWS else None
     for side, name in ((train, "train"), (validation, "validation")):
         for start in progress(iter(range(0, len(side), BATCH_ROWS)), f"tokenising {name}"):
             batch = side[start : start + BATCH_ROWS]
             turns = [one.turns for one in batch]
-            made_tokens = tokenize(turns, tokenizer, loss_on=params.loss_on, chat=chat is not None)
+            made_tokens = tokenize(turns, tokenizer, loss_on=params.loss_on, chat=chat is not None, plain=plain)
             for one, tokens in zip(batch, made_tokens, strict=True):
                 one.input_ids, one.trained = tokens
                 one.num_tokens = len(one.input_ids)

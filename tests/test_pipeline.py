@@ -61,6 +61,7 @@ FLOORS = [
         "packing",
         "pages",
         "pipeline",
+        "ranks",
         "rows",
         "sizes",
         "splits",

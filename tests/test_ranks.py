@@ -1,0 +1,138 @@
+"""tiktoken's core gives the ids of the tokenizers library, or is not used."""
+
+import json
+import random
+import shutil
+from itertools import product
+
+import pytest
+from conftest import ROOT, SHARED, toy_rows
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
+
+from recipe.ranks import rank_encoder
+from recipe.tokenization import encode
+
+LLAMA3 = (  # its pre-tokenizer, as tokenizer.json of the released models has it
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+DEMO = AutoTokenizer.from_pretrained(ROOT / "demo/base")
+
+
+def gpt2(folder):
+    if not (SHARED / "gpt2").is_dir():
+        pytest.skip(f"GPT-2's vocabulary is not at {SHARED}/gpt2")
+    names = {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"}
+    for ours, theirs in names.items():
+        shutil.copy(SHARED / "gpt2" / theirs, folder / ours)
+    return GPT2TokenizerFast(*(str(folder / name) for name in names))
+
+
+def split_by(tokenizer, pattern):
+    """The same vocabulary behind another pattern, as Llama 3 and Qwen have one."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    steps = [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=tokenizer.eos_token)
+
+
+@given(st.text(max_size=80))
+def test_any_text_has_the_same_ids(text):
+    """The demo's vocabulary; text that is not ASCII takes the plain way."""
+    ours = rank_encoder(DEMO)
+    assert ours([text, "", "plain <|endoftext|>"]) == encode(DEMO, [text, "", "plain <|endoftext|>"])
+
+
+@pytest.mark.parametrize("pattern", [None, LLAMA3], ids=["GPT-2", "Llama 3"])
+def test_ascii_in_all_its_neighbourhoods(pattern, tmp_path):
+    """Every pair of characters, triples of one of each kind, and long runs, in a real vocabulary."""
+    tokenizer = gpt2(tmp_path)
+    if pattern:
+        tokenizer = split_by(tokenizer, pattern)
+    ours = rank_encoder(tokenizer)
+    texts = ["".join(pair) for pair in product(map(chr, range(128)), repeat=2)]
+    kinds = "aZs'09_. \t\n\r\x0b\x0c\x1c\x00\x7f-"
+    texts += ["".join(some) for some in product(kinds, repeat=3)]
+    rng = random.Random(0)
+    texts += ["".join(rng.choices(kinds + "the quick brown fox'll", k=rng.randint(1, 300))) for _ in range(2000)]
+    texts += [one * count for one in "a \n1!" for count in (10, 100, 1000)]
+    assert ours(texts) == encode(tokenizer, texts)
+
+
+def test_real_rows_have_the_same_ids(shared, tmp_path):
+    rows = json.loads((shared / "alpaca_en_999.json").read_text())
+    texts = [row[name] for row in rows for name in ("instruction", "input", "output")]
+    tokenizer = gpt2(tmp_path)
+    assert rank_encoder(tokenizer)(texts) == encode(tokenizer, texts)
+
+
+def bpe(vocab, merges, change=lambda backend: None, **options):
+    """A byte-level tokenizer of a few merges."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ids = {**{letter: n for n, letter in enumerate(letters)}, **{token: 256 + n for n, token in enumerate(vocab)}}
+    backend = Tokenizer(models.BPE(ids, merges, **options))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
+    change(backend)
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def normalize(backend):
+    backend.normalizer = normalizers.Lowercase()
+
+
+def add_word(backend):
+    backend.add_tokens([AddedToken("word")])
+
+
+def prefix_space(backend):
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(True)
+
+
+PLAIN = (["ab", "bc", "abc"], [("a", "b"), ("b", "c"), ("ab", "c")])
+
+
+def test_a_few_merges_are_taken():
+    tokenizer = bpe(*PLAIN)
+    assert rank_encoder(tokenizer)(["abcab", "xbc"]) == encode(tokenizer, ["abcab", "xbc"])
+
+
+@pytest.mark.parametrize(
+    ("why", "tokenizer"),
+    [
+        ("ids out of the merges' order", bpe(["abc", "ab", "bc"], PLAIN[1])),
+        ("a token that its own text does not become", bpe(["bc", "ab", "abc"], [("b", "c"), ("a", "b"), ("ab", "c")])),
+        ("a token that no merge makes", bpe(["ab", "xyz"], [("a", "b")])),
+        ("a normalizer", bpe(*PLAIN, normalize)),
+        ("an added token that plain text may hold", bpe(*PLAIN, add_word)),
+        ("a space in front", bpe(*PLAIN, prefix_space)),
+        ("whole pieces before merges", bpe(*PLAIN, ignore_merges=True)),
+        ("dropout", bpe(*PLAIN, dropout=0.1)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_may_differ_is_not_taken(why, tokenizer):
+    assert rank_encoder(tokenizer) is None, why
+
+
+def test_a_vocabulary_against_the_second_condition_would_have_differed():
+    """So the condition is no caution: tiktoken makes `abc` one token there, and the merges do not."""
+    import tiktoken
+
+    tokenizer = bpe(["bc", "ab", "abc"], [("b", "c"), ("a", "b"), ("ab", "c")])
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"bc": 256, b"ab": 257, b"abc": 258}
+    theirs = tiktoken.Encoding("x", pat_str=r"\w+", mergeable_ranks=ranks, special_tokens={})
+    assert theirs.encode_ordinary("abc") == [258]
+    assert len(encode(tokenizer, ["abc"])[0]) == 2
+
+
+def test_prepare_writes_the_same_bytes_either_way(prepared, monkeypatch):
+    rows = [*toy_rows(60), {"instruction": "Über", "input": "", "output": "naïve <|endoftext|>"}]
+    files = []
+    for number in (0, 10**9):
+        monkeypatch.setattr("recipe.prepare.RANKS_FROM_ROWS", number)
+        made = prepared(rows)
+        files.append({path.name: path.read_bytes() for path in sorted(made.iterdir())})
+    assert files[0] == files[1] and len(files[0]) == 6
