@@ -32,12 +32,16 @@ def bounded(batch: "dict[str, torch.Tensor]") -> dict[str, Any]:
     return {**batch, **dict(zip(BORDERS, (borders, borders, longest, longest), strict=True))}
 
 
-def choose_attention(config: Any) -> str | None:
-    """The attention to train a packed model with: `by_document` where it is exact, else None, transformers' choice."""
+def choose_attention(config: Any, *, cuda: bool) -> str | None:
+    """The attention to train a packed model with: `by_document` where it is exact, else None, transformers' choice.
+
+    That is also for attention with dropout on CUDA, which one call of Flash leaves out, and a loop would be slow.
+    """
     special = ("sliding_window", "attn_logit_softcapping", "attention_chunk_size")
     plain = all(getattr(config, name, None) is None for name in special)
     plain = plain and set(getattr(config, "layer_types", None) or []) <= {"full_attention"}
-    return NAME if plain else None
+    dropout = any(getattr(config, name, 0) for name in ("attention_dropout", "attn_pdrop", "attn_dropout"))
+    return NAME if plain and not (cuda and dropout) else None
 
 
 def isolates(model: Any) -> bool:
@@ -57,6 +61,8 @@ def isolates(model: Any) -> bool:
                 tried[0, changed] = 11
             try:
                 outputs.append(model(input_ids=tried, position_ids=position_ids, use_cache=False).logits[0].float())
+            except (torch.OutOfMemoryError, torch.AcceleratorError):
+                raise
             except (AssertionError, AttributeError, KeyError, TypeError, RuntimeError):  # the last: a kernel's own no
                 return False
     whole, first, last = outputs
@@ -96,7 +102,9 @@ def attend_by_document(
 
     assert attention_mask is None and position_ids is not None and key.shape[2] == query.shape[2]
     assert all(more.get(name) is None for name in MORE_THAN_CAUSAL), more.keys()
-    if query.is_cuda and query.element_size() == 2 and not dropout:  # Flash computes in bf16 and fp16
+    dtype = flash_dtype(query)
+    if query.is_cuda and dtype and not dropout:
+        query, key, value = (one.to(dtype) for one in (query, key, value))
         return _attend_at_once(query, key, value, scaling, position_ids, more), None
     batch, _, seq, _ = query.shape
     rows = []
@@ -116,6 +124,18 @@ def attend_by_document(
         ]
         rows.append(torch.cat(pieces, dim=2))
     return torch.cat(rows).transpose(1, 2).contiguous(), None
+
+
+def flash_dtype(query: "torch.Tensor") -> "torch.dtype | None":
+    """The dtype for Flash attention, which computes in bf16 and fp16 alone; None where the numbers are wider.
+
+    Under autocast it is autocast's: a quantised base has norms in fp32, and they make some of q, k and v fp32.
+    """
+    import torch
+
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    return dtype if dtype.itemsize == 2 else None
 
 
 def _attend_at_once(

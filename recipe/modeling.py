@@ -86,7 +86,7 @@ def load_base(
     source = find_base(manifest, folder)
     attention = None
     if packed:
-        attention = choose_attention(SimpleNamespace(**read_json(source / "config.json")))
+        attention = choose_attention(SimpleNamespace(**read_json(source / "config.json")), cuda=cuda)
         register_attention()
     options: dict[str, Any] = {"dtype": torch.bfloat16 if cuda else torch.float32, "attn_implementation": attention}
     options["trust_remote_code"] = manifest["remote_code"]
@@ -99,6 +99,7 @@ def load_base(
         with suppress(KeyError):  # a family that looks its attention up in a list of its own
             model = _from_pretrained(source, options)
     if model is None or (packed and not isolates(model)):
+        model = None  # before another is loaded: two may not fit
         model = _from_pretrained(source, {**options, "attn_implementation": None})
     if packed and not isolates(model):
         raise ParamsError(

@@ -4,7 +4,15 @@ import torch
 from conftest import plain_base
 from transformers import Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
-from recipe.attention import BORDERS, _attend_at_once, attend_by_document, bounded, choose_attention, isolates
+from recipe.attention import (
+    BORDERS,
+    _attend_at_once,
+    attend_by_document,
+    bounded,
+    choose_attention,
+    flash_dtype,
+    isolates,
+)
 from recipe.errors import ParamsError
 from recipe.packing import collate
 
@@ -37,11 +45,37 @@ def test_gradients_of_an_adapter_are_those_of_the_dense_mask(tiny_base):
 
 
 def test_a_model_that_asks_for_more_than_causal_attention_keeps_the_dense_mask():
-    assert choose_attention(LlamaConfig()) == "by_document"
-    assert choose_attention(GPT2Config()) == "by_document"
-    assert choose_attention(MistralConfig(sliding_window=4096)) is None
-    assert choose_attention(Gemma2Config()) is None
-    assert choose_attention(Qwen3Config()) == "by_document"
+    assert choose_attention(LlamaConfig(), cuda=False) == "by_document"
+    assert choose_attention(GPT2Config(), cuda=False) == "by_document"
+    assert choose_attention(MistralConfig(sliding_window=4096), cuda=False) is None
+    assert choose_attention(Gemma2Config(), cuda=False) is None
+    assert choose_attention(Qwen3Config(), cuda=False) == "by_document"
+
+
+def test_attention_with_dropout_keeps_the_dense_mask_on_cuda():
+    """One call of Flash would leave the dropout out, and a loop over examples waits for the GPU at each."""
+    assert choose_attention(GPT2Config(attn_pdrop=0.0), cuda=True) == "by_document"
+    assert choose_attention(GPT2Config(attn_pdrop=0.1), cuda=True) is None
+    assert choose_attention(LlamaConfig(), cuda=True) == "by_document"
+
+
+def test_flash_computes_in_autocasts_dtype():
+    """A quantised base hands q, k and v on in fp32 and bf16, as its norms are in fp32."""
+    wide, narrow = torch.zeros(1), torch.zeros(1, dtype=torch.bfloat16)
+    assert flash_dtype(wide) is None and flash_dtype(narrow) == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert flash_dtype(wide) == flash_dtype(narrow) == torch.bfloat16
+
+
+def test_memory_that_runs_out_is_not_called_a_leak(tiny_base, monkeypatch):
+    model = plain_base(tiny_base, 0)
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model, "forward", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        isolates(model)
 
 
 def test_what_it_cannot_do_is_never_left_out_silently():
