@@ -2,6 +2,8 @@
 
     fuse(model)    # a PEFT model; its layers compute the same, in less memory and time
 
+Under autocast the sum is made in the frozen layer's dtype, as PEFT's layers for bitsandbytes do.
+
 PEFT computes y + scaling * B(A(dropout(x))) step by step, and autograd keeps the mask and the masked input of every
 layer; on a CPU, torch draws the mask one number at a time. Here one function does both passes and keeps x, which
 neighbouring layers share, and A(dropout(x)), which is small.
@@ -52,6 +54,8 @@ class AddLora(torch.autograd.Function):
         small = kept @ a.to(x.dtype).T  # (tokens, r)
         ctx.save_for_backward(x, a, b, small, seed)
         ctx.scaling, ctx.p = scaling / (1 - p), p
+        if torch.is_autocast_enabled(y.device.type):  # which would hand on y, fp32 from a quantised layer, in bf16
+            return y + (small @ b.to(small.dtype).T) * ctx.scaling
         return torch.addmm(y, small.to(y.dtype), b.to(y.dtype).T, alpha=ctx.scaling)
 
     @staticmethod
@@ -99,8 +103,7 @@ def _forward(self: Any, x: torch.Tensor, *arguments: Any, **options: Any) -> tor
     seed = torch.randint(1 << 62, ()) if p else torch.zeros((), dtype=torch.int64)
     y = self.base_layer(x)
     # Flat outside of the function: a view that it returned could not be changed in place, as some models do.
-    added = AddLora.apply(
-        y.flatten(0, -2), x.flatten(0, -2), self.lora_A[adapter].weight, self.lora_B[adapter].weight,
-        self.scaling[adapter], p, seed,
-    )  # fmt: skip
+    flat = y.reshape(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+    weights = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+    added = AddLora.apply(*flat, *weights, self.scaling[adapter], p, seed)
     return added.view(y.shape)

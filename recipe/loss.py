@@ -27,10 +27,13 @@ class _HeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):  # a quantised base has its head in fp32; cast once, not for every chunk
+            weight = weight.to(torch.get_autocast_dtype(device))
         loss = torch.zeros((), device=hidden.device)
         right = torch.zeros((), dtype=torch.int64, device=hidden.device)
         grad = torch.empty_like(hidden) if hidden.requires_grad else None
-        size = chunk_tokens(len(weight), hidden.device.type)
+        size = chunk_tokens(len(weight), device)
         for start in range(0, len(labels), size):
             part, wanted = hidden[start : start + size], labels[start : start + size]
             logits = torch.nn.functional.linear(part, weight, bias)
@@ -43,7 +46,7 @@ class _HeadLoss(torch.autograd.Function):
                 # d loss / d logits = softmax - 1 at the label.
                 logs.exp_()
                 logs[rows, wanted] -= 1
-                torch.mm(logs.to(weight.dtype), weight, out=grad[start : start + size])
+                grad[start : start + size] = torch.mm(logs.to(weight.dtype), weight)
         if grad is not None:
             ctx.save_for_backward(grad)
         ctx.mark_non_differentiable(right)

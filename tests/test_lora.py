@@ -112,6 +112,44 @@ def test_a_layer_that_is_more_stays_pefts(kind):
     assert fuse(build(0.1, **{kind: True})) == 0
 
 
+def test_a_single_token_and_no_batch_are_fine():
+    plain, fused = build(0.0), build(0.0)
+    fuse(fused)
+    x = torch.randn(24, dtype=torch.float64)
+    torch.testing.assert_close(fused(x), plain(x), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_under_autocast_the_frozen_layers_dtype_stays(dtype):
+    """A bitsandbytes layer returns its input's dtype; the sum is in it, and gradients in the adapter's."""
+    model = build(0.05).float()
+    fuse(model)
+    layer = model.base_model.model.left
+    layer.base_layer.forward = lambda x: torch.ones(*x.shape[:-1], 32, dtype=x.dtype)
+    x = torch.randn(4, 24, dtype=dtype, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    y.float().sum().backward()
+    assert y.dtype == dtype and x.grad.dtype == dtype
+    assert all(weight.grad.dtype == torch.float32 for name, weight in layer.named_parameters() if "lora_" in name)
+
+
+def test_recomputed_activations_get_the_same_mask():
+    from torch.utils.checkpoint import checkpoint
+
+    found = []
+    for recompute in (False, True):
+        model = build(0.5)
+        fuse(model)
+        torch.manual_seed(3)
+        x = torch.randn(6, 24, dtype=torch.float64, requires_grad=True)
+        out = checkpoint(model, x, use_reentrant=False) if recompute else model(x)
+        torch.randn(9)  # what comes after draws numbers, too
+        out.square().sum().backward()
+        found.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+    assert all(torch.equal(found[1][name], grad) for name, grad in found[0].items()) and found[0]
+
+
 def test_less_is_kept_for_the_backward_pass():
     """Of each layer its input, once where two share it, and r numbers a token."""
     kept = {}
