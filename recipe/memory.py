@@ -39,7 +39,7 @@ class Need:
 
     @property
     def peak(self) -> int:
-        """Bytes at the worst moment: the loss of a micro-batch, with all activations still there."""
+        """Bytes at the worst moment: the loss, or a layer's backward pass where that holds more."""
         return self.weights + self.adapter + self.activations + self.logits + self.other
 
 
@@ -79,7 +79,7 @@ def training_need(
     from peft import LoraConfig, get_peft_model
 
     from recipe.lora import fuse
-    from recipe.loss import chunk_tokens
+    from recipe.loss import chunk_tokens, is_frozen_linear
 
     dtype = torch.bfloat16 if cuda else torch.float32
     model = empty_model(config, dtype)
@@ -88,6 +88,11 @@ def training_need(
     lookup, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     embeddings = 0 if head is lookup else lookup.numel()  # looking a row up is no multiplication; a tied head is one
     check_target_modules(model, lora.target_modules)
+    if quantization != "none":  # prepare_model_for_kbit_training puts what is not quantised in fp32
+        quantised = {id(one.weight) for one in _quantised_layers(model)}
+        for weight in model.parameters():
+            if id(weight) not in quantised:
+                weight.data = weight.data.float()
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     with torch.device("meta"):
         adapter = LoraConfig(
@@ -99,12 +104,13 @@ def training_need(
     tokens, size = micro_batch_size * max_length, dtype.itemsize
     saved, head_is_all = trace(model, micro_batch_size, max_length, mixed=cuda)
     vocab_size, hidden_size = config.get_text_config().vocab_size, config.get_text_config().hidden_size
-    if head_is_all:  # some tokens at a time: their logits, and in fp32 their log-softmax; the gradient of all of them
-        projected = int(tokens * trained_fraction)
+    projected = int(tokens * trained_fraction) if head_is_all else tokens  # else TRL's loss takes every position
+    if head_is_all and is_frozen_linear(model.get_base_model().get_output_embeddings()):
+        # Some tokens at a time: their logits, on CUDA a copy in fp32, and the log-softmax; the gradient of all of them.
         at_once = min(projected, chunk_tokens(vocab_size, "cuda" if cuda else "cpu"))
-        logits = at_once * vocab_size * (size + 4) + 2 * projected * hidden_size * size
-    else:  # TRL's loss, of every position: logits in the model's dtype and in fp32, their log-softmax, both gradients
-        logits = tokens * vocab_size * (2 * size + 8 if cuda else 12)
+        logits = at_once * vocab_size * (size + 8 if cuda else 8) + 2 * projected * hidden_size * size
+    else:  # logits in the model's dtype and in fp32, their log-softmax, both gradients
+        logits = projected * vocab_size * (2 * size + 8 if cuda else 12)
     # The loss's moment, or the backward pass of a layer: its activations' gradients, about half as large at any time.
     layers = config.get_text_config().num_hidden_layers
     layer = saved // layers
@@ -131,12 +137,17 @@ def _weight_bytes(model: Any, quantization: str, dtype: Any) -> tuple[int, int]:
     """Bytes of the frozen weights, and the parameters of the largest quantised layer."""
     if quantization == "none":
         return sum(weight.numel() for weight in model.parameters()) * dtype.itemsize, 0
-    head = model.get_output_embeddings()
-    layers = [one for one in model.modules() if type(one).__name__ in {"Linear", "Conv1D"} and one is not head]
+    layers = _quantised_layers(model)
     small = sum(one.weight.numel() for one in layers)
     # prepare_model_for_kbit_training puts what is not quantised in fp32.
     rest = (sum(weight.numel() for weight in model.parameters()) - small) * 4
     return int(small * QUANTIZED_BYTES[quantization]) + rest, max(one.weight.numel() for one in layers)
+
+
+def _quantised_layers(model: Any) -> list[Any]:
+    """The linear layers that bitsandbytes takes: all but the head."""
+    head = model.get_output_embeddings()
+    return [one for one in model.modules() if type(one).__name__ in {"Linear", "Conv1D"} and one is not head]
 
 
 def _without_bytes(model: Any) -> Any:
