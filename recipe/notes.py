@@ -26,20 +26,23 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def die_with_parent() -> None:
     """End this process when the one that started it dies. A killed `dvc` would leave its trainer running.
 
-    Signals end it even where the starter ignores them, as docker/inside/repro has `dvc` do. One that came before this
-    process listened stands in the file that RECIPE_STOP names, and ends it here.
+    Signals end it even where the starter ignores them, as docker/inside/repro has `dvc` do.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    asked = Path(os.environ.get("RECIPE_STOP") or os.devnull)
-    if asked.is_file():
-        raise Stopped("stopped before this stage. `dvc repro` goes on with it.", int(asked.read_text()) - 128)
     if sys.platform != "linux":
         return
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died in between
         raise MachineError("the process that started this one has ended.")
+
+
+def end_if_asked() -> None:
+    """Raise Stopped for a signal that came before this process listened: RECIPE_STOP names the file that holds it."""
+    asked = Path(os.environ.get("RECIPE_STOP") or os.devnull)
+    if asked.is_file():
+        raise Stopped("stopped before this stage. `dvc repro` goes on with it.", int(asked.read_text()) - 128)
 
 
 def installed_lock() -> str:

@@ -13,11 +13,12 @@ from recipe.here import HERE
 def _stage(name: str, run: Callable[[dict[str, Any], Any], str]) -> None:
     """Run a stage alone in this recipe folder, note how long it took and under which lock, say what came out."""
     from recipe.files import only_one
-    from recipe.notes import die_with_parent, note
+    from recipe.notes import die_with_parent, end_if_asked, note
 
     params, paths = here.params(), here.paths()
     die_with_parent()
     with only_one(paths.local / "lock", "a stage"), note(paths.local, name):
+        end_if_asked()
         click.echo(run(params, paths))
 
 
