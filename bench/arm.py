@@ -22,6 +22,7 @@ STARTED = time.monotonic()
 ARMS = ("A", "B", "C", "D", "D-all", "E")
 WARM_UP = 2  # steps: the first ones fill caches and memory pools
 IGNORED = -100
+STOPPED = 3  # exit code of a run that was to stop after some steps
 
 
 class Meter:
@@ -166,10 +167,13 @@ def trl_sft(plan: dict[str, Any], out: Path, *, tuned: bool) -> None:
         "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "max_length": plan["max_length"],
     }  # fmt: skip
     if tuned:
-        command |= {"packing": True, "gradient_checkpointing": False, "optim": "adamw_torch_fused"}
+        command |= {"packing": True, "optim": "adamw_torch_fused"}
+        command |= {"gradient_checkpointing": plan["activation_checkpointing"]}
         command |= {"per_device_train_batch_size": plan["batch_size"], "gradient_accumulation_steps": 1}
         if cuda:
             command |= {"dtype": "bfloat16"}
+        if plan["quantization"] == "nf4":
+            command |= {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}
     else:
         rows = max(1, round(plan["tokens_per_step"] / plan["tokens_per_row"] / 8))
         command |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": rows}  # 8 is TRL's own
@@ -207,15 +211,21 @@ def ours(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on: str) 
     params = stage.TrainParams(
         num_epochs=1, batch_size=plan["batch_size"], micro_batch_size=plan["micro_batch_size"],
         learning_rate=plan["learning_rate"], lr_schedule="linear", warmup_ratio=0.1, weight_decay=0.0,
-        max_grad_norm=1.0, quantization="none", activation_checkpointing=False, seed=plan["seed"],
-        num_threads=plan["num_threads"], logging_steps=10, save_steps=10_000,
+        max_grad_norm=1.0, quantization=plan["quantization"],
+        activation_checkpointing=plan["activation_checkpointing"], seed=plan["seed"],
+        num_threads=plan["num_threads"], logging_steps=plan["logging_steps"], save_steps=plan["save_steps"],
     )  # fmt: skip
     lora = stage.LoraParams(
         r=16, alpha=32, dropout=0.05, target_modules=targets if isinstance(targets, str) else tuple(targets)
     )
+
+    def log(values: dict[str, float], step: int) -> None:
+        if plan["stop_after"] and step > plan["stop_after"]:
+            sys.exit(STOPPED)
+
     stage.train(
         lora, params, folder=Path("/"), prepared=out / "prepared", base=out / "base", adapter=out / "adapter",
-        metrics=out / "train.json", curve=out / "loss.csv", checkpoints=out / "checkpoints", log=lambda *_: None,
+        metrics=out / "train.json", curve=out / "loss.csv", checkpoints=out / "checkpoints", log=log,
     )  # fmt: skip
 
 
@@ -234,6 +244,8 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(plan["num_threads"])
+    if plan["memory_gb"]:
+        torch.cuda.set_per_process_memory_fraction(plan["memory_gb"] * 1e9 / torch.cuda.mem_get_info()[1])
     meter = Meter()
     meter.install(plan["pad_token_id"])
     meter.score_every = plan["score_every"]

@@ -89,7 +89,9 @@ def lay_out(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "tokens_per_row": sum(lengths) / len(lengths), "score_every": 0,
         # A padding token of its own, as recipe/tokenization.py adds it.
         "pad_token_id": len(tokenizer) if pad is None or pad == tokenizer.eos_token_id else pad,
-        "vocab_size": config.vocab_size,
+        "vocab_size": config.vocab_size, "quantization": options.quantization, "memory_gb": options.memory_gb,
+        "activation_checkpointing": options.activation_checkpointing,
+        "logging_steps": 10, "save_steps": 10_000, "stop_after": 0,
     }  # fmt: skip
     (work / "plan.json").write_text(json.dumps(plan))
     print(
@@ -169,7 +171,8 @@ def seconds_to(scores: list[list[float]], loss: float) -> float | None:
 
 def table(results: dict[str, dict[str, float]]) -> str:
     """The medians as Markdown, beside what they are of A's and B's."""
-    head = "| arm | tokens/s | x A | x B | trained tokens/s | MFU | job s | to first step s | peak MB | to A's loss s |"
+    head = "| arm | tokens/s | x A | x B | trained tokens/s | MFU | job s | to first step s | peak MB "
+    head += "| to the first arm's loss s |"
     lines = [head, "|---|---|---|---|---|---|---|---|---|---|"]
     for arm, one in results.items():
         times = [
@@ -185,8 +188,8 @@ def table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Run the arms and print the table."""
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--data", type=Path, default=ROOT / "demo" / "rows", help="a file or folder of Alpaca's columns"
@@ -202,9 +205,17 @@ def main() -> None:
     parser.add_argument("--target-modules", default="q_proj,v_proj", help="or all-linear")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--quantization", choices=["none", "nf4"], default="none", help="of the base, in C, D and E")
+    parser.add_argument("--activation-checkpointing", action="store_true", help="in C, D and E; A and B have it")
+    parser.add_argument("--memory-gb", type=float, default=0, help="of the GPU's memory, how much an arm may take")
     parser.add_argument("--to-loss", action="store_true", help="one more run of each arm, scored as it goes")
     parser.add_argument("--json", type=Path, help="where the numbers go, too")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Run the arms and print the table."""
+    options = arguments().parse_args()
     options.base = options.base or (None if options.vocabulary else ROOT / "demo" / "base")
     arms = options.arms.split(",")
     with tempfile.TemporaryDirectory(prefix="bench-") as name:

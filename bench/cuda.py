@@ -1,0 +1,156 @@
+"""The arms on a CUDA GPU, with a randomly initialised model of XGen-7B's exact shape; and the checks that need a GPU.
+
+    python -m bench.cuda                        everything, in about ten minutes on an H200; one table, and a JSON
+    python -m bench.cuda --only bf16            the configurations whose name begins so
+    python -m bench.cuda --shape tiny           on any machine, to try the script itself
+
+The rows and the tokenizer are the embedded ones, under a vocabulary of XGen's size. Each arm is bench.train's.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from bench.arm import STOPPED
+from bench.train import ROOT, arguments, lay_out, table
+
+SHAPES = {
+    "xgen-7b": {
+        "vocab_size": 51200, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 8192,
+    },
+    "tiny": {
+        "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+    },
+}  # fmt: skip
+# Name, arms, training rows (32 to a step, about), and bench.train's options. A and B compute in fp32, so they get few.
+CONFIGURATIONS: list[tuple[str, str, int, list[str]]] = [
+    ("bf16 all-linear, tutorial and trl sft", "A,B", 320, ["--target-modules", "all-linear"]),
+    ("bf16 all-linear", "C,D,E", 1920, ["--target-modules", "all-linear"]),
+    ("bf16 q and v", "C,D", 1920, []),
+    ("bf16 all-linear, checkpointing, 24 GB", "C,D", 640,
+     ["--target-modules", "all-linear", "--activation-checkpointing", "--memory-gb", "24"]),
+    ("nf4 all-linear, checkpointing, 24 GB", "C,D", 640,
+     ["--target-modules", "all-linear", "--activation-checkpointing", "--quantization", "nf4", "--memory-gb", "24"]),
+    ("nf4 all-linear", "D", 640, ["--target-modules", "all-linear", "--quantization", "nf4"]),
+]  # fmt: skip
+
+
+def make_base(shape: str, folder: Path) -> None:
+    """A base model's folder with random weights in bf16 and the embedded base's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(**SHAPES[shape], bos_token_id=None, eos_token_id=0, dtype="bfloat16")
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = LlamaForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROOT / "demo" / "base" / name, folder)
+
+
+def isolation(base: Path) -> float:
+    """The largest difference between an example's logits packed and alone, relative to the largest logit."""
+    import torch
+
+    from recipe.attention import bounded
+    from recipe.modeling import load_base
+    from recipe.packing import collate
+
+    manifest = {"id": "x", "path": str(base), "converted": False, "remote_code": False, "files": []}
+    model = load_base(manifest, Path("/"), 0, packed=True)
+    print(f"attention: {model.config._attn_implementation}, on {model.device}")
+    torch.manual_seed(0)
+    lengths = [1, 2, 31, 64, 333]
+    ids = torch.randint(2, 900, (sum(lengths),))
+    row = {"input_ids": ids.numpy(), "trained": [True] * len(ids), "seq_lengths": lengths}
+    batch = {
+        name: value.to(model.device) if hasattr(value, "to") else value
+        for name, value in bounded(collate([row], 1)).items()
+    }
+    batch.pop("labels")
+    worst = 0.0
+    with torch.no_grad():
+        packed = model(**batch, use_cache=False).logits[0].float()
+        start = 0
+        for length in lengths:
+            alone = model(ids[None, start : start + length].to(model.device), use_cache=False).logits[0].float()
+            difference = (packed[start : start + length] - alone).abs().max() / alone.abs().max()
+            worst, start = max(worst, difference.item()), start + length
+    return worst
+
+
+def determinism(work: Path, base: Path) -> dict[str, bool]:
+    """Whether two runs end in the same bytes, and one that stopped after step 6 and went on from its checkpoint."""
+    options = arguments().parse_args(["--rows", "320", "--base", str(base)])
+    work.mkdir()
+    plan = {**lay_out(options, work), "logging_steps": 2, "save_steps": 4}
+    digests = {}
+    for name, stops in (("first", [0]), ("second", [0]), ("stopped", [6, 0])):
+        (work / name / "E").mkdir(parents=True)
+        for stop in stops:
+            (work / name / "plan.json").write_text(json.dumps({**plan, "stop_after": stop}))
+            command = [sys.executable, "-m", "bench.arm", "E", "--work", work / name]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            if done.returncode != (STOPPED if stop else 0):
+                sys.exit(
+                    f"{done.stderr[-2000:]}\nerror: {name} ended with {done.returncode}; its last lines are above."
+                )
+            if name == "stopped" and not stop and "going on from checkpoint-4" not in done.stdout:
+                sys.exit("error: the stopped run did not go on from its checkpoint.")
+        digests[name] = sha256((work / name / "E/adapter/adapter_model.safetensors").read_bytes()).hexdigest()
+    return {
+        "two runs, the same bytes": digests["first"] == digests["second"],
+        "stopped and resumed, the same bytes": digests["first"] == digests["stopped"],
+    }
+
+
+def main() -> None:
+    """Run the configurations and the checks, and print what came out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="xgen-7b")
+    parser.add_argument("--only", default="", help="configurations whose name begins so")
+    parser.add_argument("--json", type=Path, help="where the numbers go, too")
+    parser.add_argument("--checks", action=argparse.BooleanOptionalAction, default=True)
+    options = parser.parse_args()
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        work = Path(name)
+        base = work / "base"
+        make_base(options.shape, base)
+        for title, arms, rows, more in CONFIGURATIONS:
+            if not title.startswith(options.only):
+                continue
+            if options.shape == "tiny":
+                rows, more = 64, [one for one in more if one not in ("--memory-gb", "24")]
+            out = work / "numbers.json"
+            command = ["--base", base, "--rows", rows, "--rounds", 1, "--arms", arms, "--json", out, *more]
+            done = subprocess.run(
+                [sys.executable, "-m", "bench.train", *map(str, command)], cwd=ROOT, capture_output=True, text=True,
+                check=False,
+            )  # fmt: skip
+            if done.returncode != 0:
+                print(f"\n## {title}\n\n{done.stdout[-1500:]}{done.stderr[-1500:]}", flush=True)
+                continue
+            found[title] = json.loads(out.read_text())
+            print(f"\n## {title}\n\n{table(found[title]['arms'])}", flush=True)
+        if options.checks:
+            found["packed against alone, relative"] = isolation(base)
+            found.update(determinism(work / "determinism", base))
+            print(json.dumps({name: value for name, value in found.items() if not isinstance(value, dict)}, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
