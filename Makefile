@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help env demo plan repro test test-all lint types format bench mlflow-ui lock clean
+.PHONY: help env demo plan repro test test-all lint types format bench bench-prepare mlflow-ui lock clean
 .PHONY: docker-train docker-demo docker-shell docker-build docker-check docker-pin docker-test docker-test-cuda
 .PHONY: services-up services-down services-train services-backup services-restore
 
@@ -73,6 +73,9 @@ format: env  ## Format the code
 
 bench: env  ## Training beside the tutorial's settings and `trl sft`: speed, memory (OPTIONS=..., see bench/train.py)
 	python -m bench.train $(OPTIONS)
+
+bench-prepare: env  ## Rows a second and memory, beside SFTTrainer's own preparation (OPTIONS=..., see bench/prepare.py)
+	python -m bench.prepare $(OPTIONS)
 
 mlflow-ui: env  ## Browse the experiments on http://127.0.0.1:5000 (PORT=...)
 	@mkdir -p mlflow
