@@ -170,8 +170,10 @@ def trl_sft(plan: dict[str, Any], out: Path, *, tuned: bool) -> None:
         command |= {"packing": True, "optim": "adamw_torch_fused"}
         command |= {"gradient_checkpointing": plan["activation_checkpointing"]}
         command |= {"per_device_train_batch_size": plan["batch_size"], "gradient_accumulation_steps": 1}
-        if cuda:
+        if cuda or plan["dtype"] == "bfloat16":
             command |= {"dtype": "bfloat16"}
+        else:
+            command |= {"bf16": False}
         if plan["quantization"] == "nf4":
             command |= {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}
     else:
@@ -180,7 +182,7 @@ def trl_sft(plan: dict[str, Any], out: Path, *, tuned: bool) -> None:
     argv = ["trl sft", "--use_peft", "--lora_target_modules", *([targets] if isinstance(targets, str) else targets)]
     argv += [word for name, value in command.items() for word in (f"--{name}", str(value))]
     if not cuda:
-        argv += ["--bf16", "False", "--use_cpu", "True"]
+        argv += ["--use_cpu", "True"]
     sys.argv = argv
     runpy.run_module("trl.scripts.sft", run_name="__main__")
 
@@ -209,10 +211,10 @@ def ours(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on: str) 
     prepare(sequence, out / "raw", out / "base" / "tokenizer", out / "prepared", lambda items, *_: items)
     targets = plan["target_modules"]
     params = stage.TrainParams(
-        num_epochs=1, batch_size=plan["batch_size"], micro_batch_size=plan["micro_batch_size"],
+        num_epochs=1, batch_size=plan["batch_size"], micro_batch_tokens=plan["micro_batch_tokens"],
         learning_rate=plan["learning_rate"], lr_schedule="linear", warmup_ratio=0.1, weight_decay=0.0,
-        max_grad_norm=1.0, quantization=plan["quantization"],
-        activation_checkpointing=plan["activation_checkpointing"], seed=plan["seed"],
+        max_grad_norm=1.0, dtype=plan["dtype"], quantization=plan["quantization"],
+        activation_checkpointing="on" if plan["activation_checkpointing"] else "off", seed=plan["seed"],
         num_threads=plan["num_threads"], logging_steps=plan["logging_steps"], save_steps=plan["save_steps"],
     )  # fmt: skip
     lora = stage.LoraParams(
@@ -240,7 +242,7 @@ def main() -> None:
     if chosen.arm == "E":
         from recipe.modeling import pin_processor
 
-        pin_processor()  # read when torch is loaded
+        pin_processor(plan["dtype"])  # read when torch is loaded
     import torch
 
     torch.set_num_threads(plan["num_threads"])

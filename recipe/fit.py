@@ -11,6 +11,7 @@ from recipe.errors import MachineError
 from recipe.memory import Need, Untraceable, count_parameters, training_need
 from recipe.transfer import shown_bytes
 
+AUTO_MARGIN = 1.15  # what a step needs is stated to within 15% (tests/test_memory.py)
 CPU_PARAMETERS = 1_000_000_000  # a larger model is no work for a CPU
 MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 EMBEDDED = "The embedded default needs none: `make demo` in the repository's root."
@@ -57,34 +58,58 @@ def machine_memory() -> tuple[str, int]:
 
 
 def need_of(params: dict[str, Any], config: Any, trained_fraction: float, *, cuda: bool) -> Need:
-    """training_need of a recipe's params."""
-    train = params["train"]
+    """training_need of a recipe's params, in which activation checkpointing is on or off."""
+    train, max_length = params["train"], params["sequence"].max_length
     return training_need(
-        config, params["lora"], quantization=train.quantization, cuda=cuda,
-        activation_checkpointing=train.activation_checkpointing, micro_batch_size=train.micro_batch_size,
-        max_length=params["sequence"].max_length, trained_fraction=trained_fraction,
+        config, params["lora"], quantization=train.quantization, cuda=cuda, dtype=train.dtype,
+        activation_checkpointing=train.activation_checkpointing == "on",
+        micro_batch_size=train.micro_batch_size(max_length), max_length=max_length, trained_fraction=trained_fraction,
     )  # fmt: skip
+
+
+def choose_checkpointing(params: dict[str, Any], config: Any, trained_fraction: float) -> dict[str, Any]:
+    """The params with `activation_checkpointing: auto` made off where memory allows, else on.
+
+    Both end in the same bytes. On, too, for a model that can't be traced.
+    """
+    import torch
+
+    if params["train"].activation_checkpointing != "auto":
+        return params
+    off, on = (
+        {**params, "train": params["train"].model_copy(update={"activation_checkpointing": value})}
+        for value in ("off", "on")
+    )
+    try:
+        need = need_of(off, config, trained_fraction, cuda=torch.cuda.is_available())
+    except Untraceable:
+        return on
+    return off if need.peak * AUTO_MARGIN <= machine_memory()[1] else on
 
 
 def what_to_change(params: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) -> str:
     """The first change of train's keys, from the cheapest on, after which it fits."""
-    train = params["train"]
+    train, max_length = params["train"], params["sequence"].max_length
     changes: list[dict[str, Any]] = []
-    if train.micro_batch_size > 1:
-        changes.append({"micro_batch_size": 1})
-    if not train.activation_checkpointing:
-        changes.append({"activation_checkpointing": True})
-        changes.append({"micro_batch_size": 1, "activation_checkpointing": True})
+    one = {"micro_batch_tokens": max_length}
+    if train.micro_batch_size(max_length) > 1:
+        changes.append(one)
+    if train.activation_checkpointing == "off":
+        changes.append({"activation_checkpointing": "on"})
+        changes.append({**one, "activation_checkpointing": "on"})
     if train.quantization != "nf4":
-        changes.append({"quantization": "nf4", "micro_batch_size": 1, "activation_checkpointing": True})
+        changes.append({"quantization": "nf4", **one, "activation_checkpointing": "on"})
     for change in changes:
         if fits({**params, "train": train.model_copy(update=change)}):
-            return "Set " + ", ".join(f"train.{key}: {str(value).lower()}" for key, value in change.items()) + "."
+            return "Set " + ", ".join(f"train.{key}: {value}" for key, value in change.items()) + "."
     return "Lower sequence.max_length, or choose a smaller model or a larger GPU."
 
 
 def check_memory(params: dict[str, Any], config: Any, trained_fraction: float) -> tuple[Need | None, list[str]]:
-    """What training needs, and a line for what does not fit; None for a model that can't be traced."""
+    """What training needs, and a line for what does not fit; None for a model that can't be traced.
+
+    The params are those of `choose_checkpointing`.
+    """
     import torch
 
     cuda, (device, memory) = torch.cuda.is_available(), machine_memory()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipe.errors import ParamsError
-from recipe.modeling import check_target_modules
+from recipe.modeling import Dtype, check_target_modules
 
 # Bytes a parameter of a quantised linear layer. nf4: half a byte, an 8-bit scale for each block of 64 and a 32-bit one
 # for each 256 of those (Dettmers et al. 2023, arXiv 2305.14314, section 3).
@@ -69,7 +69,7 @@ def count_parameters(config: Any) -> int:
 
 def training_need(
     config: Any, lora: Any, *, quantization: str, activation_checkpointing: bool, micro_batch_size: int,
-    max_length: int, trained_fraction: float, cuda: bool,
+    max_length: int, trained_fraction: float, cuda: bool, dtype: Dtype = "auto",
 ) -> Need:  # fmt: skip
     """What one training step needs. `lora` is the section of params.yaml; `trained_fraction` the tokens in the loss.
 
@@ -81,9 +81,10 @@ def training_need(
     from recipe.lora import fuse
     from recipe.loss import chunk_tokens, is_frozen_linear
 
-    dtype = torch.bfloat16 if cuda else torch.float32
-    model = empty_model(config, dtype)
-    weights, largest = _weight_bytes(model, quantization, dtype)
+    mixed = cuda or dtype == "bfloat16"
+    weight_dtype = torch.bfloat16 if mixed else torch.float32
+    model = empty_model(config, weight_dtype)
+    weights, largest = _weight_bytes(model, quantization, weight_dtype)
     parameters = sum(weight.numel() for weight in model.parameters())
     lookup, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     embeddings = 0 if head is lookup else lookup.numel()  # looking a row up is no multiplication; a tied head is one
@@ -101,16 +102,16 @@ def training_need(
         model = get_peft_model(model, adapter).train()
     fuse(model)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    tokens, size = micro_batch_size * max_length, dtype.itemsize
-    saved, head_is_all = trace(model, micro_batch_size, max_length, mixed=cuda)
+    tokens, size = micro_batch_size * max_length, weight_dtype.itemsize
+    saved, head_is_all = trace(model, micro_batch_size, max_length, mixed=mixed)
     vocab_size, hidden_size = config.get_text_config().vocab_size, config.get_text_config().hidden_size
     projected = int(tokens * trained_fraction) if head_is_all else tokens  # else TRL's loss takes every position
     if head_is_all and is_frozen_linear(model.get_base_model().get_output_embeddings()):
         # Some tokens at a time: their logits, on CUDA a copy in fp32, and the log-softmax; the gradient of all of them.
         at_once = min(projected, chunk_tokens(vocab_size, "cuda" if cuda else "cpu"))
-        logits = at_once * vocab_size * (size + 8 if cuda else 8) + 2 * projected * hidden_size * size
+        logits = at_once * vocab_size * (size + 8 if mixed else 8) + 2 * projected * hidden_size * size
     else:  # logits in the model's dtype and in fp32, their log-softmax, both gradients
-        logits = projected * vocab_size * (2 * size + 8 if cuda else 12)
+        logits = projected * vocab_size * (2 * size + 8 if mixed else 12)
     # The loss's moment, or the backward pass of a layer: its activations' gradients, about half as large at any time.
     layers = config.get_text_config().num_hidden_layers
     layer = saved // layers
@@ -123,7 +124,7 @@ def training_need(
         saved += max(layer // 2 - logits, 0)
     # A quantised layer is expanded while it computes.
     other = (CUDA_CONTEXT_BYTES if cuda else 0) + (largest * 2 if quantization != "none" else 0)
-    if quantization != "none" and cuda:
+    if quantization != "none" and mixed:
         other += head.numel() * 2  # the fp32 head's copy in bf16 under autocast
     passes = 6 if activation_checkpointing else 4  # 2 N a token forward, 2 N backward, 2 N to compute it again
     return Need(

@@ -18,12 +18,17 @@ from recipe.errors import DataError, MachineError, ParamsError
 from recipe.files import read_json, sha256_file, write_json
 
 Quantization = Literal["none", "int8", "nf4"]
+Dtype = Literal["auto", "bfloat16"]
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def pin_processor() -> None:
-    """Choose the instruction set that ATen, oneDNN and MKL use. Read when torch is loaded, so call this before."""
-    os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_CBWR="AVX2")
+def pin_processor(dtype: Dtype = "auto") -> None:
+    """Choose the instruction set that ATen, oneDNN and MKL use. Read when torch is loaded, so call this before.
+
+    oneDNN multiplies bf16; what AVX2 takes many instructions for, AVX512-BF16 and AMX do in one.
+    """
+    onednn = "AVX512_CORE_AMX" if dtype == "bfloat16" else "AVX2"
+    os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA=onednn, MKL_CBWR="AVX2")
     # cuBLAS picks its workspace, and with it the order of sums, by stream unless told (CUDA docs, cuBLAS, 2.1.4).
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -36,6 +41,29 @@ def be_deterministic(num_threads: int) -> None:
     torch.use_deterministic_algorithms(True)
     # Would fill every new tensor with NaN, to find reads of memory never written: not needed for equal results.
     torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def torch_dtype(dtype: Dtype) -> Any:
+    """The torch dtype of frozen weights and of matmuls: bf16 on CUDA, fp32 on a CPU unless bf16 is asked for.
+
+    Raises MachineError for a device that computes in bf16 only by emulating it.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise MachineError(
+                f"{torch.cuda.get_device_name()} can't compute in bf16, which weights and nf4 use on CUDA: that takes "
+                "an Ampere GPU or a newer one (A100, RTX 30, L4, ...). CUDA_VISIBLE_DEVICES='' trains on the CPU."
+            )
+        return torch.bfloat16
+    if dtype == "auto":
+        return torch.float32
+    if not {name for name, is_there in torch.cpu.get_capabilities().items() if is_there} & {"avx512_bf16", "amx_bf16"}:
+        raise MachineError(
+            "this processor has no bf16 (AVX512-BF16 or AMX), and would emulate it slowly. Set train.dtype: auto."
+        )
+    return torch.bfloat16
 
 
 def find_base(manifest: dict[str, Any], folder: Path) -> Path:
@@ -61,9 +89,9 @@ def find_base(manifest: dict[str, Any], folder: Path) -> Path:
 
 def load_base(
     manifest: dict[str, Any], folder: Path, num_tokens: int, quantization: Quantization = "none", *,
-    packed: bool = False,
+    dtype: Dtype = "auto", packed: bool = False,
 ) -> Any:  # fmt: skip
-    """The base model of a manifest, checked: bf16 on CUDA, fp32 on a CPU. Its path is seen from `folder`.
+    """The base model of a manifest, checked, in `torch_dtype(dtype)`. Its path is seen from `folder`.
 
     `packed` is for training on packed sequences: it picks the attention, and raises ParamsError for a model that can't
     keep the examples of a sequence apart.
@@ -78,18 +106,13 @@ def load_base(
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     cuda = torch.cuda.is_available()
-    if cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise MachineError(
-            f"{torch.cuda.get_device_name()} can't compute in bf16, which weights and nf4 use on CUDA: that takes an "
-            "Ampere GPU or a newer one (A100, RTX 30, L4, ...). CUDA_VISIBLE_DEVICES='' trains on the CPU."
-        )
+    options: dict[str, Any] = {"dtype": torch_dtype(dtype)}
     source = find_base(manifest, folder)
     attention = None
     if packed:
         attention = choose_attention(SimpleNamespace(**read_json(source / "config.json")), cuda=cuda)
         register_attention()
-    options: dict[str, Any] = {"dtype": torch.bfloat16 if cuda else torch.float32, "attn_implementation": attention}
-    options["trust_remote_code"] = manifest["remote_code"]
+    options |= {"attn_implementation": attention, "trust_remote_code": manifest["remote_code"]}
     if cuda:
         options["device_map"] = {"": 0}
     if quantization != "none":

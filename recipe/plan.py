@@ -13,7 +13,7 @@ from recipe.caches import converted_folder, snapshot_folder
 from recipe.errors import DataError
 from recipe.examples import check_columns
 from recipe.files import read_json
-from recipe.fit import check_memory, load_config, machine_memory, missing_gpu
+from recipe.fit import check_memory, choose_checkpointing, load_config, machine_memory, missing_gpu
 from recipe.hub import check_pinned, download, list_repository
 from recipe.pipeline import Paths
 from recipe.sizes import hub_text, local_text, text_tokens
@@ -89,6 +89,7 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
     longest = getattr(config, "max_position_embeddings", None)
     if longest and sequence.max_length > longest:
         plan.problems.append(f"sequence.max_length is {sequence.max_length:,}; the model has {longest:,} positions.")
+    params = choose_checkpointing(params, config, fraction)
     need, problems = check_memory(params, config, fraction)
     device, memory = machine_memory()
     plan.problems += problems
@@ -96,7 +97,9 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
         plan.lines.append(("memory", f"not known: {type(config).__name__} can't be traced"))
         return plan
     plan.lines.append(("memory", f"{shown_bytes(need.peak)} of {shown_bytes(memory)} ({device}), of which"))
-    for part, meaning in PARTS.items():
+    again = params["train"].activation_checkpointing == "on"
+    kept = {**PARTS, "activations": PARTS["activations"] + (", or made again there" if again else "")}
+    for part, meaning in kept.items():
         plan.lines.append(("", f"{shown_bytes(getattr(need, part)):>10} {meaning}"))
     reason = missing_gpu(need.parameters)
     if reason:

@@ -112,41 +112,49 @@ def _tracker(params: dict[str, Any], paths: Any) -> Any:
     return Tracker(repository(HERE), params["registry"].experiment, facts)
 
 
-def _refuse_what_cannot_fit(params: dict[str, Any], paths: Any) -> None:
-    """Raise MachineError where training needs more memory than this machine has."""
+def _fit_to_machine(params: dict[str, Any], paths: Any, *, force: bool) -> Any:
+    """The section `train` with activation checkpointing on or off, as this machine's memory allows.
+
+    Raises MachineError where training needs more memory than it has.
+    """
     from recipe.caches import base_folder
     from recipe.errors import MachineError
     from recipe.files import read_json
-    from recipe.fit import ANYWAY, check_memory, load_config
+    from recipe.fit import ANYWAY, check_memory, choose_checkpointing, load_config
 
     folder = base_folder(read_json(paths.base / "manifest.json"), HERE)
     if not (folder / "config.json").is_file() or params["model"].trust_remote_code:
-        return  # train says what is missing; of a model with code of its own nothing is known
-    tokens = read_json(paths.prepared / "meta.json")["tokens"]
-    _, problems = check_memory(params, load_config(folder), tokens["train_trained"] / tokens["train"])
-    if problems:
+        # train says what is missing; of a model with code of its own nothing is known.
+        chosen = (
+            "on" if params["train"].activation_checkpointing == "auto" else params["train"].activation_checkpointing
+        )
+        return params["train"].model_copy(update={"activation_checkpointing": chosen})
+    tokens, config = read_json(paths.prepared / "meta.json")["tokens"], load_config(folder)
+    params = choose_checkpointing(params, config, tokens["train_trained"] / tokens["train"])
+    _, problems = check_memory(params, config, tokens["train_trained"] / tokens["train"])
+    if problems and not force:
         raise MachineError(f"{problems[0]} {ANYWAY}")
+    return params["train"]
 
 
 @click.command()
 @FORCE
 def train(force: bool) -> None:
     """Train the adapter; a killed run goes on where it was."""
-    from recipe.modeling import pin_processor
-
-    pin_processor()
 
     def run(params: dict[str, Any], paths: Any) -> str:
+        from recipe.modeling import pin_processor
+
+        pin_processor(params["train"].dtype)
         from recipe.notes import installed_lock, remember
         from recipe.train import train
 
-        if not force:
-            _refuse_what_cannot_fit(params, paths)
+        fitted = _fit_to_machine(params, paths, force=force)
         tracker = _tracker(params, paths)
         key = f"{tracker.facts['fingerprint'][:16]}-{installed_lock()[:8]}"
         with tracker.training() as log:
             cost = train(
-                params["lora"], params["train"], folder=HERE, prepared=paths.prepared, base=paths.base,
+                params["lora"], fitted, folder=HERE, prepared=paths.prepared, base=paths.base,
                 adapter=paths.adapter, metrics=paths.training, curve=paths.curve,
                 checkpoints=paths.local / "checkpoints" / key, log=log,
             )  # fmt: skip

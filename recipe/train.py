@@ -21,7 +21,15 @@ from recipe.checkpoints import is_last, newest_complete
 from recipe.curve import curve_text
 from recipe.errors import ParamsError, Stopped, TrainingError
 from recipe.files import new_folder, read_json, write_json, write_text
-from recipe.modeling import Quantization, be_deterministic, check_target_modules, load_base, save_adapter
+from recipe.modeling import (
+    Dtype,
+    Quantization,
+    be_deterministic,
+    check_target_modules,
+    load_base,
+    save_adapter,
+    torch_dtype,
+)
 from recipe.packing import collate, read_sequences
 from recipe.params import Section
 from recipe.stopping import Stop
@@ -44,14 +52,15 @@ class TrainParams(Section):
 
     num_epochs: float = Field(gt=0)
     batch_size: int = Field(ge=1, description="packed sequences an optimiser step")
-    micro_batch_size: int = Field(ge=1, description="packed sequences at once")
+    micro_batch_tokens: int = Field(ge=8, description="tokens at once, as whole sequences")
     learning_rate: float = Field(gt=0)
     lr_schedule: Literal["linear", "cosine", "constant"]
     warmup_ratio: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     max_grad_norm: float = Field(gt=0)
+    dtype: Dtype
     quantization: Quantization
-    activation_checkpointing: bool
+    activation_checkpointing: Literal["auto", "on", "off"]
     seed: int = Field(ge=0, lt=2**32)
     num_threads: int = Field(ge=1)
     logging_steps: int = Field(ge=1)
@@ -59,35 +68,44 @@ class TrainParams(Section):
 
     @model_validator(mode="after")
     def _steps_fit(self) -> "TrainParams":
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
         if self.save_steps % self.logging_steps:
             # A point of the curve is a mean since the last one; a checkpoint between two points would lose a part.
             raise ValueError(f"save_steps {self.save_steps} is no multiple of logging_steps {self.logging_steps}")
         return self
 
+    def micro_batch_size(self, max_length: int) -> int:
+        """Sequences at once: the largest part of a batch with at most micro_batch_tokens tokens."""
+        parts = [size for size in range(1, self.batch_size + 1) if self.batch_size % size == 0]
+        fitting = [size for size in parts if size * max_length <= self.micro_batch_tokens]
+        if not fitting:
+            raise ParamsError(
+                f"params.yaml: train.micro_batch_tokens is {self.micro_batch_tokens}, less than one sequence of "
+                f"sequence.max_length, {max_length} tokens. Raise it, or lower that."
+            )
+        return fitting[-1]
 
-def trainer_config(params: TrainParams, checkpoints: Path) -> Any:
+
+def trainer_config(params: TrainParams, max_length: int, checkpoints: Path) -> Any:
     """SFTConfig for sequences that prepare has packed: TRL tokenises, packs and pads nothing."""
     import torch
     from trl import SFTConfig
 
-    cuda = torch.cuda.is_available()
+    cuda, micro_batch_size = torch.cuda.is_available(), params.micro_batch_size(max_length)
     schedule = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}[params.lr_schedule]
     return SFTConfig(
         output_dir=str(checkpoints),
         num_train_epochs=params.num_epochs,
-        per_device_train_batch_size=params.micro_batch_size,
-        gradient_accumulation_steps=params.batch_size // params.micro_batch_size,
+        per_device_train_batch_size=micro_batch_size,
+        gradient_accumulation_steps=params.batch_size // micro_batch_size,
         learning_rate=params.learning_rate,
         lr_scheduler_type=schedule,
         warmup_steps=params.warmup_ratio,  # below 1 it is a share of all steps
         weight_decay=params.weight_decay,
         max_grad_norm=params.max_grad_norm,
         optim="adamw_torch_fused",
-        bf16=cuda,
+        bf16=torch_dtype(params.dtype) is torch.bfloat16,
         use_cpu=not cuda,
-        activation_checkpointing=params.activation_checkpointing,
+        activation_checkpointing=params.activation_checkpointing == "on",
         seed=params.seed,
         data_seed=params.seed,
         logging_steps=params.logging_steps,
@@ -117,25 +135,27 @@ def train(
 
     # PEFT warns that the embeddings could be saved too; only resized ones would be, and nothing trains them.
     warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")
+    assert params.activation_checkpointing != "auto"  # the stage knows the machine, and chooses
     be_deterministic(params.num_threads)
     manifest, meta = read_json(base / "manifest.json"), read_json(prepared / "meta.json")
     tokenizer = load_tokenizer(base / "tokenizer")
-    model = load_base(manifest, folder, len(tokenizer), params.quantization, packed=meta["packing"])
+    model = load_base(manifest, folder, len(tokenizer), params.quantization, dtype=params.dtype, packed=meta["packing"])
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and meta["max_length"] > longest:
         raise ParamsError(
             f"params.yaml: sequence.max_length is {meta['max_length']}, and {manifest['id']} has {longest} positions."
         )
     check_target_modules(model, lora.target_modules)
+    config = trainer_config(params, meta["max_length"], checkpoints)
     if params.quantization != "none":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=params.activation_checkpointing)
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.activation_checkpointing)
     sequences = read_sequences(prepared / "train.arrow")
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     tokens_per_step = meta["tokens"]["train"] / len(sequences) * params.batch_size
     stop = Stop()
     trainer = PackedTrainer(
         model=model,
-        args=trainer_config(params, checkpoints),
+        args=config,
         data_collator=lambda rows: bounded(collate(rows, meta["pad_token_id"])),
         train_dataset=sequences,
         processing_class=tokenizer,
@@ -163,8 +183,8 @@ def train(
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise TrainingError(
-                f"out of memory ({params.micro_batch_size} sequences of {meta['max_length']} tokens at once). Lower "
-                "train.micro_batch_size, or set train.activation_checkpointing or train.quantization."
+                f"out of memory ({params.micro_batch_tokens} tokens at once). Lower train.micro_batch_tokens, or set "
+                "train.activation_checkpointing: on or train.quantization: nf4."
             ) from None
         raise
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
@@ -183,6 +203,7 @@ def train(
             "first_loss": round(history[0]["loss"], 6) if history else None,
             "steps": trainer.state.global_step,
             "sequences": len(sequences),
+            "dtype": str(torch_dtype(params.dtype)).removeprefix("torch."),
             "quantization": params.quantization,
             "tokens": meta["tokens"]["train"],
             "trained_token_fraction": round(meta["tokens"]["train_trained"] / meta["tokens"]["train"], 6),

@@ -174,13 +174,13 @@ def test_another_lock_is_installed_anew(tmp_path):
 
 def test_training_that_cannot_fit_is_refused_unless_forced(quick, monkeypatch):
     monkeypatch.chdir(quick)
-    edit(quick, "micro_batch_size: 4 ", "micro_batch_size: 100000 ")
+    edit(quick, "micro_batch_tokens: 1024 ", "micro_batch_tokens: 25600000 ")
     edit(quick, "batch_size: 4 ", "batch_size: 100000 ")
     runner = CliRunner()
     for stage in ("fetch data", "fetch model", "prepare"):
         assert runner.invoke(main, stage.split(), catch_exceptions=False).exit_code == 0
     refused = runner.invoke(main, ["train"])
-    assert refused.exit_code == 4 and "Set train.micro_batch_size: 1." in refused.output
+    assert refused.exit_code == 4 and "Set train.micro_batch_tokens: 256." in refused.output
     assert "training needs" in refused.output and "--force, or RECIPE_FORCE=1" in refused.output
     assert not (quick / "models/adapter").exists()
     # The rows are few, so the one batch that they make does fit.

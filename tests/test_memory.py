@@ -50,7 +50,7 @@ def run(config, length):
     rows = Dataset.from_list([row] * micro * 2)
     params = TrainParams(**given["train"])
     trainer = PackedTrainer(
-        model=model, args=trainer_config(params, Path(given["folder"])), train_dataset=rows,
+        model=model, args=trainer_config(params, length, Path(given["folder"])), train_dataset=rows,
         data_collator=lambda rows: bounded(collate(rows, 0)),
         processing_class=AutoTokenizer.from_pretrained(given["tokenizer"]),
         peft_config=LoraConfig(
@@ -84,9 +84,10 @@ def test_the_stated_memory_is_within_15_percent_of_the_measured_peak(family, che
         max_length=length, trained_fraction=trained, cuda=False,
     )  # fmt: skip
     train = {
-        "num_epochs": 1, "batch_size": micro, "micro_batch_size": micro, "learning_rate": 1e-4, "lr_schedule": "linear",
-        "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "quantization": "none",
-        "activation_checkpointing": checkpointing, "seed": 1, "num_threads": 2, "logging_steps": 10, "save_steps": 10,
+        "num_epochs": 1, "batch_size": micro, "micro_batch_tokens": micro * length, "learning_rate": 1e-4,
+        "lr_schedule": "linear", "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "dtype": "auto",
+        "quantization": "none", "activation_checkpointing": "on" if checkpointing else "off", "seed": 1,
+        "num_threads": 2, "logging_steps": 10, "save_steps": 10,
     }  # fmt: skip
     given = {
         "config": family, "values": values, "small": small, "length": length, "micro": micro, "trained": trained,
@@ -145,20 +146,38 @@ def test_what_does_not_fit_names_the_key_to_change(monkeypatch):
     from recipe.params import read_params
 
     params = read_params(ROOT / "presets/xgen-7b-alpaca/params.yaml", sections())
-    plain = {"quantization": "none", "activation_checkpointing": False, "micro_batch_size": 4}
+    plain = {"quantization": "none", "activation_checkpointing": "off", "micro_batch_tokens": 4096}
     params["train"] = params["train"].model_copy(update=plain)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     for gigabytes, change in (
         (80, None),
-        (30, "Set train.micro_batch_size: 1."),
-        (20, "Set train.activation_checkpointing: true."),
-        (14, "Set train.quantization: nf4, train.micro_batch_size: 1, train.activation_checkpointing: true."),
+        (30, "Set train.micro_batch_tokens: 1024."),
+        (20, "Set train.activation_checkpointing: on."),
+        (14, "Set train.quantization: nf4, train.micro_batch_tokens: 1024, train.activation_checkpointing: on."),
         (4, "Lower sequence.max_length, or choose a smaller model or a larger GPU."),
     ):
         monkeypatch.setattr(fit, "machine_memory", lambda size=gigabytes: ("a GPU", size * 10**9))
         need, problems = fit.check_memory(params, XGEN, 0.4)
         assert len(problems) == (change is not None) and all(one.endswith(change) for one in problems)
         assert need.peak == pytest.approx(39e9, rel=0.05)
+
+
+def test_auto_recomputes_activations_only_where_memory_asks_for_it(monkeypatch):
+    from recipe import fit
+    from recipe.here import sections
+    from recipe.params import read_params
+
+    params = read_params(ROOT / "presets/xgen-7b-alpaca/params.yaml", sections())
+    params["train"] = params["train"].model_copy(update={"quantization": "none"})
+    assert params["train"].activation_checkpointing == "auto"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for gigabytes, chosen in ((80, "off"), (46, "off"), (42, "on"), (24, "on")):  # it needs 39 without
+        monkeypatch.setattr(fit, "machine_memory", lambda size=gigabytes: ("a GPU", size * 10**9))
+        made = fit.choose_checkpointing(params, XGEN, 0.4)
+        assert made["train"].activation_checkpointing == chosen, gigabytes
+        assert {**made, "train": None} == {**params, "train": None}
+    explicit = {**params, "train": params["train"].model_copy(update={"activation_checkpointing": "off"})}
+    assert fit.choose_checkpointing(explicit, XGEN, 0.4) is explicit
 
 
 def test_what_can_be_traced_and_what_is_refused():

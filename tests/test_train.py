@@ -8,7 +8,7 @@ from conftest import plain_base, toy_rows
 
 from recipe.checkpoints import newest_complete
 from recipe.curve import read_curve
-from recipe.errors import ParamsError, Stopped, TrainingError
+from recipe.errors import MachineError, ParamsError, Stopped, TrainingError
 from recipe.files import sha256_tree
 from recipe.modeling import load_adapter, load_base
 from recipe.train import LoraParams
@@ -126,7 +126,7 @@ def test_out_of_memory_says_what_to_lower(trained, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(SFTTrainer, "training_step", full)
-    with pytest.raises(TrainingError, match=r"out of memory .* Lower train.micro_batch_size"):
+    with pytest.raises(TrainingError, match=r"out of memory .* Lower train.micro_batch_tokens"):
         trained()
 
 
@@ -141,17 +141,50 @@ def test_an_error_of_ours_is_not_taken_for_lack_of_memory(trained, monkeypatch):
         trained()
 
 
-def test_checkpointing_and_micro_batches_give_nearly_the_same_adapter(trained, tmp_path):
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_activation_checkpointing_leaves_the_bytes_equal(trained, tmp_path, quantization):
+    """So that `auto`, which goes by the machine's memory, is no choice between two results; dropout is on."""
+    rows = toy_rows(60 if quantization == "none" else 30)
+    first = outputs(trained(rows=rows, folder=tmp_path / "a", quantization=quantization))
+    again = trained(folder=tmp_path / "b", quantization=quantization, activation_checkpointing="on")
+    assert outputs(again) == first
+
+
+def test_micro_batches_give_nearly_the_same_adapter(trained, tmp_path):
     from safetensors.torch import load_file
 
     lora = LoraParams(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
     first = load_file(trained(folder=tmp_path / "a", lora=lora) / "adapter" / "adapter_model.safetensors")
-    for name, changes in (("b", {"activation_checkpointing": True}), ("c", {"micro_batch_size": 2})):
-        made = load_file(
-            trained(folder=tmp_path / name, lora=lora, **changes) / "adapter" / "adapter_model.safetensors"
-        )
-        for key, weight in first.items():
-            torch.testing.assert_close(made[key], weight, rtol=1e-3, atol=1e-4)
+    folder = trained(folder=tmp_path / "b", lora=lora, micro_batch_tokens=512)
+    made = load_file(folder / "adapter" / "adapter_model.safetensors")
+    for key, weight in first.items():
+        torch.testing.assert_close(made[key], weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("tokens", "sequences"), [(256, 1), (511, 1), (512, 2), (1300, 4), (1536, 6), (9999, 12)])
+def test_micro_batches_are_counted_in_tokens_and_divide_the_batch(train_params, tokens, sequences):
+    assert train_params(batch_size=12, micro_batch_tokens=tokens).micro_batch_size(256) == sequences
+
+
+def test_fewer_tokens_at_once_than_a_sequence_are_refused(trained):
+    with pytest.raises(ParamsError, match=r"micro_batch_tokens is 255, less than one sequence of .* 256 tokens"):
+        trained(micro_batch_tokens=255)
+
+
+def test_a_cpu_trains_in_bf16_where_it_has_it(trained, tmp_path, monkeypatch):
+    from recipe.modeling import torch_dtype
+
+    plain = read_curve(trained(folder=tmp_path / "a", num_epochs=3) / "loss.csv")
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True, "avx2": True})
+    folder = trained(folder=tmp_path / "b", num_epochs=3, dtype="bfloat16")
+    assert json.loads((folder / "train.json").read_text())["dtype"] == "bfloat16"
+    for one, other in zip(plain, read_curve(folder / "loss.csv"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.05)
+    assert plain[-1]["loss"] < plain[0]["loss"] - 0.1
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": False, "avx2": True})
+    with pytest.raises(MachineError, match="this processor has no bf16"):
+        torch_dtype("bfloat16")
+    assert torch_dtype("auto") is torch.float32
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
