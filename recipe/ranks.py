@@ -6,21 +6,30 @@ tiktoken joins, of all neighbours whose bytes make a token, those of the lowest 
 of the first merge in its list. Both do the same if
 
 1. a token's rank, its id, grows with the place of the merge that makes it, and
-2. every token that a merge makes is what its own text becomes by merges alone.
+2. every token that a merge makes is what its own text becomes by merges alone, or
+3. every pair of tokens whose bytes make a token is a merge.
 
-For say that tiktoken joins a and b to t where (a, b) is no merge. Nothing was joined across the borders of t, so what
-was joined inside is what t's own text alone is joined to; and that ends in a and b, not in t, against 2. (Of equal
-ranks both join the leftmost pair.) How text is cut into pieces before that depends on tables of Unicode, which the two
-libraries have from different sources: so only ASCII text is encoded here, for which the tests compare them.
+With 3 they do by definition. With 2, say that tiktoken joins a and b to t where (a, b) is no merge. Nothing was joined
+across the borders of t, so what was joined inside is what t's own text alone is joined to; and that ends in a and b,
+not in t, against 2. (Of equal ranks both join the leftmost pair.) tiktoken takes a piece that is a token whole; so does
+`ignore_merges`, which hides what merges alone do, and so asks for 3.
+
+How text is cut into pieces before that depends on tables of Unicode, which the two libraries have from different
+sources: so only ASCII text is encoded here, for which the tests compare them.
 """
 
 import json
+import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 Encode = Callable[[list[str]], list[list[int]]]
-# What the tokenizers library splits by in its ByteLevel, which is GPT-2's.
+# What the tokenizers library splits by in its ByteLevel, which is GPT-2's; and the same without ways to go back.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2_PATTERN_POSSESSIVE = r"'(?:[stmd]|re|ve|ll)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+HEAD = 400  # characters: where a template's own words, the same in every prompt, may end
 
 
 def rank_encoder(tokenizer: Any) -> Encode | None:
@@ -37,24 +46,61 @@ def rank_encoder(tokenizer: Any) -> Encode | None:
     if pattern is None or ranks is None:
         return None
     try:
-        core = tiktoken.Encoding("recipe", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        by_words = pattern == GPT2_PATTERN
+        used = GPT2_PATTERN_POSSESSIVE if by_words else pattern
+        core = tiktoken.Encoding("recipe", pat_str=used, mergeable_ranks=ranks, special_tokens={})
     except ValueError:  # a pattern that its engine can't read
         return None
+    encode_head = lru_cache(maxsize=64)(core.encode_ordinary)
+
+    def encode_ascii(text: str) -> list[int]:
+        cut = text.find("\n", 1, HEAD) if by_words else -1
+        while cut > 0 and not cuts_at(text, cut):
+            cut = text.find("\n", cut + 1, HEAD)
+        return encode_head(text[:cut]) + core.encode_ordinary(text[cut:]) if cut > 0 else core.encode_ordinary(text)
 
     def encode(texts: list[str]) -> list[list[int]]:
-        ids = [core.encode_ordinary(text) if text.isascii() else None for text in texts]
-        rest = [text for text, found in zip(texts, ids, strict=True) if found is None]
-        others = iter(_plain(tokenizer, rest))
-        return [next(others) if found is None else found for found in ids]
+        parts = [split_ascii(text) if by_words and not text.isascii() else [text] for text in texts]
+        others = iter(_plain(backend, [part for some in parts for part in some if not part.isascii()]))
+        ids = ([encode_ascii(part) if part.isascii() else next(others) for part in some] for some in parts)
+        return [some[0] if len(some) == 1 else [one for part in some for one in part] for some in ids]
 
     return encode
 
 
-def _plain(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    if not texts:
-        return []
-    options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
-    return tokenizer(texts, split_special_tokens=True, **options)["input_ids"]
+def cuts_at(text: str, at: int) -> bool:
+    """Whether GPT-2's pattern finds the same pieces in text[:at] and text[at:] as in the whole.
+
+    So it does before a single space or line break between two printable characters of ASCII: no piece goes on over it,
+    and the only pieces that look further are of white space.
+    """
+    return text[at] in " \n" and "!" <= text[at - 1 : at] <= "~" and "!" <= text[at + 1 : at + 2] <= "~"
+
+
+def split_ascii(text: str) -> list[str]:
+    """The text in parts that can be encoded apart: ASCII, and words that are not, by turns."""
+    parts, done = [], 0
+    for found in NOT_ASCII.finditer(text):
+        if found.start() < done:
+            continue
+        start = text.rfind(" ", done, found.start())
+        while start > done and not cuts_at(text, start):
+            start = text.rfind(" ", done, start)
+        end = text.find(" ", found.end())
+        while end > 0 and not cuts_at(text, end):
+            end = text.find(" ", end + 1)
+        start, end = max(start, done), end if end > 0 else len(text)
+        parts += [text[done:start], text[start:end]]
+        done = end
+    return [part for part in (*parts, text[done:]) if part]
+
+
+def _plain(backend: Any, texts: list[str]) -> list[list[int]]:
+    """As `recipe.tokenization.encode` does it, without the offsets that nobody asks for."""
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _pattern(told: dict[str, Any]) -> str | None:
@@ -77,17 +123,15 @@ def _pattern(told: dict[str, Any]) -> str | None:
 
 
 def _ranks(told: dict[str, Any], model: Any) -> dict[bytes, int] | None:
-    """The tokens' bytes and ids, where the two conditions above hold."""
+    """The tokens' bytes and ids, where the conditions above hold."""
     bpe = told["model"]
     plain = all(not bpe.get(name) for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
-    if bpe["type"] != "BPE" or not plain or bpe.get("byte_fallback") or bpe.get("ignore_merges"):
+    if bpe["type"] != "BPE" or not plain or bpe.get("byte_fallback"):
         return None
     letters = {letter: byte for byte, letter in _byte_letters().items()}
     vocab, added = bpe["vocab"], {token["content"] for token in told["added_tokens"]}
-    made = []
-    for merge in bpe["merges"]:
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        made.append(left + right)
+    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in bpe["merges"]]
+    made = [left + right for left, right in merges]
     ids = [vocab[token] for token in dict.fromkeys(made)]
     if ids != sorted(ids) or not letters.keys() <= vocab.keys():
         return None
@@ -96,7 +140,12 @@ def _ranks(told: dict[str, Any], model: Any) -> dict[bytes, int] | None:
         return None  # a token that nothing makes
     if max(vocab[letter] for letter in letters) > min(ids, default=len(vocab)):
         return None  # single bytes are no merge: their ranks come first
-    if any(len(model.tokenize(token)) != 1 for token in dict.fromkeys(made)):
+    if bpe.get("ignore_merges"):
+        pairs = ((token[:cut], token[cut:]) for token in dict.fromkeys(made) for cut in range(1, len(token)))
+        known, all_merges = set(tokens), set(merges)
+        if any(pair not in all_merges and pair[0] in known and pair[1] in known for pair in pairs):
+            return None
+    elif any(len(model.tokenize(token)) != 1 for token in dict.fromkeys(made)):
         return None
     return {bytes(letters[letter] for letter in token): vocab[token] for token in tokens}
 

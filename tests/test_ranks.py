@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
-from recipe.ranks import rank_encoder
+from recipe.ranks import cuts_at, rank_encoder, split_ascii
 from recipe.tokenization import encode
 
 LLAMA3 = (  # its pre-tokenizer, as tokenizer.json of the released models has it
@@ -62,6 +62,24 @@ def test_ascii_in_all_its_neighbourhoods(pattern, tmp_path):
     assert ours(texts) == encode(tokenizer, texts)
 
 
+@given(st.text(st.sampled_from("ab'1.! \n\t\u00a0\u3000é漢\U0001f600"), max_size=40))
+def test_text_is_cut_where_its_pieces_end(text):
+    """ASCII and the rest are encoded apart; white space of Unicode and runs of it are never cut."""
+    parts = split_ascii(text)
+    assert "".join(parts) == text
+    assert [one for part in encode(DEMO, parts) for one in part] == (encode(DEMO, [text])[0] if text else [])
+    for cut in range(1, len(text)):
+        if cuts_at(text, cut):
+            left, right, whole = encode(DEMO, [text[:cut], text[cut:], text])
+            assert left + right == whole
+
+
+def test_few_words_of_a_text_are_not_ascii():
+    text = "It costs nothing, she said. “Come in!” And he came in. A café stood there, open."
+    parts = ["It costs nothing, she", " said. “Come", " in!” And", " he came in. A", " café stood", " there, open."]
+    assert split_ascii(text) == parts
+
+
 def test_real_rows_have_the_same_ids(shared, tmp_path):
     rows = json.loads((shared / "alpaca_en_999.json").read_text())
     texts = [row[name] for row in rows for name in ("instruction", "input", "output")]
@@ -97,6 +115,10 @@ PLAIN = (["ab", "bc", "abc"], [("a", "b"), ("b", "c"), ("ab", "c")])
 def test_a_few_merges_are_taken():
     tokenizer = bpe(*PLAIN)
     assert rank_encoder(tokenizer)(["abcab", "xbc"]) == encode(tokenizer, ["abcab", "xbc"])
+    # Whole pieces first, as in XGen's and Llama 3's: with every pair that makes a token among the merges.
+    tokenizer = bpe(PLAIN[0], [*PLAIN[1], ("a", "bc")], ignore_merges=True)
+    texts = ["".join(some) for size in range(1, 7) for some in product("abc", repeat=size)]
+    assert rank_encoder(tokenizer)(texts) == encode(tokenizer, texts)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +130,7 @@ def test_a_few_merges_are_taken():
         ("a normalizer", bpe(*PLAIN, normalize)),
         ("an added token that plain text may hold", bpe(*PLAIN, add_word)),
         ("a space in front", bpe(*PLAIN, prefix_space)),
-        ("whole pieces before merges", bpe(*PLAIN, ignore_merges=True)),
+        ("whole pieces, and a pair that is no merge", bpe(*PLAIN, ignore_merges=True)),
         ("dropout", bpe(*PLAIN, dropout=0.1)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
