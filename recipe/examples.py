@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from recipe.chats import ChatTemplate, alpaca_messages, read_messages
 from recipe.errors import DataError
@@ -18,15 +16,12 @@ SHOWN_MISTAKES = 20
 
 @dataclass
 class Example:
-    """One kept row on its way to tokens. `num_tokens` is its length before it was cut."""
+    """One kept row on its way to tokens."""
 
     turns: list[Turn]
     kind: str
     file: str
     place: str
-    input_ids: np.ndarray  # uint32 (tokens,)
-    trained: np.ndarray  # bool (tokens,)
-    num_tokens: int = 0
 
     @property
     def num_chars(self) -> int:
@@ -86,26 +81,23 @@ def row_reader(
 
 def read_examples(
     files: list[Path], template: Template, columns: dict[str, str], chat: ChatTemplate | None
-) -> tuple[list[Example], list[BadRow]]:
-    """The rows of some files as examples without tokens yet, and those that the template can't use."""
-    read, empty = row_reader(template, columns, chat), np.array([], dtype=np.uint32)
-    kept: list[Example] = []
-    bad: list[BadRow] = []
-    seen: set[str] = set()
+) -> Iterator[Example | BadRow]:
+    """The rows of some files, one at a time, each as an example or as why the template can't use it."""
+    read = row_reader(template, columns, chat)
+    seen: dict[str, None] = {}
     for file in files:
         for row in read_rows(file):
             if isinstance(row, BadRow):
-                bad.append(row)
+                yield row
                 continue
-            seen.update(row.values)
+            seen.update(dict.fromkeys(row.values))
             turns = read(row)
             if isinstance(turns, BadRow):
-                bad.append(turns)
+                yield turns
                 continue
             kind = row.values.get(columns.get("kind", ""))
-            kept.append(Example(turns, "" if kind is None else safe(str(kind)), row.file, row.place, empty, empty))
-    check_columns(template, columns, seen, [file.name for file in files])
-    return kept, bad
+            yield Example(turns, "" if kind is None else safe(str(kind)), row.file, row.place)
+    check_columns(template, columns, set(seen), [file.name for file in files])
 
 
 def check_columns(template: Template, columns: dict[str, str], seen: set[str], files: list[str]) -> None:
@@ -130,32 +122,46 @@ def report_bad_rows(bad: list[BadRow]) -> str:
     return "\n".join([f"{count} malformed:", *lines])
 
 
-def split_rows(
-    fraction: float, train: list[Example], validation: list[Example] | None
-) -> tuple[list[Example], list[Example]]:
-    """Train and validation; raises DataError where a prompt would stand on both sides, or a side is empty.
+class Splitter:
+    """Says to which side an example goes, and that no prompt stands on both.
 
-    `fraction` of the prompts is held out where there is no validation split.
+    `fraction` of the prompts is held out where there is no validation split; a given one is read first.
     """
-    if validation is None:
-        validation = [one for one in train if in_validation(one.prompt_key, fraction)]
-        train = [one for one in train if not in_validation(one.prompt_key, fraction)]
-        for name, side in (("train", train), ("validation", validation)):
-            if not side:
+
+    def __init__(self, fraction: float, *, validation_is_given: bool) -> None:
+        self.fraction, self.given = fraction, validation_is_given
+        self.count = {"train": 0, "validation": 0}
+        self._held: dict[bytes, list[str]] = {}  # where each prompt of a given validation split stands
+        self._leaks: dict[bytes, str] = {}  # and where it stands in the training rows
+
+    def side(self, split: str, example: Example) -> str:
+        """`train` or `validation`, for an example of a given split."""
+        key = example.prompt_key
+        if self.given:
+            place = f"{example.file}, {example.place}"
+            if split == "validation":
+                self._held.setdefault(key, []).append(place)
+            elif key in self._held:
+                self._leaks[key] = place
+        elif in_validation(key, self.fraction):
+            split = "validation"
+        self.count[split] += 1
+        return split
+
+    def check(self) -> None:
+        """Raise DataError where a prompt stands on both sides, or a side is empty."""
+        leaks = [(self._leaks[key], place) for key in self._held if key in self._leaks for place in self._held[key]]
+        if leaks:
+            lines = [f"  {held} has the prompt of {trained}" for trained, held in leaks[:SHOWN_MISTAKES]]
+            raise DataError(
+                f"{len(leaks)} validation rows leak: their prompts stand in the training rows too. Remove them from "
+                "one side.\n" + "\n".join(lines)
+            )
+        for name, count in self.count.items():
+            if not count and self.given:
+                raise DataError(f"the {name} split has no rows.")
+            if not count:
                 raise DataError(
-                    f"no row fell into {name}: sequence.validation_fraction is {fraction} of "
-                    f"{len(train) + len(validation)} rows. Choose another, or give a split."
+                    f"no row fell into {name}: sequence.validation_fraction is {self.fraction} of "
+                    f"{sum(self.count.values())} rows. Choose another, or give a split."
                 )
-        return train, validation
-    known = {one.prompt_key: one for one in train}
-    leaks = [(known[one.prompt_key], one) for one in validation if one.prompt_key in known]
-    if leaks:
-        lines = [f"  {b.file}, {b.place} has the prompt of {a.file}, {a.place}" for a, b in leaks[:SHOWN_MISTAKES]]
-        raise DataError(
-            f"{len(leaks)} validation rows leak: their prompts stand in the training rows too. Remove them from one "
-            "side.\n" + "\n".join(lines)
-        )
-    for name, side in (("train", train), ("validation", validation)):
-        if not side:
-            raise DataError(f"the {name} split has no rows.")
-    return train, validation

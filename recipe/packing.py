@@ -51,12 +51,12 @@ def write_sequences(path: Path, sequences: Iterable[list[tuple[np.ndarray, np.nd
     """
     import pyarrow as pa
 
-    ids = pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()
+    ids = pa.from_numpy_dtype(token_dtype(vocab_size))
     schema = pa.schema(
         [("input_ids", pa.list_(ids)), ("trained", pa.list_(pa.bool_())), ("seq_lengths", pa.list_(pa.uint32()))]
     )
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for batch in _batched(sequences, 1000):
+        for batch in batched(sequences, 1000):
             examples = [one for sequence in batch for one in sequence]
             sizes = [sum(len(ids) for ids, _ in sequence) for sequence in batch]
             values = [
@@ -107,7 +107,13 @@ def collate(rows: list[dict[str, Any]], pad_token_id: int) -> "dict[str, torch.T
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def token_dtype(vocab_size: int) -> type:
+    """The narrowest unsigned integers that hold the ids of a vocabulary: uint16 up to 65,536 tokens, else uint32."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` items, the last one shorter."""
     batch: list[Any] = []
     for item in items:
         batch.append(item)

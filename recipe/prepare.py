@@ -11,8 +11,10 @@ Reads data/raw/ and models/base/tokenizer/. Makes data/prepared/:
     python -m recipe prepare
 """
 
+import gc
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,17 +23,18 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from recipe.chats import ChatTemplate
+from recipe.columns import Side, check_overlong, write_facts
 from recipe.errors import DataError
-from recipe.examples import SHOWN_MISTAKES, Example, read_examples, report_bad_rows, split_rows
+from recipe.examples import Example, Splitter, read_examples, report_bad_rows
 from recipe.files import new_folder, read_json, sha256_bytes, sha256_file, sha256_listing, write_json, write_text
-from recipe.packing import pack_best_fit, write_sequences
+from recipe.packing import batched, pack_best_fit, write_sequences
 from recipe.params import Section
 from recipe.prompts import CHATS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Template, Turn
 from recipe.ranks import Encode, rank_encoder
 from recipe.rows import BadRow
 from recipe.tokenization import encode, leading_ids, load_tokenizer
 
-BATCH_ROWS = 1000
+BATCH_ROWS = 2000
 RANKS_FROM_ROWS = 2000  # of fewer, the faster encoder is not made before the plain one is done
 Progress = Callable[[Iterator[Any], str], Iterator[Any]]
 
@@ -77,38 +80,28 @@ def tokenize(
     prompts = iter(encode(tokenizer, prompt_texts, special_tokens=True) if chat else plain(prompt_texts))
     completions = iter(plain([turn.completion for row in turns for turn in row]))
     for row in turns:
-        tokens, trained = list(leading), [loss_on == "all"] * len(leading)
+        tokens, answers = list(leading), []
         for turn in row:
             end = tokenizer.eos_token_id if turn.end is None else tokenizer.convert_tokens_to_ids(turn.end)
-            prompt, completion = next(prompts), [*next(completions), end]
-            tokens += prompt + completion
-            trained += [loss_on == "all"] * len(prompt) + [True] * len(completion)
-        yield np.array(tokens, dtype=np.uint32), np.array(trained, dtype=bool)
+            tokens += next(prompts)
+            start = len(tokens)
+            tokens += next(completions)
+            tokens.append(end)
+            answers.append(slice(start, len(tokens)))
+        trained = np.full(len(tokens), loss_on == "all")
+        for answer in answers:
+            trained[answer] = True
+        yield np.array(tokens, dtype=np.uint32), trained
 
 
-def fit(params: SequenceParams, examples: list[Example], counts: dict[str, int]) -> list[Example]:
-    """Handle examples longer than max_length as asked, and count it; a row left without a trained token is dropped."""
-    kept, overlong = [], [one for one in examples if one.num_tokens > params.max_length]
-    if overlong and params.overlong == "error":
-        shown = overlong[:SHOWN_MISTAKES]
-        lines = [f"  {one.file}, {one.place}: {one.num_tokens} tokens" for one in shown]
-        raise DataError(
-            f"{len(overlong)} rows are longer than sequence.max_length, {params.max_length} tokens. Raise it, or set "
-            "sequence.overlong to truncate or drop.\n" + "\n".join(lines)
-        )
-    for one in examples:
-        if one.num_tokens > params.max_length:
-            if params.overlong == "drop":
-                counts["dropped_overlong"] += 1
-                continue
-            one.input_ids, one.trained = one.input_ids[: params.max_length], one.trained[: params.max_length]
-            # The first token of an example has nothing before it to be predicted from.
-            if not one.trained[1:].any():
-                counts["dropped_without_answer"] += 1
-                continue
-            counts["truncated"] += 1
-        kept.append(one)
-    return kept
+@contextmanager
+def collector_spared() -> Iterator[None]:
+    """Keep the garbage collector from going through all modules again and again; it takes a tenth of the time here."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def prepare(
@@ -118,45 +111,49 @@ def prepare(
     manifest = read_json(data / "manifest.json")
     tokenizer = load_tokenizer(tokenizer_folder)
     chat = ChatTemplate(tokenizer, params.chat_template) if params.template in CHATS else None
-    splits: dict[str, list[Example]] = {}
-    bad: list[BadRow] = []
-    for split in ("train", "validation"):
-        files = [data / file["name"] for file in manifest["files"] if file["split"] == split]
-        if files:
-            splits[split], refused = read_examples(files, params.template, params.columns, chat)
-            bad += refused
-    if bad and params.on_bad_row == "error":
-        raise DataError(report_bad_rows(bad) + "\nMend them, or set sequence.on_bad_row to drop.")
-    num_read = sum(map(len, splits.values())) + len(bad)
-    train, validation = split_rows(params.validation_fraction, splits["train"], splits.get("validation"))
-
-    plain = rank_encoder(tokenizer) if len(train) >= RANKS_FROM_ROWS else None
-    for side, name in ((train, "train"), (validation, "validation")):
-        for start in progress(iter(range(0, len(side), BATCH_ROWS)), f"tokenising {name}"):
-            batch = side[start : start + BATCH_ROWS]
-            turns = [one.turns for one in batch]
-            made_tokens = tokenize(turns, tokenizer, loss_on=params.loss_on, chat=chat is not None, plain=plain)
-            for one, tokens in zip(batch, made_tokens, strict=True):
-                one.input_ids, one.trained = tokens
-                one.num_tokens = len(one.input_ids)
-    rows = [(one, "train") for one in train] + [(one, "validation") for one in validation]
-    counts = {"truncated": 0, "dropped_overlong": 0, "dropped_without_answer": 0}
-    train, validation = fit(params, train, counts), fit(params, validation, counts)
-    if not train or not validation:
+    files = {
+        split: [data / file["name"] for file in manifest["files"] if file["split"] == split]
+        for split in ("validation", "train")
+    }
+    bad: dict[str, list[BadRow]] = {"train": [], "validation": []}
+    sides = {name: Side(params.max_length, params.overlong, len(tokenizer)) for name in ("train", "validation")}
+    splitter = Splitter(params.validation_fraction, validation_is_given=bool(files["validation"]))
+    answers: list[dict[str, str]] = []
+    plain = None
+    with collector_spared():
+        for split, paths in files.items():
+            rows = read_examples(paths, params.template, params.columns, chat) if paths else iter(())
+            for batch in batched(progress(rows, f"tokenising {split}"), BATCH_ROWS):
+                bad[split] += [row for row in batch if isinstance(row, BadRow)]
+                if params.on_bad_row == "error" and (bad["train"] or bad["validation"]):
+                    continue  # all that is left to do is to name the others
+                examples = [row for row in batch if isinstance(row, Example)]
+                if plain is None and len(examples) >= RANKS_FROM_ROWS:
+                    plain = rank_encoder(tokenizer)
+                turns = [one.turns for one in examples]
+                made_tokens = tokenize(turns, tokenizer, loss_on=params.loss_on, chat=chat is not None, plain=plain)
+                for one, tokens in zip(examples, made_tokens, strict=True):
+                    side = splitter.side(split, one)
+                    if sides[side].add(one, *tokens) and side == "validation":
+                        answers.append({"prompt": one.prompt, "completion": one.turns[-1].completion, "kind": one.kind})
+    refused = bad["train"] + bad["validation"]
+    if refused and params.on_bad_row == "error":
+        raise DataError(report_bad_rows(refused) + "\nMend them, or set sequence.on_bad_row to drop.")
+    splitter.check()
+    train, validation = sides["train"], sides["validation"]
+    check_overlong(train.too_long + validation.too_long, params.max_length)
+    if not train.num_tokens or not validation.num_tokens:
         raise DataError("no row is left to train or validate on: all are longer than sequence.max_length.")
 
     with new_folder(made) as target:
-        packed = pack(params, train)
-        write_sequences(target / "train.arrow", packed, len(tokenizer))
-        write_sequences(target / "validation.arrow", [[_tokens(one)] for one in validation], len(tokenizer))
-        answers = [
-            {"prompt": one.prompt, "completion": one.turns[-1].completion, "kind": one.kind} for one in validation
-        ]
+        packed = pack_best_fit(train.lengths, params.max_length) if params.packing else _alone(train)
+        write_sequences(target / "train.arrow", train.sequences(packed), len(tokenizer))
+        write_sequences(target / "validation.arrow", validation.sequences(_alone(validation)), len(tokenizer))
         write_text(target / "validation.jsonl", _lines(answers))
-        refused_rows = [{"file": b.file, "place": b.place, "reason": b.reason, "content": b.content} for b in bad]
-        write_text(target / "quarantine.jsonl", _lines(refused_rows))
-        write_lengths(target / "rows.arrow", rows)
-        num_tokens = sum(len(one.input_ids) for one in train)
+        quarantined = [{"file": b.file, "place": b.place, "reason": b.reason, "content": b.content} for b in refused]
+        write_text(target / "quarantine.jsonl", _lines(quarantined))
+        write_facts(target / "rows.arrow", [side.facts(name) for name, side in sides.items()])
+        held = validation.sequences(_alone(validation))
         meta = {
             "template": params.template,
             "chat_template": chat.source if chat else None,
@@ -171,53 +168,31 @@ def prepare(
             "license": manifest.get("license"),
             "data": [{"name": file["name"], "sha256": file["sha256"]} for file in manifest["files"]],
             "rows": {
-                "read": num_read, "quarantined": len(bad), **counts,
-                "train": len(train), "validation": len(validation),
+                "read": sum(splitter.count.values()) + len(refused), "quarantined": len(refused),
+                **{name: count + validation.counts[name] for name, count in train.counts.items()},
+                "train": len(train.lengths), "validation": len(validation.lengths),
             },
             "tokens": {
-                "train": num_tokens,
-                "train_trained": sum(int(one.trained[1:].sum()) for one in train),
-                "validation": sum(len(one.input_ids) for one in validation),
-                "validation_trained": sum(int(one.trained[1:].sum()) for one in validation),
+                "train": train.num_tokens,
+                "train_trained": train.num_trained,
+                "validation": validation.num_tokens,
+                "validation_trained": validation.num_trained,
             },
-            "sequences": {"train": len(packed), "filled": round(num_tokens / (len(packed) * params.max_length), 4)},
+            "sequences": {
+                "train": len(packed), "filled": round(train.num_tokens / (len(packed) * params.max_length), 4)
+            },
             # The same rows, tokens and mask: then two adapters' validation losses can be compared.
             "validation_sha256": sha256_bytes(
-                b"".join(one.input_ids.astype("<u4").tobytes() + one.trained.tobytes() for one in validation)
+                b"".join(ids.astype("<u4").tobytes() + trained.tobytes() for [(ids, trained)] in held)
             ),
         }  # fmt: skip
         write_json(target / "meta.json", meta)
     return meta
 
 
-def pack(params: SequenceParams, examples: list[Example]) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """The examples' tokens by sequence: packed best-fit, or one a sequence."""
-    if not params.packing:
-        return [[_tokens(one)] for one in examples]
-    lengths = [len(one.input_ids) for one in examples]
-    return [[_tokens(examples[index]) for index in chosen] for chosen in pack_best_fit(lengths, params.max_length)]
-
-
-def write_lengths(path: Path, rows: list[tuple[Example, str]]) -> None:
-    """Write every row's split, place and lengths (before cutting) as an Arrow stream."""
-    import pyarrow as pa
-
-    table = pa.table(
-        {
-            "split": pa.array([split for _, split in rows], pa.string()),
-            "file": pa.array([one.file for one, _ in rows], pa.string()),
-            "place": pa.array([one.place for one, _ in rows], pa.string()),
-            "kind": pa.array([one.kind for one, _ in rows], pa.string()),
-            "num_chars": pa.array([one.num_chars for one, _ in rows], pa.uint32()),
-            "num_tokens": pa.array([one.num_tokens for one, _ in rows], pa.uint32()),
-        }
-    )
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-        writer.write_table(table)
-
-
-def _tokens(one: Example) -> tuple[np.ndarray, np.ndarray]:
-    return one.input_ids, one.trained
+def _alone(side: Side) -> list[list[int]]:
+    """Every kept row as a sequence of its own."""
+    return [[index] for index in range(len(side.lengths))]
 
 
 def _lines(values: list[dict[str, Any]]) -> str:

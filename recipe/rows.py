@@ -81,6 +81,8 @@ def _kind(value: object) -> str:
 
 def is_utf8(text: str) -> bool:
     """Bytes that are not UTF-8 were read as lone surrogates, which can't be written as UTF-8 again."""
+    if text.isascii():
+        return True
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -132,8 +134,17 @@ def _skip(text: str, position: int) -> int:
 
 def _json_lines(path: Path) -> Iterator[Row | BadRow]:
     """An object a line; blank lines are skipped."""
+    import orjson
+
     with path.open("rb") as file:
         for number, data in enumerate(file, 1):
+            try:
+                value = orjson.loads(data)
+            except orjson.JSONDecodeError:  # what it refuses, such as NaN and bytes that are no UTF-8, json explains
+                pass
+            else:
+                yield _row(path.name, f"line {number}", value)
+                continue
             text = data.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape").strip()
             if not text:
                 continue

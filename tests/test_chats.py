@@ -198,13 +198,11 @@ def test_a_forged_token_is_refused_when_answering_too(tokenizer):
 
 
 def test_chats_that_open_alike_are_not_one_question(tokenizer):
-    import numpy as np
-
     from recipe.examples import Example
 
-    template, empty = ChatTemplate(tokenizer, "chatml"), np.array([])
+    template = ChatTemplate(tokenizer, "chatml")
     keys = [
-        Example(template.turns(chat("Hi", "Hello!", question, "x")), "", "f", "1", empty, empty).prompt_key
+        Example(template.turns(chat("Hi", "Hello!", question, "x")), "", "f", "1").prompt_key
         for question in ("What is new?", "How are you?", "How are you?")
     ]
     assert keys[0] != keys[1] == keys[2]
