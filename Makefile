@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help env demo plan repro test test-all lint types format bench bench-prepare mlflow-ui lock clean
+.PHONY: help env demo plan repro test test-all lint types format bench bench-prepare bench-pipeline mlflow-ui lock clean
 .PHONY: docker-train docker-demo docker-shell docker-build docker-check docker-pin docker-test docker-test-cuda
 .PHONY: services-up services-down services-train services-backup services-restore
 
@@ -76,6 +76,9 @@ bench: env  ## Training beside the tutorial's settings and `trl sft`: speed, mem
 
 bench-prepare: env  ## Rows a second and memory, beside SFTTrainer's own preparation (OPTIONS=..., see bench/prepare.py)
 	python -m bench.prepare $(OPTIONS)
+
+bench-pipeline: env  ## Seconds of `recipe --help`, of a `dvc repro` with nothing to do, and to the first step
+	python -m bench.pipeline $(OPTIONS)
 
 mlflow-ui: env  ## Browse the experiments on http://127.0.0.1:5000 (PORT=...)
 	@mkdir -p mlflow
