@@ -7,6 +7,8 @@ B   `trl sft` as it comes
 C   `trl sft` as its documentation tunes it: packed best-fit, padding-free, no activation checkpointing
 D   ours; D-all is ours with the loss on every token, as A has it
 E   ours as it ships: deterministic kernels, one instruction set
+
+C-bf16, D-bf16 and E-bf16 are those on a CPU with bf16 weights and matmuls, as all three have it on CUDA anyway.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from typing import Any
 
 STARTED = time.monotonic()
 ARMS = ("A", "B", "C", "D", "D-all", "E")
+BF16_ARMS = ("C-bf16", "D-bf16", "E-bf16")
 WARM_UP = 2  # steps: the first ones fill caches and memory pools
 IGNORED = -100
 STOPPED = 3  # exit code of a run that was to stop after some steps
@@ -234,12 +237,14 @@ def ours(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on: str) 
 def main() -> None:
     """Run one arm."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("arm", choices=ARMS)
+    parser.add_argument("arm", choices=ARMS + BF16_ARMS)
     parser.add_argument("--work", type=Path, required=True)
     chosen = parser.parse_args()
+    kind = chosen.arm[0]
     plan = json.loads((chosen.work / "plan.json").read_text())
+    plan["dtype"] = "bfloat16" if chosen.arm in BF16_ARMS else "auto"
     out = chosen.work / chosen.arm
-    if chosen.arm == "E":
+    if kind == "E":
         from recipe.modeling import pin_processor
 
         pin_processor(plan["dtype"])  # read when torch is loaded
@@ -253,13 +258,13 @@ def main() -> None:
     meter.score_every = plan["score_every"]
     if meter.score_every:
         meter.validation = json.loads((chosen.work / "validation.json").read_text())
-    if chosen.arm == "A":
+    if kind == "A":
         tutorial(plan, out)
-    elif chosen.arm in "BC":
-        trl_sft(plan, out, tuned=chosen.arm == "C")
+    elif kind in "BC":
+        trl_sft(plan, out, tuned=kind == "C")
     else:
         loss_on = "all" if chosen.arm == "D-all" else "completion"
-        ours(plan, out, deterministic=chosen.arm == "E", loss_on=loss_on)
+        ours(plan, out, deterministic=kind == "E", loss_on=loss_on)
     result = {**meter.result(), "job_seconds": time.monotonic() - STARTED - meter.paused}
     (out / "result.json").write_text(json.dumps(result, indent=1))
 

@@ -91,7 +91,7 @@ def lay_out(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         # A padding token of its own, as recipe/tokenization.py adds it.
         "pad_token_id": len(tokenizer) if pad is None or pad == tokenizer.eos_token_id else pad,
         "vocab_size": config.vocab_size, "quantization": options.quantization, "memory_gb": options.memory_gb,
-        "activation_checkpointing": options.activation_checkpointing, "dtype": options.dtype,
+        "activation_checkpointing": options.activation_checkpointing,
         "logging_steps": 10, "save_steps": 10_000, "stop_after": 0,
     }  # fmt: skip
     (work / "plan.json").write_text(json.dumps(plan))
@@ -199,16 +199,13 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--vocabulary", type=Path, help="instead of --base: a random Llama with this vocabulary")
     parser.add_argument("--rows", type=int, default=0, help="of the training rows, how many (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--arms", default=",".join(ARMS), help="of %(default)s")
+    parser.add_argument("--arms", default=",".join(ARMS), help="of %(default)s, and C-bf16, D-bf16, E-bf16")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=4, help="sequences of max-length a step")
     parser.add_argument("--micro-batch-tokens", type=int, default=0, help="ours: tokens at once (default: the batch)")
     parser.add_argument("--target-modules", default="q_proj,v_proj", help="or all-linear")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument(
-        "--dtype", choices=["auto", "bfloat16"], default="auto", help="in C, D and E; auto is the GPU's"
-    )
     parser.add_argument("--quantization", choices=["none", "nf4"], default="none", help="of the base, in C, D and E")
     parser.add_argument("--activation-checkpointing", action="store_true", help="in C, D and E; A and B have it")
     parser.add_argument("--memory-gb", type=float, default=0, help="of the GPU's memory, how much an arm may take")
