@@ -107,6 +107,16 @@ def collate(rows: list[dict[str, Any]], pad_token_id: int) -> "dict[str, torch.T
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
+def located(batch: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """A collated batch with `trained_at`: int64 (tokens,), where in the flat batch the next token is trained.
+
+    Found on the CPU: to pick them out by a mask, a GPU would have to stop and say how many they are.
+    """
+    trained = batch["labels"].new_zeros(batch["labels"].shape, dtype=bool)
+    trained[:, :-1] = batch["labels"][:, 1:] != IGNORED
+    return {**batch, "trained_at": trained.flatten().nonzero().flatten()}
+
+
 def token_dtype(vocab_size: int) -> type:
     """The narrowest unsigned integers that hold the ids of a vocabulary: uint16 up to 65,536 tokens, else uint32."""
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32

@@ -30,7 +30,7 @@ from recipe.modeling import (
     save_adapter,
     torch_dtype,
 )
-from recipe.packing import collate, read_sequences
+from recipe.packing import collate, located, read_sequences
 from recipe.params import Section
 from recipe.stopping import Stop
 from recipe.tokenization import load_tokenizer
@@ -156,7 +156,7 @@ def train(
     trainer = PackedTrainer(
         model=model,
         args=config,
-        data_collator=lambda rows: bounded(collate(rows, meta["pad_token_id"])),
+        data_collator=lambda rows: bounded(located(collate(rows, meta["pad_token_id"]))),
         train_dataset=sequences,
         processing_class=tokenizer,
         peft_config=LoraConfig(

@@ -22,7 +22,6 @@ from recipe.curve import CURVE
 from recipe.errors import TrainingError
 from recipe.lora import fuse
 from recipe.loss import head_loss
-from recipe.packing import IGNORED
 from recipe.stopping import Stop
 
 Log = Callable[[dict[str, float], int], None]
@@ -53,17 +52,16 @@ class PackedTrainer(SFTTrainer):
         """The summed cross entropy of the trained tokens, over their number in the whole optimiser step."""
         known = {name: inputs.pop(name) for name in BORDERS if name in inputs}
         borders = known if self.model.config._attn_implementation == NAME else {}
+        positions = inputs.pop("trained_at")
         if not self.trained_only:
             inputs.update(borders)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         assert not return_outputs
-        labels = inputs["labels"][:, 1:]
-        trained = labels != IGNORED
         with self.accelerator.autocast():
             options = {"position_ids": inputs["position_ids"], "use_cache": False, **borders}
             hidden = self.backbone(inputs["input_ids"], **options)[0]
-            wanted = labels[trained]
-            loss, num_right = head_loss(hidden[:, :-1][trained], self.head, wanted)
+            wanted = inputs["labels"].flatten()[positions + 1]
+            loss, num_right = head_loss(hidden.flatten(0, 1)[positions], self.head, wanted)
         self.num_right += num_right
         self.num_scored += len(wanted)
         return loss / (len(wanted) if num_items_in_batch is None else num_items_in_batch)

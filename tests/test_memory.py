@@ -25,7 +25,7 @@ import torch, trl, transformers, peft
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from peft import LoraConfig
 from recipe.attention import bounded, register_attention
-from recipe.packing import collate
+from recipe.packing import collate, located
 from recipe.train import TrainParams, trainer_config
 from recipe.trainer import PackedTrainer
 from datasets import Dataset
@@ -51,7 +51,7 @@ def run(config, length):
     params = TrainParams(**given["train"])
     trainer = PackedTrainer(
         model=model, args=trainer_config(params, length, Path(given["folder"])), train_dataset=rows,
-        data_collator=lambda rows: bounded(collate(rows, 0)),
+        data_collator=lambda rows: bounded(located(collate(rows, 0))),
         processing_class=AutoTokenizer.from_pretrained(given["tokenizer"]),
         peft_config=LoraConfig(
             r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"

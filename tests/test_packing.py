@@ -5,7 +5,7 @@ from conftest import plain_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.packing import IGNORED, collate, pack_best_fit, read_sequences, write_sequences
+from recipe.packing import IGNORED, collate, located, pack_best_fit, read_sequences, write_sequences
 
 
 @settings(max_examples=200, deadline=None)
@@ -65,7 +65,8 @@ def test_collate_marks_borders_and_trains_on_no_first_token(tmp_path):
     assert batch["input_ids"].tolist() == [[0, 1, 2, 9, 10], [5, 6, 7, 7, 7]]
     assert batch["labels"].tolist() == [[i, 1, 2, i, 10], [i, 6, i, i, i]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]]
-    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+    assert located(batch)["trained_at"].tolist() == [0, 1, 3, 5]  # each before a trained token
+    assert {tensor.dtype for tensor in located(batch).values()} == {torch.int64}
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["by_document", "sdpa"])
