@@ -25,10 +25,13 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 def pin_processor(dtype: Dtype = "auto") -> None:
     """Choose the instruction set that ATen, oneDNN and MKL use. Read when torch is loaded, so call this before.
 
-    oneDNN multiplies bf16; what AVX2 takes many instructions for, AVX512-BF16 and AMX do in one.
+    For bf16 oneDNN may use AVX512-BF16 and AMX, and ATen its best, which is AVX512 on every processor that has those.
     """
-    onednn = "AVX512_CORE_AMX" if dtype == "bfloat16" else "AVX2"
-    os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA=onednn, MKL_CBWR="AVX2")
+    os.environ["MKL_CBWR"] = "AVX2"
+    if dtype == "bfloat16":
+        os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_AMX"
+    else:
+        os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2")
     # cuBLAS picks its workspace, and with it the order of sums, by stream unless told (CUDA docs, cuBLAS, 2.1.4).
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

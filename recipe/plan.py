@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from recipe.caches import converted_folder, snapshot_folder
-from recipe.errors import DataError
+from recipe.errors import DataError, MachineError
 from recipe.examples import check_columns
 from recipe.files import read_json
 from recipe.fit import check_memory, choose_checkpointing, load_config, machine_memory, missing_gpu
 from recipe.hub import check_pinned, download, list_repository
+from recipe.modeling import torch_dtype
 from recipe.pipeline import Paths
 from recipe.sizes import hub_text, local_text, text_tokens
 from recipe.splits import dataset_splits, local_split_files
@@ -46,12 +47,12 @@ class Plan:
         return "\n".join([*rows, "", *verdict])
 
 
-def matmul_speed() -> float:
-    """Floating-point operations a second of a large matmul, as training would do it; the best of a few tries."""
+def matmul_speed(dtype: Any) -> float:
+    """Floating-point operations a second of a large matmul in a torch dtype; the best of a few tries."""
     import torch
 
     cuda = torch.cuda.is_available()
-    size, dtype = (8192, torch.bfloat16) if cuda else (1024, torch.float32)
+    size = 8192 if cuda else 1024
     left = torch.ones((size, size), dtype=dtype, device="cuda" if cuda else "cpu")
     best = 0.0
     for _ in range(4):
@@ -102,10 +103,14 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
     for part, meaning in kept.items():
         plan.lines.append(("", f"{shown_bytes(getattr(need, part)):>10} {meaning}"))
     reason = missing_gpu(need.parameters)
+    try:
+        dtype = torch_dtype(train.dtype)
+    except MachineError as error:
+        reason = reason or str(error)
     if reason:
         plan.problems.append(reason)
     else:
-        speed = matmul_speed()
+        speed = matmul_speed(dtype)
         seconds = need.flops_per_token * tokens * train.num_epochs / (speed * EFFICIENCY)
         basis = f"{need.flops_per_token / 1e9:.3g} GFLOP a token, half of the {speed / 1e12:.2f} TFLOP/s of a matmul"
         plan.lines.append(("time", f"about {shown_time(seconds)} of training (estimated: {basis} measured now)"))

@@ -152,6 +152,24 @@ def test_a_plan_counts_the_rows_here_and_names_a_column_that_none_has(quick, tmp
     assert "'question', which no row of train.jsonl has; they have 'input', 'instruction', 'output'" in done.stdout
 
 
+def test_a_plan_says_that_a_cpu_has_no_bf16(quick, monkeypatch):
+    monkeypatch.chdir(quick)
+    edit(quick, "dtype: auto ", "dtype: bfloat16 ")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
+    done = CliRunner().invoke(main, ["plan"])
+    assert done.exit_code == 4 and "does not fit: this processor has no bf16" in done.output
+    assert "Set train.dtype: auto." in done.output
+
+
+def test_the_link_leads_to_the_last_registered_run(quick):
+    from recipe.notes import remember
+
+    assert recipe(quick, "link").stdout == "http://127.0.0.1:5000/#/experiments\n"
+    remember(quick / ".recipe", "register", {"experiment_id": "3", "run_id": "abc"})
+    assert recipe(quick, "link", "--server", "http://host:1/").stdout == "http://host:1/#/experiments/3/runs/abc\n"
+
+
 def test_another_lock_is_installed_anew(tmp_path):
     """And without a word about it, the one that is installed stays."""
     shutil.copy(ROOT / "Makefile", tmp_path)
@@ -205,7 +223,7 @@ def test_the_stages_by_hand_then_summary_and_chat(quick):
             assert result.exit_code == 0, result.output
             outputs[stage] = result.output
         assert "80 rows to train on, 6 to validate on" in outputs["prepare"]
-        assert "MLflow run: tiny" in outputs["train"] or "MLflow run: base" in outputs["train"]
+        assert "MLflow run: rows on tiny, " in outputs["train"] or "MLflow run: rows on base" in outputs["train"]
         assert "version 1 is the first champion" in outputs["register"]
         summary = runner.invoke(main, ["summary"]).output
         assert "The adapter is" in summary and "models:/quick@champion" in summary and "seconds: " in summary
