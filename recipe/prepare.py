@@ -119,7 +119,7 @@ def prepare(
     sides = {name: Side(params.max_length, params.overlong, len(tokenizer)) for name in ("train", "validation")}
     splitter = Splitter(params.validation_fraction, validation_is_given=bool(files["validation"]))
     answers: list[dict[str, str]] = []
-    plain = None
+    plain, looked_for_ranks = None, False
     with collector_spared():
         for split, paths in files.items():
             rows = read_examples(paths, params.template, params.columns, chat) if paths else iter(())
@@ -128,8 +128,8 @@ def prepare(
                 if params.on_bad_row == "error" and (bad["train"] or bad["validation"]):
                     continue  # all that is left to do is to name the others
                 examples = [row for row in batch if isinstance(row, Example)]
-                if plain is None and len(examples) >= RANKS_FROM_ROWS:
-                    plain = rank_encoder(tokenizer)
+                if not looked_for_ranks and len(examples) >= RANKS_FROM_ROWS:
+                    plain, looked_for_ranks = rank_encoder(tokenizer), True
                 turns = [one.turns for one in examples]
                 made_tokens = tokenize(turns, tokenizer, loss_on=params.loss_on, chat=chat is not None, plain=plain)
                 for one, tokens in zip(examples, made_tokens, strict=True):
