@@ -8,12 +8,15 @@ Reads data/raw/ and data/prepared/. Makes reports/analysis/: index.html, and the
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
+from recipe.errors import DataError
 from recipe.files import new_folder, read_json, write_json, write_text
+from recipe.lengths import limits, recommend
 from recipe.pages import Part, histogram, page, preformatted, table
 from recipe.params import Section
 from recipe.rows import BadRow, read_rows, safe
@@ -71,6 +74,18 @@ def look(data: Path, files: list[dict[str, Any]], num_rows: int) -> tuple[list[d
     return first, {name: dict(sorted(counter.items())) for name, counter in types.items()}, count
 
 
+def show(data: Path, num_rows: int) -> str:
+    """What `recipe show` prints: how many rows, their columns, and the first rows in full."""
+    if not (data / "manifest.json").is_file():
+        raise DataError(f"{data} is not there yet. `recipe fetch data` brings the rows in, and `dvc repro` all else.")
+    first, types, count = look(data, read_json(data / "manifest.json")["files"], num_rows)
+    width = max(map(len, types), default=0)
+    columns = [
+        f"  {name:<{width}}  " + ", ".join(f"{kind} ({num:,})" for kind, num in types[name].items()) for name in types
+    ]
+    return "\n".join([f"{count:,} rows", *columns, *(wrapped(row) for row in first), RULE])
+
+
 def data_parts(
     params: AnalyzeParams, manifest: dict[str, Any], types: dict[str, Any], first: list[dict[str, Any]]
 ) -> list[Part]:
@@ -107,12 +122,29 @@ def length_parts(params: AnalyzeParams, summary: dict[str, Any], chars: list[int
     ]
 
 
+def limit_parts(summary: dict[str, Any]) -> list[Part]:
+    """What each limit on length would do, and which one to take."""
+    rows = [
+        [
+            f"{one['max_length']:,}" + (" (set)" if one["max_length"] == summary["max_length"] else ""),
+            f"{one['rows_cut']:.2%}", f"{one['tokens_lost']:.2%}", f"{one['filled']:.1%}", f"{one['cost']:.2f}",
+        ]
+        for one in summary["limits"]
+    ]  # fmt: skip
+    header = ["max_length", "rows cut", "tokens lost", "sequences full", "cost of an epoch"]
+    return [Part("Which max_length", table(header, rows), summary["recommended_because"])]
+
+
 def outcome_parts(meta: dict[str, Any], kinds: Counter[str]) -> list[Part]:
     """What prepare made of the rows, and their kinds where they have some."""
     counts = [[f"rows {name.replace('_', ' ')}", count] for name, count in meta["rows"].items()]
     counts += [[f"{name.replace('_', ' ')} tokens", count] for name, count in meta["tokens"].items()]
     counts += [["train sequences", meta["sequences"]["train"]]]
-    filled = f"The sequences are {meta['sequences']['filled']:.1%} full."
+    trained = meta["tokens"]["train_trained"] / meta["tokens"]["train"]
+    filled = (
+        f"The sequences are {meta['sequences']['filled']:.1%} full. {trained:.1%} of the training tokens are trained; "
+        "the rest is prompt."
+    )
     parts = [Part("What prepare did", table(["what", "number"], counts), filled)]
     if set(kinds) != {""}:
         parts.append(Part("Rows by kind", table(["kind", "rows"], [list(one) for one in sorted(kinds.items())])))
@@ -129,7 +161,10 @@ def analyze(params: AnalyzeParams, data: Path, prepared: Path, made: Path) -> di
         lengths = pa.ipc.open_stream(file).read_all()
         chars, tokens = lengths["num_chars"].to_pylist(), lengths["num_tokens"].to_pylist()
         kinds = Counter(lengths["kind"].to_pylist())
+        is_train = [split == "train" for split in lengths["split"].to_pylist()]
     limit = meta["max_length"]
+    made_limits = limits([count for count, chosen in zip(tokens, is_train, strict=True) if chosen], limit)
+    best, because = recommend(made_limits)
     summary = {
         "files": [{"name": file["name"], "split": file["split"], "bytes": file["bytes"]} for file in manifest["files"]],
         "num_rows": num_rows,
@@ -139,6 +174,9 @@ def analyze(params: AnalyzeParams, data: Path, prepared: Path, made: Path) -> di
         f"share_over_{TUTORIAL_CHARS}_chars": share_above(chars, TUTORIAL_CHARS),
         "max_length": limit,
         "share_over_max_length_tokens": share_above(tokens, limit),
+        "limits": [asdict(one) for one in made_limits],
+        "recommended_max_length": best.max_length,
+        "recommended_because": because,
         "kinds": dict(sorted(kinds.items())),
         "prepared": {"rows": meta["rows"], "tokens": meta["tokens"], "sequences": meta["sequences"]},
     }
@@ -148,6 +186,7 @@ def analyze(params: AnalyzeParams, data: Path, prepared: Path, made: Path) -> di
     )
     parts = data_parts(params, manifest, types, first)
     parts += length_parts(params, summary, chars, tokens)
+    parts += limit_parts(summary)
     parts += outcome_parts(meta, kinds)
     with new_folder(made) as target:
         write_json(target / "summary.json", summary)

@@ -11,6 +11,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 LONG_TAIL = 10
+CURVE_POINTS = 200
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -106,7 +107,8 @@ def histogram_edges(values: Sequence[int], num_bins: int) -> tuple[list[float], 
 
 
 def histogram(values: Sequence[int], num_bins: int, label: str, mark: tuple[int, str] | None = None) -> Markup:
-    """An SVG histogram, with a line at `mark` (value, what it is)."""
+    """An SVG histogram and its cumulative curve, with a line at `mark` (value, what it is)."""
+    import numpy as np
     from matplotlib import rc_context, rcParamsDefault
     from matplotlib.figure import Figure
 
@@ -126,10 +128,17 @@ def histogram(values: Sequence[int], num_bins: int, label: str, mark: tuple[int,
             axes.text(mark[0], axes.get_ylim()[1], f" {mark[1]}", color="#b3261e", va="top", fontsize=9)
         axes.set_xlabel(label)
         axes.set_ylabel("rows")
-        axes.spines[["top", "right"]].set_visible(False)
+        shares, ordered = axes.twinx(), np.sort(values)
+        places = np.unique(np.linspace(0, len(ordered) - 1, CURVE_POINTS).astype(int))
+        shares.step(ordered[places], (places + 1) / len(ordered), where="post", color="#3d4248", linewidth=1.2)
+        shares.set_ylim(0, 1.02)
+        shares.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        shares.set_ylabel("share up to here")
+        for one in (axes, shares):
+            one.spines["top"].set_visible(False)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
-    return Markup('<figure role="img" aria-label="Histogram of {}">{}</figure>').format(
+    return Markup('<figure role="img" aria-label="Histogram and cumulative curve of {}">{}</figure>').format(
         label, Markup(svg[svg.index("<svg") :])
     )

@@ -4,7 +4,8 @@ import re
 import pytest
 from conftest import alpaca, toy_rows
 
-from recipe.analyze import AnalyzeParams, analyze, quantiles, share_above, wrapped
+from recipe.analyze import AnalyzeParams, analyze, quantiles, share_above, show, wrapped
+from recipe.errors import DataError
 from recipe.files import sha256_tree
 from recipe.pages import Part, histogram_edges, page, preformatted, table
 
@@ -45,8 +46,12 @@ def test_the_report_says_what_is_there(report):
     assert summary["share_over_1024_chars"] == 1 / 40
     assert summary["share_over_max_length_tokens"] >= 1 / 40
     assert summary["prepared"]["rows"]["train"] + summary["prepared"]["rows"]["validation"] <= 40
+    chosen = next(one for one in summary["limits"] if one["max_length"] == 256)
+    assert chosen["cost"] == 1.0 and 0 < chosen["rows_cut"] < 0.1
+    assert summary["recommended_max_length"] in [one["max_length"] for one in summary["limits"]]
     html = (folder / "index.html").read_text()
-    assert html.count("<svg") == 2 and "max_length 256" in html
+    assert html.count("<svg") == 2 and "max_length 256" in html and "256 (set)" in html
+    assert summary["recommended_because"] in html and "% of the training tokens are trained" in html
     assert not re.search(r"""(src|href)=["'](?!#)""", html) and "url(http" not in html and "<link" not in html
 
 
@@ -81,3 +86,12 @@ def test_bytes_that_are_not_utf8_in_a_row_that_was_dropped_do_not_stop_the_repor
     rows = [{"instruction": "caf\udce9", "output": "x", "input": ""}, *toy_rows(30)]
     _, folder = report(rows, on_bad_row="drop")
     assert "caf\\udce9" in (folder / "index.html").read_text()
+
+
+def test_show_prints_the_first_rows_after_the_rule(raw, tmp_path):
+    rows = [alpaca(f"question {n}", "word " * 30) for n in range(4)]
+    text = show(raw(rows), 3)
+    assert text.splitlines()[:2] == ["4 rows", "  instruction  str (4)"]
+    assert text.count("---" * 15) == 4 and "question 2" in text and "question 3" not in text
+    with pytest.raises(DataError, match="recipe fetch data"):
+        show(tmp_path / "nothing", 3)

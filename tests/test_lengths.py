@@ -1,0 +1,50 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipe import lengths as module
+from recipe.lengths import candidates, limits, recommend
+
+
+def test_candidates_are_powers_of_two_up_to_the_longest_row_and_the_chosen_limit():
+    assert candidates(854, 1024) == [64, 128, 256, 512, 1024]
+    assert candidates(30, 100) == [64, 100]
+    assert candidates(64, 64) == [64] and candidates(65, 64) == [64, 128]
+
+
+def test_what_a_limit_cuts_loses_and_costs_is_counted():
+    made = {one.max_length: one for one in limits([64, 128, 128, 192], chosen=128)}
+    assert list(made) == [64, 128, 256]
+    assert made[64].rows_cut == 0.75 and made[64].tokens_lost == 0.5 and made[64].filled == 1.0
+    assert made[64].cost == 0.5  # four sequences of 64 in place of four of 128
+    assert made[128].rows_cut == 0.25 and made[128].tokens_lost == 0.125
+    assert made[128].filled == 448 / 512 and made[128].cost == 1.0
+    assert made[256].rows_cut == made[256].tokens_lost == 0.0
+    assert made[256].filled == 1.0 and made[256].cost == 1.0  # 192 + 64 and 128 + 128
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=60), st.integers(8, 2048))
+def test_shares_are_shares_and_the_longest_limit_cuts_nothing_of_what_it_holds(rows, chosen):
+    made = limits(rows, chosen)
+    for one in made:
+        assert 0 <= one.tokens_lost < 1 and 0 <= one.rows_cut <= 1 and 0 < one.filled <= 1
+    assert [one.rows_cut for one in made] == sorted((one.rows_cut for one in made), reverse=True)
+    assert any(one.rows_cut == 0 for one in made)
+    assert next(one for one in made if one.max_length == chosen).cost == 1.0
+
+
+def test_the_recommended_limit_is_the_shortest_that_loses_little():
+    best, why = recommend(limits([100] * 300 + [600], chosen=1024))
+    assert best.max_length == 512  # 128 and 256 would lose 472 and 344 of 30,600 tokens, over 1%
+    best, why = recommend(limits([100] * 3000 + [130], chosen=1024))
+    assert best.max_length == 128 and why.startswith("128 is the shortest")
+    assert "(0.03%)" in why
+
+
+def test_of_many_rows_a_sample_is_packed(monkeypatch):
+    rows = [10, 20, 30, 64] * 50
+    whole = limits(rows, 64)
+    monkeypatch.setattr(module, "SAMPLE", 60)
+    part = limits(rows, 64)
+    assert [one.rows_cut for one in part] == [one.rows_cut for one in whole]
+    assert part[0].filled == pytest.approx(whole[0].filled, abs=0.15)
