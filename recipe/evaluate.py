@@ -1,7 +1,8 @@
 """Stage evaluate: the base beside the adapter, on the validation rows.
 
 Reads data/prepared/, models/base/ and models/adapter/. Makes metrics/evaluate.json (loss, perplexity, token accuracy,
-exact match, each for both, and by kind) and reports/evaluation/ (index.html, generations.jsonl).
+exact match, each for both, their differences with 95% intervals, and by kind and length) and reports/evaluation/
+(index.html, generations.jsonl).
 
     python -m recipe evaluate
 """
@@ -15,6 +16,7 @@ from typing import Any
 from pydantic import Field
 
 from recipe.answering import answer
+from recipe.comparison import Scores, differences, headline, length_groups, loss_by
 from recipe.files import new_folder, read_json, read_json_lines, write_json, write_text
 from recipe.modeling import be_deterministic, load_adapter, load_base
 from recipe.packing import IGNORED, collate, read_sequences
@@ -46,14 +48,12 @@ def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
     return made
 
 
-def score(
-    model: Any, rows: Any, pad_token_id: int, batch_tokens: int, progress: Progress
-) -> list[tuple[float, int, int]]:
+def score(model: Any, rows: Any, pad_token_id: int, batch_tokens: int, progress: Progress) -> Scores:
     """For each row: the sum of its trained tokens' losses (nats), how many the model ranks first, and their number."""
     import torch
     from torch.nn.functional import cross_entropy
 
-    scores: list[tuple[float, int, int]] = [(0.0, 0, 0)] * len(rows)
+    scores: Scores = [(0.0, 0, 0)] * len(rows)
     lengths = [int(row["seq_lengths"][0]) for row in rows]
     chosen = batches(lengths, batch_tokens)
     for indices in progress(iter(chosen), "loss", len(chosen)):
@@ -70,7 +70,7 @@ def score(
     return scores
 
 
-def summarize(scores: list[tuple[float, int, int]], matches: list[bool]) -> dict[str, float | None]:
+def summarize(scores: Scores, matches: list[bool]) -> dict[str, float | None]:
     """Loss and token accuracy over all trained tokens, perplexity, and the share of answers that match exactly."""
     loss = sum(one for one, _, _ in scores) / sum(count for _, _, count in scores)
     return {
@@ -127,6 +127,10 @@ def evaluate(
     with model.disable_adapter():
         scores["base"] = score(model, rows, pad, params.batch_tokens, progress)
 
+    lengths = [int(row["seq_lengths"][0]) for row in rows]
+    kinds = [one["kind"] for one in answers]
+    by_size = sorted(range(len(rows)), key=lambda index: lengths[index])
+    size_groups = length_groups([lengths[index] for index in by_size])
     answers = [one for one in answers if one["prompt"]]
     count = min(params.num_prompts, len(answers))
     chosen = [answers[index * len(answers) // count] for index in range(count)]  # evenly spread over the rows
@@ -152,7 +156,10 @@ def evaluate(
             side: summarize(scores[side], [one[f"{side}_matches"] for one in generations])
             for side in ("base", "adapter")
         },
+        "difference": differences(scores["base"], scores["adapter"], generations),
         "by_kind": by_kind(generations),
+        "loss_by_kind": dict(sorted(loss_by(kinds, scores).items())),
+        "loss_by_length": loss_by(size_groups, {s: [scores[s][i] for i in by_size] for s in scores}),
     }
     with new_folder(report) as target:
         lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in generations)
@@ -162,22 +169,25 @@ def evaluate(
     return results
 
 
-def headline(results: dict[str, Any]) -> str:
-    """Whether the adapter is better than its base, in a sentence."""
-    base, adapter = results["base"], results["adapter"]
-    better = "better" if adapter["loss"] < base["loss"] else "not better"
-    text = f"The adapter is {better} than its base: validation loss {adapter['loss']:.3f} against {base['loss']:.3f}"
-    if adapter["exact_match"] is None:
-        return text + "."
-    return text + f", {adapter['exact_match']:.1%} of the answers exactly right against {base['exact_match']:.1%}."
-
-
 def report_page(results: dict[str, Any], generations: list[dict[str, Any]]) -> str:
     """The report as HTML."""
     sides = ("base", "adapter")
     numbers = [[side, *("-" if v is None else v for v in results[side].values())] for side in sides]
     parts = [Part("On the validation rows", table(["", "loss", "perplexity", "token accuracy", "exact match"], numbers),
                   f"{results['rows']:,} rows; {results['prompts']:,} prompts answered in full, greedily.")]  # fmt: skip
+    gain = results["difference"]
+    gains = [["loss, lower by", f"{gain['loss']:.4f}", f"{gain['loss_low']:.4f} to {gain['loss_high']:.4f}"]]
+    if "exact_match" in gain:
+        shares = [f"{gain[name]:.1%}" for name in ("exact_match", "exact_match_low", "exact_match_high")]
+        gains.append(["exact match, higher by", shares[0], f"{shares[1]} to {shares[2]}"])
+    parts.append(Part("What the adapter gains", table(["", "difference", "95% interval"], gains),
+                      "By 1,000 draws of as many validation rows, with replacement."))  # fmt: skip
+    for name, groups in (("kind", results["loss_by_kind"]), ("length", results["loss_by_length"])):
+        if groups:
+            losses = [
+                [group, one["rows"], f"{one['base']:.3f}", f"{one['adapter']:.3f}"] for group, one in groups.items()
+            ]
+            parts.append(Part(f"Loss by {name}", table([name, "rows", "base", "adapter"], losses)))
     if results["by_kind"]:
         rows = [
             [kind, one["prompts"], f"{one['base']:.0%}", f"{one['adapter']:.0%}"]

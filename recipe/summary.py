@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from recipe.evaluate import headline
+from recipe.comparison import headline
 from recipe.files import read_json, read_json_lines
 from recipe.notes import read_notes
 from recipe.pipeline import Paths

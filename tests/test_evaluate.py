@@ -6,7 +6,8 @@ from conftest import evaluate_in, no_progress, plain_base, toy_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.evaluate import batches, by_kind, headline, score, summarize
+from recipe.comparison import headline
+from recipe.evaluate import batches, by_kind, score, summarize
 from recipe.files import sha256_tree
 from recipe.packing import collate, read_sequences
 
@@ -55,8 +56,11 @@ def test_scores_by_kind_leave_out_rows_without_one():
 
 @pytest.mark.parametrize(("adapter_loss", "says"), [(1.0, "is better"), (2.0, "is not better"), (3.0, "is not better")])
 def test_the_headline_says_whether_the_adapter_is_better(adapter_loss, says):
+    gain = {"loss": 2.0 - adapter_loss, "loss_low": 1.9 - adapter_loss, "loss_high": 2.1 - adapter_loss}
     results = {"base": {"loss": 2.0, "exact_match": 0.0}, "adapter": {"loss": adapter_loss, "exact_match": 0.5}}
+    results["difference"] = gain
     assert headline(results).startswith(f"The adapter {says} than its base")
+    assert ("higher, -1.100 to -0.900" if adapter_loss == 3 else "lower, ") in headline(results)
     results["adapter"]["exact_match"] = None
     assert "answers" not in headline(results)
 
@@ -67,6 +71,10 @@ def test_the_stage_scores_both_and_gives_the_same_bytes_again(trained, fetched_b
     assert results == json.loads((folder / "evaluate.json").read_text())
     assert set(results["base"]) == set(results["adapter"]) == {"loss", "perplexity", "token_accuracy", "exact_match"}
     assert results["adapter"]["loss"] < results["base"]["loss"]
+    gain = results["difference"]
+    assert 0 < gain["loss_low"] < gain["loss"] < gain["loss_high"]
+    assert gain["loss"] == pytest.approx(results["base"]["loss"] - results["adapter"]["loss"], abs=2e-6)
+    assert sum(one["rows"] for one in results["loss_by_length"].values()) == results["rows"]
     generations = [json.loads(line) for line in (folder / "report" / "generations.jsonl").read_text().splitlines()]
     assert len(generations) == results["prompts"] == 4
     assert headline(results) in (folder / "report" / "index.html").read_text()
@@ -78,6 +86,7 @@ def test_the_stage_scores_both_and_gives_the_same_bytes_again(trained, fetched_b
 def test_no_prompts_leave_exact_match_out(trained, fetched_base):
     results = evaluate_in(trained(), fetched_base, num_prompts=0)
     assert results["adapter"]["exact_match"] is None and results["by_kind"] == {}
+    assert "exact_match" not in results["difference"] and results["loss_by_kind"] == {}
 
 
 def test_an_exact_match_is_the_whole_answer(trained, fetched_base, monkeypatch):
