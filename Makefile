@@ -80,9 +80,9 @@ bench-prepare: env  ## Rows a second and memory, beside SFTTrainer's own prepara
 bench-pipeline: env  ## Seconds of `recipe --help`, of a `dvc repro` with nothing to do, and to the first step
 	python -m bench.pipeline $(OPTIONS)
 
-mlflow-ui: env  ## Browse the experiments on http://127.0.0.1:5000 (PORT=...)
+mlflow-ui: env  ## Browse the experiments on http://127.0.0.1:5000 (PORT=..., RECIPE=... for its last run)
 	@mkdir -p mlflow
-	@echo "http://127.0.0.1:$(PORT)"
+	@echo "the last run: $$(cd $(or $(RECIPE),.) && recipe link --server http://127.0.0.1:$(PORT))"
 	mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///mlflow/mlflow.db \
 	  --artifacts-destination mlflow/artifacts
 

@@ -47,6 +47,7 @@ def main(ctx: click.Context) -> None:
     \b
         recipe params              check params.yaml and print it
         recipe plan                what it will need, before a download
+        recipe show                the first rows, once they are fetched
         recipe pin                 write the commits of what comes from the Hub into it
         dvc repro                  run the pipeline
         recipe summary             what came out, and where to look
@@ -157,6 +158,20 @@ def new(name: str, data: str | None, model: str | None) -> None:
 
 
 @main.command()
+@click.option("--rows", default=3, show_default=True, type=click.IntRange(1), help="Rows to print.")
+def show(rows: int) -> None:
+    """Print the first rows in full, as they were fetched.
+
+    \b
+        recipe show
+        recipe show --rows 10 | less
+    """
+    from recipe.analyze import show
+
+    click.echo(show(here.paths().data, rows))
+
+
+@main.command()
 @click.option("--base", is_flag=True, help="Talk to the base model, without the adapter.")
 def chat(base: bool) -> None:
     """Talk to the trained adapter, an instruction a line.
@@ -183,6 +198,22 @@ def chat(base: bool) -> None:
             click.echo(reply(line))
         elif interactive:
             break
+
+
+@main.command()
+@click.option("--server", default="http://127.0.0.1:5000", show_default=True, help="The address of the MLflow UI.")
+def link(server: str) -> None:
+    """Print where the last registered run of this recipe stands in the MLflow UI.
+
+    \b
+        make mlflow-ui     # in the repository's root; prints it, too
+        recipe link --server http://gpu-host:5000
+    """
+    from recipe.notes import read_notes
+
+    run = read_notes(here.paths().local).get("register", {})
+    page = f"experiments/{run['experiment_id']}/runs/{run['run_id']}" if "run_id" in run else "experiments"
+    click.echo(f"{server.rstrip('/')}/#/{page}")
 
 
 @main.command()

@@ -13,8 +13,9 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
+from recipe.comparison import headline
 from recipe.curve import read_curve
-from recipe.files import read_json, sha256_tree, write_json
+from recipe.files import read_json, read_json_lines, sha256_tree, write_json
 from recipe.params import Section
 
 ALIAS = "champion"
@@ -39,7 +40,10 @@ class Adapter:
     prepared_meta: Path
     training: Path
     report: Path
+    analysis: Path
     template: str
+    headline: str
+    generations: list[dict[str, Any]]
     metrics: dict[str, float]
     curve: list[dict[str, float]]
     tags: dict[str, str]
@@ -116,7 +120,7 @@ def model_card(
     """The card that stands beside the registered adapter, in Markdown."""
     base, adapter = scores["base"], scores["adapter"]
     lines = [
-        f"# A LoRA adapter of {manifest['id']}", "",
+        f"# A LoRA adapter of {manifest['id']}", "", headline(scores), "",
         f"- Base: {manifest['id']}, revision {manifest['revision']}, sha256 of its files {manifest['sha256']}",
         f"- Licences: base {manifest['license'] or 'not stated'}, data {meta['license'] or 'not stated'}",
         *[f"- Data: {file['name']}, sha256 {file['sha256']}" for file in meta["data"]],
@@ -132,7 +136,7 @@ def model_card(
 
 def register(
     params: RegistryParams, *, base: Path, prepared: Path, adapter: Path, training: Path, curve: Path, evaluation: Path,
-    report: Path, receipt: Path, lineage: dict[str, str], registry: Registry,
+    report: Path, analysis: Path, receipt: Path, lineage: dict[str, str], registry: Registry,
 ) -> str:  # fmt: skip
     """Register the adapter, move the alias where it should, write the receipt; what was done, in a sentence."""
     manifest, meta = read_json(base / "manifest.json"), read_json(prepared / "meta.json")
@@ -159,6 +163,9 @@ def register(
             prepared_meta=prepared / "meta.json",
             training=training,
             report=report,
+            analysis=analysis,
+            headline=headline(scores),
+            generations=read_json_lines(report / "generations.jsonl"),
             template=meta["template"],
             metrics=flat("eval", scores) | flat("trained", trained),
             curve=read_curve(curve),

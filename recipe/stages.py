@@ -86,11 +86,11 @@ def analyze() -> None:
     _stage("analyze", run)
 
 
-def _tracker(params: dict[str, Any], paths: Any) -> Any:
+def _tracking(params: dict[str, Any], paths: Any) -> tuple[Any, ...]:
+    """What a Tracker is made of: the repository, the experiment and the facts of the run."""
     from recipe.files import read_json
     from recipe.notes import lineage
     from recipe.pipeline import fingerprint, repository
-    from recipe.tracking import Tracker
 
     flat = {
         f"{section}.{key}": value
@@ -100,8 +100,9 @@ def _tracker(params: dict[str, Any], paths: Any) -> Any:
     lora, train = params["lora"], params["train"]
     data = read_json(paths.data / "manifest.json")
     base, max_length = params["model"].id.split("/")[-1], params["sequence"].max_length
+    rows = Path(params["data"].id or params["data"].source).stem
     facts = {
-        "name": f"{base}-r{lora.r}-lr{train.learning_rate:g}-len{max_length}",
+        "name": f"{rows} on {base}, r{lora.r} lr{train.learning_rate:g} len{max_length}",
         "fingerprint": fingerprint(HERE, "train"),
         "params": flat,
         "tags": lineage(repository(HERE)),
@@ -109,7 +110,7 @@ def _tracker(params: dict[str, Any], paths: Any) -> Any:
             {"name": file["name"], "sha256": file["sha256"], "context": file["split"]} for file in data["files"]
         ],
     }
-    return Tracker(repository(HERE), params["registry"].experiment, facts)
+    return repository(HERE), params["registry"].experiment, facts
 
 
 def _fit_to_machine(params: dict[str, Any], paths: Any, *, force: bool) -> Any:
@@ -147,10 +148,11 @@ def train(force: bool) -> None:
 
         pin_processor(params["train"].dtype)
         from recipe.notes import installed_lock, remember
+        from recipe.tracking import Tracker
         from recipe.train import train
 
         fitted = _fit_to_machine(params, paths, force=force)
-        tracker = _tracker(params, paths)
+        tracker = Tracker(*_tracking(params, paths))
         key = f"{tracker.facts['fingerprint'][:16]}-{installed_lock()[:8]}"
         with tracker.training() as log:
             cost = train(
@@ -173,7 +175,8 @@ def evaluate() -> None:
     pin_processor()
 
     def run(params: dict[str, Any], paths: Any) -> str:
-        from recipe.evaluate import evaluate, headline
+        from recipe.comparison import headline
+        from recipe.evaluate import evaluate
 
         results = evaluate(
             params["evaluate"], folder=HERE, prepared=paths.prepared, base=paths.base, adapter=paths.adapter,
@@ -197,15 +200,19 @@ def register() -> None:
     pin_processor()
 
     def run(params: dict[str, Any], paths: Any) -> str:
+        from recipe.notes import remember
         from recipe.register import register
+        from recipe.registry import Versions
 
-        tracker = _tracker(params, paths)
-        return register(
+        tracker = Versions(*_tracking(params, paths))
+        said = register(
             params["registry"], base=paths.base, prepared=paths.prepared, adapter=paths.adapter,
             training=paths.training, curve=paths.curve, evaluation=paths.evaluation, report=paths.report,
-            receipt=paths.receipt, lineage={**tracker.facts["tags"], "fingerprint": tracker.facts["fingerprint"]},
-            registry=tracker,
+            analysis=paths.analysis, receipt=paths.receipt,
+            lineage={**tracker.facts["tags"], "fingerprint": tracker.facts["fingerprint"]}, registry=tracker,
         )  # fmt: skip
+        remember(paths.local, "register", tracker.run)
+        return said
 
     _stage("register", run)
 

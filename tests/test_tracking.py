@@ -30,7 +30,7 @@ def store(tmp_path, monkeypatch):
 
 
 def tracker(store, fingerprint="f" * 64, **changes):
-    from recipe.tracking import Tracker
+    from recipe.registry import Versions
 
     facts = {
         "name": "tiny-r4",
@@ -39,7 +39,7 @@ def tracker(store, fingerprint="f" * 64, **changes):
         "tags": {"git_commit": "abc"},
         "datasets": [{"name": "train.jsonl", "sha256": "a" * 64, "context": "train"}],
     }
-    return Tracker(store, "tests", {**facts, **changes})
+    return Versions(store, "tests", {**facts, **changes})
 
 
 @pytest.fixture
@@ -64,6 +64,7 @@ def run_register(folder, fetched_base, registry, promote="if_better"):
         curve=folder / "loss.csv",
         evaluation=folder / "evaluate.json",
         report=folder / "report",
+        analysis=folder / "prepared",  # any folder: its files become artifacts
         receipt=folder / "registered.json",
         lineage={"git_commit": "abc", "fingerprint": registry.facts["fingerprint"]},
         registry=registry,
@@ -129,8 +130,16 @@ def test_the_adapter_is_registered_once_and_loads_with_the_same_logits(
     run_id = registry.find_run(finished=True)
     points = registry.client.get_metric_history(run_id, "train/loss")
     assert len(points) == len((folder / "loss.csv").read_text().splitlines()) - 1
+    assert registry.run == {"experiment_id": registry.experiment_id(), "run_id": run_id}
     version = registry.client.get_model_version("tiny", "1")
     assert version.tags["base_id"] == "tiny" and version.tags["git_commit"] == "abc" and version.run_id == run_id
+    # What the UI shows: the headline, the answers as a table, the reports.
+    assert version.description.startswith("The adapter is ")
+    assert version.description in registry.client.get_run(run_id).data.tags["mlflow.note.content"]
+    answers = registry.client.load_table(registry.experiment_id(), "generations.json", run_ids=[run_id])
+    assert len(answers) == 2 and {"prompt", "completion", "base", "adapter"} <= set(answers.columns)
+    artifacts = {one.path for one in registry.client.list_artifacts(run_id)}
+    assert {"analysis", "evaluation", "generations.json"} <= artifacts
 
     monkeypatch.chdir(tmp_path)
     model = mlflow.pyfunc.load_model("models:/tiny@champion")
