@@ -109,14 +109,25 @@ def prefix_space(backend):
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(True)
 
 
+def add_special(backend):
+    backend.add_special_tokens([AddedToken("<s>", special=True)])
+
+
+def special_word(backend):
+    backend.add_special_tokens([AddedToken("PAD", special=True)])
+
+
 PLAIN = (["ab", "bc", "abc"], [("a", "b"), ("b", "c"), ("ab", "c")])
+
+
+CLOSED = [*PLAIN[1], ("a", "bc")]
 
 
 def test_a_few_merges_are_taken():
     tokenizer = bpe(*PLAIN)
     assert rank_encoder(tokenizer)(["abcab", "xbc"]) == encode(tokenizer, ["abcab", "xbc"])
     # Whole pieces first, as in XGen's and Llama 3's: with every pair that makes a token among the merges.
-    tokenizer = bpe(PLAIN[0], [*PLAIN[1], ("a", "bc")], ignore_merges=True)
+    tokenizer = bpe(PLAIN[0], CLOSED, ignore_merges=True)
     texts = ["".join(some) for size in range(1, 7) for some in product("abc", repeat=size)]
     assert rank_encoder(tokenizer)(texts) == encode(tokenizer, texts)
 
@@ -132,6 +143,12 @@ def test_a_few_merges_are_taken():
         ("a space in front", bpe(*PLAIN, prefix_space)),
         ("whole pieces, and a pair that is no merge", bpe(*PLAIN, ignore_merges=True)),
         ("dropout", bpe(*PLAIN, dropout=0.1)),
+        ("an orphan beside a special token", bpe([*PLAIN[0], "hello"], CLOSED, add_special, ignore_merges=True)),
+        ("a special token that is one piece", bpe([*PLAIN[0], "PAD"], CLOSED, special_word, ignore_merges=True)),
+        (
+            "a second merge of a token, later",
+            bpe(["bc", "ab", "abc", "bcd"], [("b", "c"), ("a", "b"), ("ab", "c"), ("bc", "d"), ("a", "bc")]),
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
