@@ -15,6 +15,7 @@ from typing import Any
 
 from recipe.errors import DataError
 
+MAX_BRACKETS = 500
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 
 
@@ -138,13 +139,16 @@ def _json_lines(path: Path) -> Iterator[Row | BadRow]:
 
     with path.open("rb") as file:
         for number, data in enumerate(file, 1):
-            try:
-                value = orjson.loads(data)
-            except orjson.JSONDecodeError:  # what it refuses, such as NaN and bytes that are no UTF-8, json explains
-                pass
-            else:
-                yield _row(path.name, f"line {number}", value)
-                continue
+            # What orjson refuses, such as NaN and bytes that are no UTF-8, json explains. json alone refuses what is
+            # nested too deep for Python to write it down again.
+            if data.count(b"[") + data.count(b"{") <= MAX_BRACKETS:
+                try:
+                    value = orjson.loads(data)
+                except orjson.JSONDecodeError:
+                    pass
+                else:
+                    yield _row(path.name, f"line {number}", value)
+                    continue
             text = data.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape").strip()
             if not text:
                 continue

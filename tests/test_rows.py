@@ -155,3 +155,13 @@ def test_json_that_python_cannot_hold_is_a_bad_row_or_an_error(tmp_path, text):
 def test_a_csv_without_header_is_refused(tmp_path):
     with pytest.raises(DataError, match="has no header"):
         read(tmp_path, "r.csv", b"\xef\xbb\xbf")
+
+
+@pytest.mark.parametrize("depth", [600, 1000, 1020, 3000])
+def test_a_row_nested_too_deep_to_be_written_down_again_is_refused_or_written(tmp_path, depth):
+    """orjson reads deeper than Python's own json writes."""
+    (tmp_path / "rows.jsonl").write_text('{"instruction": ' + "[" * depth + "]" * depth + ', "output": "x"}\n')
+    [row] = read_rows(tmp_path / "rows.jsonl")
+    if not isinstance(row, BadRow):
+        row = pick_columns(row, {"instruction": "instruction", "output": "output"}, {})
+    assert isinstance(row, BadRow) and ("not readable JSON" in row.reason or "a list" in row.reason)
