@@ -43,9 +43,10 @@ class Need:
         return self.weights + self.adapter + self.activations + self.logits + self.other
 
 
-def empty_model(config: Any, dtype: Any) -> Any:
+def empty_model(config: Any, dtype: Any, *, wide_attention: bool = False) -> Any:
     """A causal LM of a transformers config on the meta device: shapes, and no memory.
 
+    `wide_attention` is in fp32 whatever the dtype, as a CPU has it (recipe/attention.py).
     Raises ParamsError for a config that is no causal LM's.
     """
     import torch
@@ -55,7 +56,9 @@ def empty_model(config: Any, dtype: Any) -> Any:
         raise ParamsError(f"params.yaml: model.id: a {config.model_type} is no causal language model.")
     with torch.device("meta"):  # from_config writes into its config: it gets a copy
         try:
-            return AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype, attn_implementation=_attention())
+            return AutoModelForCausalLM.from_config(
+                deepcopy(config), dtype=dtype, attn_implementation=_attention(wide=wide_attention)
+            )
         except KeyError:  # a family that looks its attention up in a list of its own: traced with that
             return AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype)
 
@@ -83,7 +86,7 @@ def training_need(
 
     mixed = cuda or dtype == "bfloat16"
     weight_dtype = torch.bfloat16 if mixed else torch.float32
-    model = empty_model(config, weight_dtype)
+    model = empty_model(config, weight_dtype, wide_attention=mixed and not cuda)
     weights, largest = _weight_bytes(model, quantization, weight_dtype)
     parameters = sum(weight.numel() for weight in model.parameters())
     lookup, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
@@ -226,7 +229,7 @@ def trace(model: Any, micro_batch_size: int, max_length: int, *, mixed: bool) ->
             raise Untraceable(f"{type(model.get_base_model()).__name__}: {error}") from None
 
 
-def _attention() -> str:
+def _attention(*, wide: bool) -> str:
     """The name of an attention that keeps for its backward pass what the fused kernels do: q, k, v and the output."""
     import torch
     from transformers import AttentionInterface
@@ -240,8 +243,13 @@ def _attention() -> str:
             return made
 
     def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **_: Any) -> tuple[Any, None]:
-        return Attend.apply(query, key, value).transpose(1, 2), None
+        if wide:
+            made = Attend.apply(query.float(), key.float(), value.float()).to(query.dtype)
+        else:
+            made = Attend.apply(query, key, value)
+        return made.transpose(1, 2), None
 
-    AttentionInterface.register("traced", attend)
-    AttentionMaskInterface.register("traced", lambda *_, **__: None)
-    return "traced"
+    name = "traced_wide" if wide else "traced"
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, lambda *_, **__: None)
+    return name
