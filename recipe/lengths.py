@@ -11,7 +11,7 @@ from recipe.packing import pack_best_fit
 
 SHORTEST = 64  # tokens: a shorter limit leaves no room for a prompt and its answer
 SAMPLE = 100_000  # rows that are packed to see how full sequences get; of more, evenly spread ones
-MAX_CUT, MAX_LOST = 0.01, 0.005  # of the rows and of the tokens, what a recommended limit may take
+MAX_CUT = 0.01  # of the rows, what a recommended limit may cut; tokens would go by a few very long rows
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,14 @@ class Limit:
     cost: float
 
 
-def candidates(longest: int, chosen: int) -> list[int]:
-    """The powers of two from SHORTEST to the first that holds the longest row, and the chosen limit."""
+def candidates(lengths: Sequence[int], chosen: int) -> list[int]:
+    """The powers of two from SHORTEST to the second that cuts few rows, or the first that cuts none; and the chosen."""
+    few = int(MAX_CUT * len(lengths))
+    enough = sorted(lengths)[len(lengths) - 1 - few]  # the length that a limit must hold to cut few
     powers = [SHORTEST]
-    while powers[-1] < longest:
+    while powers[-1] < enough:
+        powers.append(2 * powers[-1])
+    if powers[-1] < max(lengths):
         powers.append(2 * powers[-1])
     return sorted({*powers, chosen})
 
@@ -43,7 +47,7 @@ def limits(lengths: Sequence[int], chosen: int) -> list[Limit]:
     total, some = sum(lengths), lengths[::step]
     sequences = {
         limit: len(pack_best_fit([min(length, limit) for length in some], limit))
-        for limit in candidates(max(lengths), chosen)
+        for limit in candidates(lengths, chosen)
     }
     made = []
     for limit, count in sequences.items():
@@ -61,11 +65,11 @@ def limits(lengths: Sequence[int], chosen: int) -> list[Limit]:
 
 
 def recommend(made: Sequence[Limit]) -> tuple[Limit, str]:
-    """The shortest limit that cuts at most MAX_CUT of the rows and loses at most MAX_LOST of the tokens, and why."""
-    best = next(one for one in made if one.rows_cut <= MAX_CUT and one.tokens_lost <= MAX_LOST)
+    """The shortest limit that cuts at most MAX_CUT of the rows, and why."""
+    best = next(one for one in made if one.rows_cut <= MAX_CUT)
     why = (
-        f"{best.max_length:,} is the shortest of these that cuts at most {MAX_CUT:.0%} of the rows "
-        f"({best.rows_cut:.2%}) and loses at most {MAX_LOST:.1%} of the tokens ({best.tokens_lost:.2%}). Packed, a "
-        "longer one teaches hardly more, at about the same cost."
+        f"{best.max_length:,} is the shortest of these that cuts at most {MAX_CUT:.0%} of the rows: "
+        f"{best.rows_cut:.2%}, with {best.tokens_lost:.2%} of the tokens. Packed, an epoch costs about the same with a "
+        "longer one, and a sequence needs more memory."
     )
     return best, why

@@ -4,6 +4,7 @@ page("Title", "The one thing to know.", [Part("Heading", table(["a"], [[1]]))])
 """
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 LONG_TAIL = 10
+NUMBER = re.compile(r"-|-?[\d,]+(\.\d+)?(e-?\d+)?%?")
 CURVE_POINTS = 200
 PAGE = """<!doctype html>
 <html lang="en">
@@ -79,10 +81,8 @@ def page(title: str, lead: str, parts: Sequence[Part]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Markup:
-    """A table; columns that hold numbers alone are set to the right."""
-    numeric = {
-        index for index in range(len(header)) if rows and all(isinstance(row[index], int | float) for row in rows)
-    }
+    """A table; columns that hold numbers and shares alone are set to the right."""
+    numeric = {index for index in range(len(header)) if rows and all(NUMBER.fullmatch(str(row[index])) for row in rows)}
     shown = [[f"{value:,}" if isinstance(value, int) else value for value in row] for row in rows]
     template, number = Environment(autoescape=True).from_string(TABLE), Markup(' class="number"')
     return Markup(template.render(header=header, rows=shown, numeric=numeric, number=number))
@@ -125,7 +125,7 @@ def histogram(values: Sequence[int], num_bins: int, label: str, mark: tuple[int,
         axes.hist(values, bins=edges, color="#3b6fb6")
         if mark:
             axes.axvline(mark[0], color="#b3261e", linewidth=1.2)
-            axes.text(mark[0], axes.get_ylim()[1], f" {mark[1]}", color="#b3261e", va="top", fontsize=9)
+            axes.text(mark[0], axes.get_ylim()[1] / 2, f" {mark[1]}", color="#b3261e", va="center", fontsize=9)
         axes.set_xlabel(label)
         axes.set_ylabel("rows")
         shares, ordered = axes.twinx(), np.sort(values)

@@ -76,6 +76,8 @@ def test_the_same_rows_give_the_same_report(report):
 
 
 def test_a_table_sets_numbers_right_and_escapes():
+    assert table(["a"], [["1.5%"], ["-"], [0.25]]).count('class="number"') == 4
+    assert 'class="number"' not in table(["a"], [["12"], ["twelve"]])
     html = table(["a", "b"], [["<x>", 12345], ["y", 2]])
     assert '<td class="number">12,345</td>' in html and "&lt;x&gt;" in html
     assert "<pre>a &amp; b</pre>" in preformatted("a & b")

@@ -6,10 +6,11 @@ from recipe import lengths as module
 from recipe.lengths import candidates, limits, recommend
 
 
-def test_candidates_are_powers_of_two_up_to_the_longest_row_and_the_chosen_limit():
-    assert candidates(854, 1024) == [64, 128, 256, 512, 1024]
-    assert candidates(30, 100) == [64, 100]
-    assert candidates(64, 64) == [64] and candidates(65, 64) == [64, 128]
+def test_candidates_are_powers_of_two_until_few_rows_are_cut_and_the_chosen_limit():
+    assert candidates([854], 1024) == [64, 128, 256, 512, 1024]
+    assert candidates([30], 100) == [64, 100]
+    assert candidates([64], 64) == [64] and candidates([65], 64) == [64, 128]
+    assert candidates([100] * 199 + [10**6], 512) == [64, 128, 256, 512]  # however long the longest is
 
 
 def test_what_a_limit_cuts_loses_and_costs_is_counted():
@@ -29,16 +30,18 @@ def test_shares_are_shares_and_the_longest_limit_cuts_nothing_of_what_it_holds(r
     for one in made:
         assert 0 <= one.tokens_lost < 1 and 0 <= one.rows_cut <= 1 and 0 < one.filled <= 1
     assert [one.rows_cut for one in made] == sorted((one.rows_cut for one in made), reverse=True)
-    assert any(one.rows_cut == 0 for one in made)
+    assert recommend(made)[0].rows_cut <= 0.01
     assert next(one for one in made if one.max_length == chosen).cost == 1.0
 
 
-def test_the_recommended_limit_is_the_shortest_that_loses_little():
+def test_the_recommended_limit_is_the_shortest_that_cuts_few_rows():
     best, why = recommend(limits([100] * 300 + [600], chosen=1024))
-    assert best.max_length == 512  # 128 and 256 would lose 472 and 344 of 30,600 tokens, over 1%
+    assert best.max_length == 128 and best.tokens_lost == 0.015425  # one long row is no reason
+    best, why = recommend(limits([100] * 95 + [600] * 5, chosen=1024))
+    assert best.max_length == 1024 and best.rows_cut == 0.0
     best, why = recommend(limits([100] * 3000 + [130], chosen=1024))
     assert best.max_length == 128 and why.startswith("128 is the shortest")
-    assert "(0.03%)" in why
+    assert "of the rows: 0.03%, with 0.00% of the tokens" in why
 
 
 def test_of_many_rows_a_sample_is_packed(monkeypatch):
