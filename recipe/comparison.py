@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from recipe.errors import DataError
+
 Scores = list[tuple[float, int, int]]  # of each row: the sum of its losses, how many tokens are right, and of how many
 RESAMPLES = 1000
 COVERED = 0.95
@@ -66,12 +68,17 @@ def length_groups(lengths: list[int]) -> list[str]:
 
 def headline(results: dict[str, Any]) -> str:
     """Whether the adapter is better than its base, and by how much, in a sentence; a gain that may be none is none."""
+    if "difference" not in results:
+        raise DataError("metrics/evaluate.json is of an older version of the recipe. Run `dvc repro`.")
     base, adapter, gain = results["base"], results["adapter"], results["difference"]
+    low, high = gain["loss_low"], gain["loss_high"]
+    if gain["loss"] < 0:
+        low, high = -high, -low
     better = "better" if gain["loss_low"] > 0 else "not better"
     text = (
         f"The adapter is {better} than its base: validation loss {adapter['loss']:.3f} against {base['loss']:.3f} "
-        f"({abs(gain['loss']):.3f} {'lower' if gain['loss'] >= 0 else 'higher'}, {gain['loss_low']:.3f} to "
-        f"{gain['loss_high']:.3f} with 95%)"
+        f"({abs(gain['loss']):.3f} {'lower' if gain['loss'] >= 0 else 'higher'}, {low:.3f} to {high:.3f} "
+        "with 95%)"
     )
     if adapter["exact_match"] is None:
         return text + "."

@@ -56,7 +56,9 @@ class Versions(Tracker):
                 mlflow.log_metrics(adapter.metrics)
                 mlflow.log_artifacts(str(adapter.report), "evaluation")
                 mlflow.log_artifacts(str(adapter.analysis), "analysis")
-                if adapter.generations:
+                # A table is added to; a run that was logged to before the registry failed has it.
+                has = {one.path for one in self.client.list_artifacts(run_id)}
+                if adapter.generations and GENERATIONS not in has:
                     mlflow.log_table(_columns(adapter.generations), GENERATIONS)
                 mlflow.set_tag("mlflow.note.content", adapter.card)
                 version = self._log_model(adapter)

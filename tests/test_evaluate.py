@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.comparison import headline
+from recipe.errors import DataError
 from recipe.evaluate import batches, by_kind, score, summarize
 from recipe.files import sha256_tree
 from recipe.packing import collate, read_sequences
@@ -60,9 +61,12 @@ def test_the_headline_says_whether_the_adapter_is_better(adapter_loss, says):
     results = {"base": {"loss": 2.0, "exact_match": 0.0}, "adapter": {"loss": adapter_loss, "exact_match": 0.5}}
     results["difference"] = gain
     assert headline(results).startswith(f"The adapter {says} than its base")
-    assert ("higher, -1.100 to -0.900" if adapter_loss == 3 else "lower, ") in headline(results)
+    assert ("1.000 higher, 0.900 to 1.100 with 95%" if adapter_loss == 3 else "lower, ") in headline(results)
     results["adapter"]["exact_match"] = None
     assert "answers" not in headline(results)
+    del results["difference"]
+    with pytest.raises(DataError, match=r"older version of the recipe\. Run `dvc repro`"):
+        headline(results)
 
 
 def test_the_stage_scores_both_and_gives_the_same_bytes_again(trained, fetched_base):
