@@ -36,7 +36,9 @@ def params() -> dict[str, Any]:
     """Every section of ./params.yaml, checked."""
     from recipe.params import read_params
 
-    return read_params(HERE / "params.yaml", sections())
+    made = read_params(HERE / "params.yaml", sections())
+    made["train"].micro_batch_size(made["sequence"].max_length)  # raises where not even one sequence fits
+    return made
 
 
 def paths() -> Any:

@@ -1,6 +1,6 @@
 """The loss of a frozen head, a few tokens at a time, so that no (tokens, vocabulary) tensor stands in memory.
 
-loss, num_right = head_loss(hidden, head, labels)    # summed cross entropy; how often the label was ranked first
+loss, num_right = head_loss(hidden, head, labels)    # summed cross entropy; how often no other is ranked above
 """
 
 from typing import Any

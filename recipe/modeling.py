@@ -30,6 +30,7 @@ def pin_processor(dtype: Dtype = "auto") -> None:
     os.environ["MKL_CBWR"] = "AVX2"
     if dtype == "bfloat16":
         os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_AMX"
+        os.environ.pop("ATEN_CPU_CAPABILITY", None)
     else:
         os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2")
     # cuBLAS picks its workspace, and with it the order of sums, by stream unless told (CUDA docs, cuBLAS, 2.1.4).

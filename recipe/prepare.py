@@ -4,7 +4,7 @@ Reads data/raw/ and models/base/tokenizer/. Makes data/prepared/:
     train.arrow         packed sequences: input_ids, trained (which tokens the loss counts), seq_lengths
     validation.arrow    one example a sequence, in the order of validation.jsonl
     validation.jsonl    their prompts, completions and kinds
-    rows.arrow          every kept row: its split, place, length in characters and tokens
+    rows.arrow          every row that was read well: its split, place, length in characters and tokens
     quarantine.jsonl    the rows that were left out, and why (with on_bad_row: drop)
     meta.json           what was chosen, and what was counted
 
@@ -115,8 +115,9 @@ def prepare(
         split: [data / file["name"] for file in manifest["files"] if file["split"] == split]
         for split in ("validation", "train")
     }
+    num_ids = 1 + max(tokenizer.get_vocab().values())  # more than the tokens, where ids are left out
     bad: dict[str, list[BadRow]] = {"train": [], "validation": []}
-    sides = {name: Side(params.max_length, params.overlong, len(tokenizer)) for name in ("train", "validation")}
+    sides = {name: Side(params.max_length, params.overlong, num_ids) for name in ("train", "validation")}
     splitter = Splitter(params.validation_fraction, validation_is_given=bool(files["validation"]))
     answers: list[dict[str, str]] = []
     plain, looked_for_ranks = None, False
@@ -128,7 +129,7 @@ def prepare(
                 if params.on_bad_row == "error" and (bad["train"] or bad["validation"]):
                     continue  # all that is left to do is to name the others
                 examples = [row for row in batch if isinstance(row, Example)]
-                if not looked_for_ranks and len(examples) >= RANKS_FROM_ROWS:
+                if not looked_for_ranks and len(batch) >= RANKS_FROM_ROWS:
                     plain, looked_for_ranks = rank_encoder(tokenizer), True
                 turns = [one.turns for one in examples]
                 made_tokens = tokenize(turns, tokenizer, loss_on=params.loss_on, chat=chat is not None, plain=plain)
@@ -147,8 +148,8 @@ def prepare(
 
     with new_folder(made) as target:
         packed = pack_best_fit(train.lengths, params.max_length) if params.packing else _alone(train)
-        write_sequences(target / "train.arrow", train.sequences(packed), len(tokenizer))
-        write_sequences(target / "validation.arrow", validation.sequences(_alone(validation)), len(tokenizer))
+        write_sequences(target / "train.arrow", train.sequences(packed), num_ids)
+        write_sequences(target / "validation.arrow", validation.sequences(_alone(validation)), num_ids)
         write_text(target / "validation.jsonl", _lines(answers))
         quarantined = [{"file": b.file, "place": b.place, "reason": b.reason, "content": b.content} for b in refused]
         write_text(target / "quarantine.jsonl", _lines(quarantined))

@@ -100,7 +100,7 @@ def _tracking(params: dict[str, Any], paths: Any) -> tuple[Any, ...]:
     lora, train = params["lora"], params["train"]
     data = read_json(paths.data / "manifest.json")
     base, max_length = params["model"].id.split("/")[-1], params["sequence"].max_length
-    rows = Path(params["data"].id or params["data"].source).stem
+    rows = params["data"].id.split("/")[-1] if params["data"].id else Path(params["data"].source).stem
     facts = {
         "name": f"{rows} on {base}, r{lora.r} lr{train.learning_rate:g} len{max_length}",
         "fingerprint": fingerprint(HERE, "train"),
@@ -132,8 +132,8 @@ def _fit_to_machine(params: dict[str, Any], paths: Any, *, force: bool) -> Any:
         return params["train"].model_copy(update={"activation_checkpointing": chosen})
     tokens, config = read_json(paths.prepared / "meta.json")["tokens"], load_config(folder)
     params = choose_checkpointing(params, config, tokens["train_trained"] / tokens["train"])
-    _, problems = check_memory(params, config, tokens["train_trained"] / tokens["train"])
-    if problems and not force:
+    problems = [] if force else check_memory(params, config, tokens["train_trained"] / tokens["train"])[1]
+    if problems:
         raise MachineError(f"{problems[0]} {ANYWAY}")
     return params["train"]
 
