@@ -74,15 +74,18 @@ def look(data: Path, files: list[dict[str, Any]], num_rows: int) -> tuple[list[d
     return first, {name: dict(sorted(counter.items())) for name, counter in types.items()}, count
 
 
+def counted(kinds: dict[str, int]) -> str:
+    """The types of a column, each with its number of rows."""
+    return ", ".join(f"{kind} ({num:,})" for kind, num in kinds.items())
+
+
 def show(data: Path, num_rows: int) -> str:
     """What `recipe show` prints: how many rows, their columns, and the first rows in full."""
     if not (data / "manifest.json").is_file():
         raise DataError(f"{data} is not there yet. `recipe fetch data` brings the rows in, and `dvc repro` all else.")
     first, types, count = look(data, read_json(data / "manifest.json")["files"], num_rows)
     width = max(map(len, types), default=0)
-    columns = [
-        f"  {name:<{width}}  " + ", ".join(f"{kind} ({num:,})" for kind, num in types[name].items()) for name in types
-    ]
+    columns = [f"  {name:<{width}}  {counted(kinds)}" for name, kinds in types.items()]
     return "\n".join([f"{count:,} rows", *columns, *(wrapped(row) for row in first), RULE])
 
 
@@ -91,7 +94,7 @@ def data_parts(
 ) -> list[Part]:
     """The dataset as loaded: files, columns, the first rows."""
     files = [[file["name"], file["split"], file["bytes"]] for file in manifest["files"]]
-    columns = [[name, ", ".join(f"{kind} ({num:,})" for kind, num in types[name].items())] for name in types]
+    columns = [[name, counted(kinds)] for name, kinds in types.items()]
     rows = [[row.get(name, "") for name in types] for row in first[: params.num_rows]]
     return [
         Part("The files", table(["file", "split", "bytes"], files)),

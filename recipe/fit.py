@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from recipe.errors import MachineError
-from recipe.memory import Need, Untraceable, count_parameters, training_need
+from recipe.memory import Need, count_parameters, training_need
+from recipe.tracing import Untraceable
 from recipe.transfer import shown_bytes
 
 AUTO_MARGIN = 1.15  # what a step needs is stated to within 15% (tests/test_memory.py)

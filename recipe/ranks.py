@@ -26,6 +26,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from recipe.xgen import byte_characters
+
 Encode = Callable[[list[str]], list[list[int]]]
 # What the tokenizers library splits by in its ByteLevel, which is GPT-2's; and the same without ways to go back.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -130,7 +132,7 @@ def _ranks(told: dict[str, Any], backend: Any) -> dict[bytes, int] | None:
     plain = all(not bpe.get(name) for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
     if bpe["type"] != "BPE" or not plain or bpe.get("byte_fallback"):
         return None
-    letters = {letter: byte for byte, letter in _byte_letters().items()}
+    letters = {letter: byte for byte, letter in byte_characters().items()}
     vocab, added = bpe["vocab"], {token["content"] for token in told["added_tokens"]}
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in bpe["merges"]]
     made = [left + right for left, right in merges]
@@ -153,10 +155,3 @@ def _ranks(told: dict[str, Any], backend: Any) -> dict[bytes, int] | None:
     elif any(len(backend.model.tokenize(token)) != 1 for token in dict.fromkeys(made)):
         return None
     return {bytes(letters[letter] for letter in token): vocab[token] for token in tokens}
-
-
-def _byte_letters() -> dict[int, str]:
-    """The letter that byte-level BPE writes for each byte (GPT-2's encoder.py): printable ones stand for themselves."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}

@@ -70,6 +70,7 @@ FLOORS = [
         "splits",
         "stopping",
         "tokenization",
+        "tracing",
         "transfer",
         "weights",
         "xgen",
