@@ -35,7 +35,7 @@ h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
   white-space: pre-wrap; overflow-wrap: anywhere; min-width: 4rem; }
-th { overflow-wrap: normal; }
+th, td.number { overflow-wrap: normal; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 pre { background: var(--card); padding: .75rem; overflow-x: auto; font-size: .85rem; white-space: pre-wrap; }
 figure { margin: .5rem 0; background: #fff; border-radius: 4px; padding: .25rem; }
