@@ -1,8 +1,10 @@
 """Rows a second from a file to packed sequences: ours, beside SFTTrainer's own preparation, and memory by size.
 
+The arm `analyze` is the stage after it: the report on rows that are prepared already.
+
     python -m bench.prepare                                        the embedded rows and base's tokenizer
     python -m bench.prepare --data rows.json --vocabulary FOLDER   GPT-2's vocabulary, as in bench.train
-    python -m bench.prepare --sizes 1000,10000,100000,1000000 --arms ours
+    python -m bench.prepare --sizes 1000,10000,100000,1000000 --arms ours,analyze --rounds 1
 
 More rows than the data has are made of its own, each with a number of its own. Each run is a process on one core; its
 seconds count from the rows' file to the sequences, without the imports.
@@ -39,7 +41,7 @@ def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
     )
     sequence = SequenceParams(
         template="alpaca", chat_template=None, columns=COLUMNS, max_length=max_length, overlong="truncate",
-        loss_on="completion", packing=True, validation_fraction=0.001, on_bad_row="error",
+        loss_on="completion", packing=True, validation_fraction=0.01, on_bad_row="error",
     )  # fmt: skip
     for module in ("orjson", "pandas", "pyarrow", "tiktoken"):  # imports do not count, here and in the other arm
         importlib.import_module(module)
@@ -49,6 +51,32 @@ def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
     )
     fetch_data(data, Path("/"), work / "raw")
     prepare(sequence, work / "raw", work / "b" / "tokenizer", work / "prepared", lambda items, *_: items)
+    return time.monotonic() - started
+
+
+def analysis(rows: Path, base: Path, work: Path, max_length: int) -> float:
+    """analyze; returns its seconds. prepare runs before, in a process of its own, whose memory does not count."""
+    from multiprocessing import get_context
+
+    from recipe.analyze import AnalyzeParams, analyze
+
+    before = get_context("spawn").Process(target=ours, args=(rows, base, work, max_length))
+    before.start()
+    before.join()
+    for module in (
+        "datasketch",
+        "fontTools.unicodedata",
+        "ftfy",
+        "matplotlib.figure",
+        "pyarrow.compute",
+        "transformers",
+    ):
+        importlib.import_module(module)
+    started = time.monotonic()
+    analyze(
+        AnalyzeParams(num_rows=5, num_bins=50), work / "raw", work / "prepared", work / "b" / "tokenizer",
+        work / "report", lambda items, *_: items,
+    )  # fmt: skip
     return time.monotonic() - started
 
 
@@ -98,12 +126,12 @@ def main() -> None:
     parser.add_argument("--arms", default="trl,ours")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--one", choices=["trl", "ours"], help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=["trl", "ours", "analyze"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         with tempfile.TemporaryDirectory() as work:
-            arm = {"trl": trl, "ours": ours}[options.one]
+            arm = {"trl": trl, "ours": ours, "analyze": analysis}[options.one]
             seconds = arm(options.data.resolve(), options.base.resolve(), Path(work), options.max_length)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps({"seconds": seconds, "peak_bytes": peak}))

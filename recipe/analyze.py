@@ -1,29 +1,48 @@
-"""Stage analyze: what the rows look like, and how long they are.
+"""Stage analyze: what the rows look like, how long they are, and what may be wrong with them.
 
-Reads data/raw/ and data/prepared/. Makes reports/analysis/: index.html, and the same numbers in summary.json.
+Reads data/raw/, data/prepared/ and models/base/tokenizer/. Makes reports/analysis/:
+    index.html      the report
+    summary.json    its numbers
+    lengths.csv     the curve of lengths in tokens, for `dvc plots`
+    *.svg           its pictures
 
     python -m recipe analyze
 """
 
-import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from recipe.errors import DataError
+from recipe.figures import cumulative, histogram
 from recipe.files import new_folder, read_json, write_json, write_text
 from recipe.lengths import limits, recommend
-from recipe.pages import Part, histogram, page, preformatted, table
+from recipe.overview import (
+    RULE,
+    TUTORIAL_CHARS,
+    counted,
+    data_parts,
+    flaw_parts,
+    lead,
+    length_parts,
+    limit_parts,
+    outcome_parts,
+    token_parts,
+    wrapped,
+)
+from recipe.pages import page
 from recipe.params import Section
-from recipe.rows import BadRow, read_rows, safe
+from recipe.survey import Columns, Progress, as_text, read_all, take
+from recipe.tokenization import load_tokenizer
 
-WRAP = 50  # the tutorial's view of a row: wrapped at 50 characters, after a rule of 15 dashes
-RULE = "---" * 15
-TUTORIAL_CHARS = 1024  # the tutorial counted characters, and then cut at as many tokens
+TOP_TOKENS = 100
+PACKED_EXAMPLES = (2, 4)  # rows in the sequence that is shown, at least and at most, where one has so many
 
 
 class AnalyzeParams(Section):
@@ -48,150 +67,109 @@ def share_above(values: Sequence[int], limit: int) -> float:
     return round(sum(value > limit for value in values) / len(values), 4)
 
 
-def wrapped(row: dict[str, Any]) -> str:
-    """A row in full, each column wrapped."""
-    parts = []
-    for name, value in row.items():
-        lines = str(value).splitlines() or [""]
-        parts.append("\n".join([f"{name}:", *(textwrap.fill(line, WRAP) for line in lines)]))
-    return "\n".join([RULE, *parts])
-
-
-def look(data: Path, files: list[dict[str, Any]], num_rows: int) -> tuple[list[dict[str, Any]], dict[str, Any], int]:
-    """The first rows, each column's types ({column: {type: count}}) and the number of rows that could be read."""
-    first: list[dict[str, Any]] = []
-    types: dict[str, Counter[str]] = {}
-    count = 0
-    for file in files:
-        for row in read_rows(data / file["name"]):
-            if isinstance(row, BadRow):
-                continue
-            count += 1
-            if len(first) < num_rows:
-                first.append({safe(name): safe(str(value)) for name, value in row.values.items()})
-            for name, value in row.values.items():
-                types.setdefault(safe(name), Counter())[type(value).__name__] += 1
-    return first, {name: dict(sorted(counter.items())) for name, counter in types.items()}, count
-
-
-def counted(kinds: dict[str, int]) -> str:
-    """The types of a column, each with its number of rows."""
-    return ", ".join(f"{kind} ({num:,})" for kind, num in kinds.items())
-
-
 def show(data: Path, num_rows: int) -> str:
     """What `recipe show` prints: how many rows, their columns, and the first rows in full."""
     if not (data / "manifest.json").is_file():
         raise DataError(f"{data} is not there yet. `recipe fetch data` brings the rows in, and `dvc repro` all else.")
-    first, types, count = look(data, read_json(data / "manifest.json")["files"], num_rows)
-    width = max(map(len, types), default=0)
-    columns = [f"  {name:<{width}}  {counted(kinds)}" for name, kinds in types.items()]
-    return "\n".join([f"{count:,} rows", *columns, *(wrapped(row) for row in first), RULE])
+    columns = Columns()
+    first: list[dict[str, str]] = []
+    for row in read_all(data, read_json(data / "manifest.json")["files"]):
+        columns.add(row.values)
+        if len(first) < num_rows:
+            first.append(as_text(row.values))
+    width = max(map(len, columns.types), default=0)
+    kinds = [f"  {name:<{width}}  {counted(one['types'])}" for name, one in columns.summary().items()]
+    return "\n".join([f"{columns.num_rows:,} rows", *kinds, *map(wrapped, first), RULE])
 
 
-def data_parts(
-    params: AnalyzeParams, manifest: dict[str, Any], types: dict[str, Any], first: list[dict[str, Any]]
-) -> list[Part]:
-    """The dataset as loaded: files, columns, the first rows."""
-    files = [[file["name"], file["split"], file["bytes"]] for file in manifest["files"]]
-    columns = [[name, counted(kinds)] for name, kinds in types.items()]
-    rows = [[row.get(name, "") for name in types] for row in first[: params.num_rows]]
-    return [
-        Part("The files", table(["file", "split", "bytes"], files)),
-        Part("The columns", table(["column", "types (rows)"], columns)),
-        Part("The first rows", table(list(types), rows)),
-        Part("Three rows in full", preformatted("\n".join(wrapped(row) for row in first[:3]))),
-    ]
+def vocabulary(sequences: Any, size: int) -> dict[str, Any]:
+    """How many of the vocabulary's tokens the training sequences have, and how much the most frequent make up."""
+    counts = np.zeros(size, dtype=np.int64)
+    for chunk in sequences["input_ids"].chunks:
+        counts += np.bincount(chunk.flatten().to_numpy(), minlength=size)[:size]
+    top = np.sort(counts)[::-1][:TOP_TOKENS].sum()
+    return {
+        "size": size,
+        "used": int(np.count_nonzero(counts)),
+        "top": TOP_TOKENS,
+        "top_share": round(float(top / counts.sum()), 6),
+    }
 
 
-def length_parts(params: AnalyzeParams, summary: dict[str, Any], chars: list[int], tokens: list[int]) -> list[Part]:
-    """How long the rows are, in characters and in tokens."""
-    limit = summary["max_length"]
-    over_chars = summary[f"share_over_{TUTORIAL_CHARS}_chars"]
-    over_tokens = summary["share_over_max_length_tokens"]
-    quantile_rows = [["characters", *summary["chars"].values()], ["tokens", *summary["tokens"].values()]]
-    return [
-        Part(
-            "Length in characters",
-            histogram(chars, params.num_bins, "characters in a row", (TUTORIAL_CHARS, f"{TUTORIAL_CHARS:,}")),
-            f"{over_chars:.1%} of the rows have more than {TUTORIAL_CHARS:,} characters; the model counts tokens:",
-        ),
-        Part(
-            "Length in tokens",
-            histogram(tokens, params.num_bins, "tokens in a row", (limit, f"max_length {limit:,}")),
-            f"{over_tokens:.1%} of the rows have more than {limit:,} tokens.",
-        ),
-        Part("Quantiles", table(["", *summary["tokens"]], quantile_rows)),
-    ]
+def packed_example(sequences: Any, tokenizer: Any, ends: Sequence[int]) -> list[list[tuple[str, str]]]:
+    """The rows of one training sequence, each as pieces (`read`, `trained` or `end`, text)."""
+    import pyarrow.compute as pc
+
+    low, high = PACKED_EXAMPLES
+    counts = pc.list_value_length(sequences["seq_lengths"]).to_numpy()
+    fitting = np.flatnonzero((counts >= low) & (counts <= high))
+    at = int(fitting[0]) if len(fitting) else int(np.argmin(counts))
+    ids, trained, lengths = (sequences[name][at].values.to_numpy(zero_copy_only=False)
+                             for name in ("input_ids", "trained", "seq_lengths"))  # fmt: skip
+    rows = []
+    for stop, length in zip(np.cumsum(lengths), lengths, strict=True):
+        some = zip(ids[stop - length : stop].tolist(), trained[stop - length : stop], strict=True)
+        tokens = [(token, "end" if flag and token in ends else "trained" if flag else "read") for token, flag in some]
+        runs = groupby(tokens, key=lambda one: one[1])
+        rows.append([(kind, tokenizer.decode([token for token, _ in run])) for kind, run in runs])
+    return rows
 
 
-def limit_parts(summary: dict[str, Any]) -> list[Part]:
-    """What each limit on length would do, and which one to take."""
-    rows = [
-        [
-            f"{one['max_length']:,}" + (" (set)" if one["max_length"] == summary["max_length"] else ""),
-            f"{one['rows_cut']:.2%}", f"{one['tokens_lost']:.2%}", f"{one['filled']:.1%}", f"{one['cost']:.2f}",
-        ]
-        for one in summary["limits"]
-    ]  # fmt: skip
-    header = ["max_length", "rows cut", "tokens lost", "sequences full", "cost of an epoch"]
-    return [Part("Which max_length", table(header, rows), summary["recommended_because"])]
-
-
-def outcome_parts(meta: dict[str, Any], kinds: Counter[str]) -> list[Part]:
-    """What prepare made of the rows, and their kinds where they have some."""
-    counts = [[f"rows {name.replace('_', ' ')}", count] for name, count in meta["rows"].items()]
-    counts += [[f"{name.replace('_', ' ')} tokens", count] for name, count in meta["tokens"].items()]
-    counts += [["train sequences", meta["sequences"]["train"]]]
-    trained = meta["tokens"]["train_trained"] / meta["tokens"]["train"]
-    filled = (
-        f"The sequences are {meta['sequences']['filled']:.1%} full. {trained:.1%} of the training tokens are trained; "
-        "the rest is prompt."
-    )
-    parts = [Part("What prepare did", table(["what", "number"], counts), filled)]
-    if set(kinds) != {""}:
-        parts.append(Part("Rows by kind", table(["kind", "rows"], [list(one) for one in sorted(kinds.items())])))
-    return parts
-
-
-def analyze(params: AnalyzeParams, data: Path, prepared: Path, made: Path) -> dict[str, Any]:
+def analyze(
+    params: AnalyzeParams, data: Path, prepared: Path, tokenizer_folder: Path, made: Path, progress: Progress
+) -> dict[str, Any]:
     """Write the report and return its numbers."""
     import pyarrow as pa
 
     manifest, meta = read_json(data / "manifest.json"), read_json(prepared / "meta.json")
-    first, types, num_rows = look(data, manifest["files"], max(params.num_rows, 3))
-    with pa.memory_map(str(prepared / "rows.arrow")) as file:
-        lengths = pa.ipc.open_stream(file).read_all()
-        chars, tokens = lengths["num_chars"].to_pylist(), lengths["num_tokens"].to_pylist()
-        kinds = Counter(lengths["kind"].to_pylist())
-        is_train = [split == "train" for split in lengths["split"].to_pylist()]
+    with pa.memory_map(str(prepared / "rows.arrow")) as file, pa.memory_map(str(prepared / "train.arrow")) as packed:
+        facts, sequences = pa.ipc.open_stream(file).read_all(), pa.ipc.open_stream(packed).read_all()
+        survey = take(data, manifest["files"], meta, facts, max(params.num_rows, 3), progress)
+        chars, tokens = facts["num_chars"].to_pylist(), facts["num_tokens"].to_pylist()
+        kinds = Counter(facts["kind"].to_pylist())
+        is_train = facts["split"].to_numpy(zero_copy_only=False) == "train"
+        used = vocabulary(sequences, meta["vocab_size"])
+        example = packed_example(sequences, load_tokenizer(tokenizer_folder), meta["end_token_ids"])
     limit = meta["max_length"]
     made_limits = limits([count for count, chosen in zip(tokens, is_train, strict=True) if chosen], limit)
     best, because = recommend(made_limits)
     summary = {
         "files": [{"name": file["name"], "split": file["split"], "bytes": file["bytes"]} for file in manifest["files"]],
-        "num_rows": num_rows,
-        "columns": types,
+        "num_rows": survey.columns.num_rows,
+        "columns": survey.columns.summary(),
         "chars": quantiles(chars),
         "tokens": quantiles(tokens),
         f"share_over_{TUTORIAL_CHARS}_chars": share_above(chars, TUTORIAL_CHARS),
+        f"share_over_{TUTORIAL_CHARS}_tokens": share_above(tokens, TUTORIAL_CHARS),
         "max_length": limit,
         "share_over_max_length_tokens": share_above(tokens, limit),
         "limits": [asdict(one) for one in made_limits],
         "recommended_max_length": best.max_length,
         "recommended_because": because,
+        "flaws": {name: asdict(flaw) for name, flaw in sorted(survey.flaws.items(), key=lambda one: -one[1].rows)},
+        "vocabulary": used,
+        "branches": dict(survey.branches.most_common()),
+        "scripts": dict(survey.scripts.most_common()),
         "kinds": dict(sorted(kinds.items())),
         "prepared": {"rows": meta["rows"], "tokens": meta["tokens"], "sequences": meta["sequences"]},
     }
-    lead = (
-        f"{num_rows:,} rows. Half of them have {quantiles(tokens)['p50']:,} tokens or fewer, the longest has "
-        f"{max(tokens):,}. {share_above(tokens, limit):.1%} are longer than max_length, {limit:,} tokens."
-    )
-    parts = data_parts(params, manifest, types, first)
-    parts += length_parts(params, summary, chars, tokens)
-    parts += limit_parts(summary)
-    parts += outcome_parts(meta, kinds)
+    pictures = {
+        "characters": histogram(chars, params.num_bins, "characters in a row", (TUTORIAL_CHARS, f"{TUTORIAL_CHARS:,}")),
+        "tokens": histogram(tokens, params.num_bins, "tokens in a row", (limit, f"max_length {limit:,}")),
+    }
+    parts = [
+        *data_parts(summary, survey.first, params.num_rows),
+        *length_parts(summary, pictures),
+        *limit_parts(summary),
+        *token_parts(summary),
+        *flaw_parts(summary, survey.examples),
+        *outcome_parts(summary, example),
+    ]
+    curve = "".join(f"{top},{rows},{share}\n" for top, rows, share in cumulative(tokens, params.num_bins))
     with new_folder(made) as target:
         write_json(target / "summary.json", summary)
-        write_text(target / "index.html", page("What the data looks like", lead, parts))
+        write_text(target / "lengths.csv", "tokens,rows,share_up_to_here\n" + curve)
+        for name, picture in pictures.items():
+            write_text(target / f"{name}.svg", picture)
+        write_text(target / "index.html", page("What the data looks like", lead(summary), parts))
     return summary

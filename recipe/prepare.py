@@ -158,6 +158,7 @@ def prepare(
         meta = {
             "template": params.template,
             "chat_template": chat.source if chat else None,
+            "columns": params.columns,
             "loss_on": params.loss_on,
             "max_length": params.max_length,
             "packing": params.packing,

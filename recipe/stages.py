@@ -76,12 +76,16 @@ def prepare() -> None:
 
 @click.command()
 def analyze() -> None:
-    """Report what the rows look like, and how long they are."""
+    """Report what the rows look like, how long they are, and what may be wrong with them."""
     from recipe.analyze import analyze
 
     def run(params: dict[str, Any], paths: Any) -> str:
-        analyze(params["analyze"], paths.data, paths.prepared, paths.analysis)
-        return f"report: {paths.analysis / 'index.html'}"
+        summary = analyze(
+            params["analyze"], paths.data, paths.prepared, paths.base / "tokenizer", paths.analysis, here.progress
+        )
+        flaws = [f"{name} ({one['rows']:,})" for name, one in summary["flaws"].items()]
+        may = f"may be wrong: {', '.join(flaws)}" if flaws else "nothing looks wrong with the rows"
+        return f"{may}\nreport: {paths.analysis / 'index.html'}"
 
     _stage("analyze", run)
 

@@ -2,12 +2,14 @@ import json
 import re
 
 import pytest
-from conftest import alpaca, toy_rows
+from conftest import alpaca, no_progress, toy_rows
 
-from recipe.analyze import AnalyzeParams, analyze, quantiles, share_above, show, wrapped
+from recipe.analyze import AnalyzeParams, analyze, quantiles, share_above, show
 from recipe.errors import DataError
+from recipe.figures import cumulative, histogram, histogram_edges, pairs_of_bars
 from recipe.files import sha256_tree
-from recipe.pages import Part, histogram_edges, page, preformatted, table
+from recipe.overview import some, wrapped
+from recipe.pages import Part, page, preformatted, table
 
 
 def test_quantiles_are_by_nearest_rank():
@@ -28,10 +30,11 @@ def test_a_row_in_full_is_wrapped_at_50_after_the_tutorials_rule():
 
 
 @pytest.fixture
-def report(prepared, tmp_path):
-    def make(rows, **changes):
-        made = prepared(rows, **changes)
-        summary = analyze(AnalyzeParams(num_rows=5, num_bins=10), tmp_path / "raw", made, tmp_path / "report")
+def report(prepared, fetched_base, tmp_path):
+    def make(rows, validation=None, **changes):
+        made = prepared(rows, validation, **changes)
+        params, tokenizer = AnalyzeParams(num_rows=5, num_bins=10), fetched_base / "tokenizer"
+        summary = analyze(params, tmp_path / "raw", made, tokenizer, tmp_path / "report", no_progress)
         return summary, tmp_path / "report"
 
     return make
@@ -42,7 +45,11 @@ def test_the_report_says_what_is_there(report):
     summary, folder = report(rows)
     assert summary == json.loads((folder / "summary.json").read_text())
     assert summary["num_rows"] == 40
-    assert summary["columns"] == {name: {"str": 40} for name in ("instruction", "input", "output")}
+    assert {name: one["types"] for name, one in summary["columns"].items()} == {
+        name: {"str": 40} for name in ("instruction", "input", "output")
+    }
+    assert summary["columns"]["input"] == {"types": {"str": 40}, "empty": 10, "missing": 0}
+    assert summary["branches"] == {"with input": 30, "without input": 10} and summary["scripts"] == {"Latin": 40}
     assert summary["share_over_1024_chars"] == 1 / 40
     assert summary["share_over_max_length_tokens"] >= 1 / 40
     assert summary["prepared"]["rows"]["train"] + summary["prepared"]["rows"]["validation"] <= 40
@@ -53,6 +60,90 @@ def test_the_report_says_what_is_there(report):
     assert html.count("<svg") == 2 and "max_length 256" in html and "256 (set)" in html
     assert summary["recommended_because"] in html and "% of the training tokens are trained" in html
     assert not re.search(r"""(src|href)=["'](?!#)""", html) and "url(http" not in html and "<link" not in html
+
+
+def test_what_may_be_wrong_is_counted_with_its_lines(report):
+    tale = "Once there was a fox that ran over the hill and under the bridge to see an old friend of his. " * 3
+    rows = [
+        *toy_rows(30),
+        alpaca("mail", "write to jane@mail.org"),  # line 31
+        alpaca("again", "the same"),
+        alpaca("again", "the same"),  # line 33
+        alpaca("again", "another"),  # line 34
+        alpaca("tell", tale),  # line 35
+        alpaca("tell", tale.replace("hill", "dale", 1)),  # line 36
+    ]
+    summary, folder = report(rows, [alpaca("tell me", tale), alpaca("held", "out")])
+    flaws = {name: (one["rows"], one["places"]) for name, one in summary["flaws"].items()}
+    assert flaws["e-mail addresses"] == (1, ["train.jsonl, line 31"])
+    assert flaws["rows that stand twice"] == (1, ["train.jsonl, line 33"])
+    assert flaws["questions with another answer earlier"][1] == ["train.jsonl, line 34", "train.jsonl, line 36"]
+    assert "train.jsonl, line 36" in flaws["rows that are nearly an earlier one"][1]
+    assert flaws["validation rows that are nearly in training"] == (1, ["validation.jsonl, line 1"])
+    html = (folder / "index.html").read_text()
+    assert "train.jsonl, line 31" in html and "jane@mail.org" not in html.split("What may be wrong</h2>")[1]
+    assert "Copies side by side" in html and "things may be wrong" in html
+
+
+def test_rows_that_prepare_left_out_do_not_shift_the_lines(report):
+    rows = [{"instruction": "", "output": "x", "input": ""}, *toy_rows(20), {"instruction": 7}, *toy_rows(40)[20:],
+            alpaca("mail", "write to jane@mail.org")]  # fmt: skip
+    summary, _ = report(rows, on_bad_row="drop")
+    assert summary["num_rows"] == 43 and summary["columns"]["output"]["missing"] == 1
+    assert summary["flaws"]["e-mail addresses"]["places"] == ["train.jsonl, line 43"]
+    assert sum(summary["branches"].values()) == 41
+
+
+def test_chats_and_plain_texts_are_looked_at_too(report):
+    chats = [{"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"Say {n}"},
+                           {"role": "assistant", "content": f"{n}"}]} for n in range(30)]  # fmt: skip
+    summary, _ = report(chats, template="chat", chat_template="plain", columns={"messages": "messages"})
+    assert summary["branches"] == {"1 answer, system message": 30}
+    summary, folder = report([{"text": f"text {n}"} for n in range(30)], template="text", columns={"text": "text"})
+    assert summary["branches"] == {"text": 30} and summary["flaws"] == {}
+    assert "Nothing was found" in (folder / "index.html").read_text()
+
+
+def test_a_packed_sequence_shows_what_is_read_what_is_trained_and_the_end(report):
+    _, folder = report([alpaca(f"say {n}", f"<b>{n}</b>") for n in range(60)])
+    html = (folder / "index.html").read_text()
+    packed = html.split('class="packed"')[1].split("</section>")[0]
+    assert 2 <= packed.count('class="row"') <= 4
+    assert packed.count('class="row"') == packed.count('<span class="end">')
+    assert "### Response:" in packed.split('<span class="trained">')[0] and "&lt;b&gt;" in packed
+
+
+def test_the_vocabulary_that_is_used_is_counted(report):
+    summary, _ = report(toy_rows(40))
+    used = summary["vocabulary"]
+    assert 0 < used["used"] < used["size"] and 0.5 < used["top_share"] <= 1
+
+
+def test_the_curve_for_dvc_ends_with_all_rows(report):
+    summary, folder = report(toy_rows(40))
+    lines = (folder / "lengths.csv").read_text().splitlines()
+    assert lines[0] == "tokens,rows,share_up_to_here" and len(lines) == 11
+    top, _, share = lines[-1].split(",")
+    assert int(top) == summary["tokens"]["max"] and float(share) == 1.0
+    assert sum(rows for _, rows, _ in cumulative([0, 1, 5, 900], 7)) == 4
+    assert {path.name for path in folder.iterdir()} == {
+        "index.html", "summary.json", "lengths.csv", "characters.svg", "tokens.svg",
+    }  # fmt: skip
+
+
+def test_a_file_is_named_once_and_the_rest_is_counted():
+    places = [f"a.json, line {n}" for n in range(3)] + ["b.json, line 9"]
+    assert some(places, 4) == "a.json, line 0, 1, 2; b.json, line 9"
+    assert some([f"a, b.json, line {n}" for n in range(9)], 12) == "a, b.json, line 0, 1, 2, 3, 4; and 7 more"
+
+
+def test_figures_do_not_read_the_users_settings(tmp_path, monkeypatch):
+    import matplotlib
+
+    first = histogram([1, 2, 3], 3, "tokens"), pairs_of_bars({"a": (1.0, 2.0)}, ("base", "adapter"), "loss")
+    with matplotlib.rc_context({"figure.facecolor": "red", "font.size": 30}):
+        assert (histogram([1, 2, 3], 3, "tokens"),
+                pairs_of_bars({"a": (1.0, 2.0)}, ("base", "adapter"), "loss")) == first  # fmt: skip
 
 
 def test_one_very_long_row_does_not_press_the_others_into_one_bar():
