@@ -136,6 +136,12 @@ lock:  ## Compile the hashed locks from requirements/*.in (needs uv)
 	  --custom-compile-command 'make lock' -o requirements/cuda.lock $(addprefix requirements/,cuda.in runtime.in dev.in)
 	uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url \
 	  --custom-compile-command 'make lock' -o requirements/server.lock requirements/server.in
+	uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url \
+	  --custom-compile-command 'make lock' -c requirements/cpu.lock -o requirements/browser.lock requirements/browser.in
+	@# torch is the environment's own, with CUDA or without.
+	uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url \
+	  $(if $(FIND_LINKS),--find-links $(FIND_LINKS),--extra-index-url $(PYTORCH_INDEX)) --no-emit-find-links --no-emit-package torch \
+	  --custom-compile-command 'make lock' -c requirements/cpu.lock -o requirements/tasks.lock requirements/tasks.in
 
 clean:  ## Remove what the pipeline made here; DVC's cache and MLflow's store stay
 	rm -rf data models reports metrics .recipe

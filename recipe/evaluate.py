@@ -1,8 +1,8 @@
 """Stage evaluate: the base beside the adapter, on the validation rows.
 
 Reads data/prepared/, models/base/ and models/adapter/. Makes metrics/evaluate.json (loss, perplexity, token accuracy,
-exact match, each for both, their differences with 95% intervals, and by kind and length) and reports/evaluation/
-(index.html, generations.jsonl).
+exact match, each for both, their differences with 95% intervals, and by kind and length; the tasks of
+lm-evaluation-harness that evaluate.tasks names) and reports/evaluation/ (index.html, its pictures, generations.jsonl).
 
     python -m recipe evaluate
 """
@@ -16,16 +16,16 @@ from typing import Any
 from pydantic import Field
 
 from recipe.answering import answer
-from recipe.comparison import Scores, differences, headline, length_groups, loss_by
+from recipe.comparison import Scores, differences, length_groups, loss_by
 from recipe.files import new_folder, read_json, read_json_lines, write_json, write_text
 from recipe.modeling import be_deterministic, load_adapter, load_base
 from recipe.packing import IGNORED, collate, read_sequences
-from recipe.pages import Part, page, table
 from recipe.params import Section
+from recipe.tasks import load_tasks, run_tasks
 from recipe.tokenization import encode_prompts, load_tokenizer
+from recipe.verdict import pictures, report_page
 
 NUM_THREADS = 2  # fixed: another number sums in another order, and gives other last digits
-SHOWN_ANSWERS = 30
 Progress = Callable[[Iterator[Any], str, int], Iterator[Any]]
 
 
@@ -35,6 +35,7 @@ class EvaluateParams(Section):
     num_prompts: int = Field(ge=0, description="validation rows answered in full")
     max_new_tokens: int = Field(ge=1)
     batch_tokens: int = Field(ge=1, description="tokens at once")
+    tasks: list[str] = Field(description="of lm-evaluation-harness: names, or YAML files")
 
 
 def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
@@ -114,6 +115,7 @@ def evaluate(
     metrics: Path, report: Path, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     """Score both, write metrics and report, and return the metrics."""
+    tasks = load_tasks(params.tasks) if params.tasks else {}
     be_deterministic(NUM_THREADS)
     manifest, meta, trained = read_json(base / "manifest.json"), read_json(prepared / "meta.json"), read_json(training)
     tokenizer = load_tokenizer(base / "tokenizer")
@@ -136,8 +138,10 @@ def evaluate(
     chosen = [answers[index * len(answers) // count] for index in range(count)]  # evenly spread over the rows
     prompts = [one["prompt"] for one in chosen]
     made = {"adapter": generate(model, tokenizer, prompts, params, meta, progress, "adapter answers")}
+    task_scores = {"adapter": run_tasks(tasks, model, tokenizer)}
     with model.disable_adapter():
         made["base"] = generate(model, tokenizer, prompts, params, meta, progress, "base answers")
+        task_scores["base"] = run_tasks(tasks, model, tokenizer)
     generations = [
         {
             **one,
@@ -161,40 +165,16 @@ def evaluate(
         "loss_by_kind": dict(sorted(loss_by(kinds, scores).items())),
         "loss_by_length": loss_by(size_groups, {s: [scores[s][i] for i in by_size] for s in scores}),
     }
+    if tasks:
+        results["tasks"] = {
+            task: {side: task_scores[side][task] for side in ("base", "adapter")} for task in task_scores["base"]
+        }
     with new_folder(report) as target:
         lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in generations)
         write_text(target / "generations.jsonl", "".join(lines))
-        write_text(target / "index.html", report_page(results, generations))
+        drawn = pictures(results)
+        for name, picture in drawn.items():
+            write_text(target / f"{name}.svg", picture)
+        write_text(target / "index.html", report_page(results, generations, drawn))
     write_json(metrics, results)
     return results
-
-
-def report_page(results: dict[str, Any], generations: list[dict[str, Any]]) -> str:
-    """The report as HTML."""
-    sides = ("base", "adapter")
-    numbers = [[side, *("-" if v is None else v for v in results[side].values())] for side in sides]
-    parts = [Part("On the validation rows", table(["", "loss", "perplexity", "token accuracy", "exact match"], numbers),
-                  f"{results['rows']:,} rows; {results['prompts']:,} prompts answered in full, greedily.")]  # fmt: skip
-    gain = results["difference"]
-    gains = [["loss, lower by", f"{gain['loss']:.4f}", f"{gain['loss_low']:.4f} to {gain['loss_high']:.4f}"]]
-    if "exact_match" in gain:
-        shares = [f"{gain[name]:.1%}" for name in ("exact_match", "exact_match_low", "exact_match_high")]
-        gains.append(["exact match, higher by", shares[0], f"{shares[1]} to {shares[2]}"])
-    parts.append(Part("What the adapter gains", table(["", "difference", "95% interval"], gains),
-                      "By 1,000 draws of as many validation rows, with replacement."))  # fmt: skip
-    for name, groups in (("kind", results["loss_by_kind"]), ("length", results["loss_by_length"])):
-        if groups:
-            losses = [
-                [group, one["rows"], f"{one['base']:.3f}", f"{one['adapter']:.3f}"] for group, one in groups.items()
-            ]
-            parts.append(Part(f"Loss by {name}", table([name, "rows", "base", "adapter"], losses)))
-    if results["by_kind"]:
-        rows = [
-            [kind, one["prompts"], f"{one['base']:.0%}", f"{one['adapter']:.0%}"]
-            for kind, one in results["by_kind"].items()
-        ]
-        parts.append(Part("Exact match by kind", table(["kind", "prompts", "base", "adapter"], rows)))
-    shown = [[one["prompt"], one["completion"], one["base"], one["adapter"]] for one in generations[:SHOWN_ANSWERS]]
-    if shown:
-        parts.append(Part("Base beside adapter", table(["prompt", "wanted", "base", "adapter"], shown)))
-    return page("Is the adapter better?", headline(results), parts)

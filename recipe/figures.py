@@ -62,16 +62,21 @@ def histogram(values: Sequence[int], num_bins: int, label: str, mark: tuple[int,
     return text.getvalue()
 
 
-def pairs_of_bars(groups: Mapping[str, tuple[float, float]], names: tuple[str, str], label: str) -> str:
-    """Two horizontal bars for each group, one under the other: {group: (first, second)}."""
+def pairs_of_bars(
+    groups: Mapping[str, tuple[float, float]], names: tuple[str, str], label: str, *, shares: bool = False
+) -> str:
+    """Two horizontal bars for each group, one under the other: {group: (first, second)}; shares are in percent."""
     with _drawing(7.5, 0.8 + 0.42 * len(groups)) as (axes, text):
         for side, (name, colour) in enumerate(zip(names, (GREY, BLUE), strict=True)):
             places = [number + (side - 0.5) * 0.38 for number in range(len(groups))]
             bars = axes.barh(places, [pair[side] for pair in groups.values()], 0.36, color=colour, label=name)
-            axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8, color=INK)
+            number = (lambda value: f"{value:.0%}") if shares else "%.3g"
+            axes.bar_label(bars, fmt=number, padding=3, fontsize=8, color=INK)
         axes.set_yticks(range(len(groups)), list(groups))
         axes.invert_yaxis()
-        axes.margins(x=0.1)
+        axes.margins(x=0.1, y=0.02)
+        if shares:
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel(label)
         axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
         axes.spines["right"].set_visible(False)

@@ -57,6 +57,16 @@ def render_prompt(template: Template, row: dict[str, str]) -> str:
     return instruction + row["instruction"] + rest.replace("{input}", row.get("input") or "", 1)
 
 
+def asked(prompt: str) -> str:
+    """What a prompt asks, without what Alpaca's prompts all begin and end with; of another template, all of it."""
+    for form in (ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT):
+        before, after = form.split("{instruction}")
+        end = after.rsplit("{input}", 1)[-1]
+        if prompt.startswith(before) and prompt.endswith(end):
+            return prompt[len(before) : len(prompt) - len(end)].replace("\n\n### Input:\n", "\n\n", 1)
+    return prompt
+
+
 def render(template: Template, row: dict[str, str]) -> list[Turn]:
     """A row's turns. `row` has the template's columns, each a string; `input` may be empty or missing."""
     if template == "text":

@@ -6,6 +6,7 @@ from recipe.comparison import headline
 from recipe.files import read_json, read_json_lines
 from recipe.notes import read_notes
 from recipe.pipeline import Paths
+from recipe.prompts import asked
 
 SHOWN = 3
 
@@ -26,9 +27,8 @@ def summary_text(paths: Paths, model_name: str) -> str:
         exact = "-" if one["exact_match"] is None else f"{one['exact_match']:.1%}"
         lines.append(f"{side:9}{one['loss']:9.3f}{one['perplexity']:12,.2f}{one['token_accuracy']:12.1%}{exact:>9}")
     for one in pick(read_json_lines(paths.report / "generations.jsonl"), SHOWN):
-        asked = one["prompt"].split("### Instruction:\n")[-1].removesuffix("\n\n### Response:\n")
-        asked = " | ".join(part.strip() for part in asked.split("\n\n### Input:\n"))
-        lines += ["", f"asked    {_short(asked)}"]
+        question = " | ".join(asked(one["prompt"]).split("\n\n"))
+        lines += ["", f"asked    {_short(question)}"]
         lines += [
             f"{label:9}{_short(one[key])}"
             for label, key in (("wanted", "completion"), ("base", "base"), ("adapter", "adapter"))

@@ -234,7 +234,7 @@ def evaluate_in(folder, base, **changes):
     """Evaluate what `trained` made in a folder, with some keys of EvaluateParams changed."""
     from recipe.evaluate import EvaluateParams, evaluate
 
-    params = EvaluateParams(**{"num_prompts": 4, "max_new_tokens": 5, "batch_tokens": 600, **changes})
+    params = EvaluateParams(**{"num_prompts": 4, "max_new_tokens": 5, "batch_tokens": 600, "tasks": [], **changes})
     return evaluate(
         params, folder=Path("/"), prepared=folder / "prepared", base=base, adapter=folder / "adapter",
         training=folder / "train.json", metrics=folder / "evaluate.json", report=folder / "report",

@@ -1,4 +1,7 @@
-from recipe.prompts import Turn, render, render_prompt
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipe.prompts import Turn, asked, render, render_prompt
 
 
 def test_alpacas_prompt_with_and_without_input():
@@ -22,3 +25,11 @@ def test_braces_and_field_names_in_a_row_are_left_alone():
 
 def test_a_text_row_is_all_completion():
     assert render("text", {"text": "abc"}) == [Turn("", "abc")]
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_what_is_asked_is_found_in_its_prompt_again(instruction, extra):
+    wanted = f"{instruction}\n\n{extra}" if extra else instruction
+    prompt = render_prompt("alpaca", {"instruction": instruction, "input": extra})
+    assert asked(prompt) == wanted or "### Input:" in instruction
+    assert asked("Name three colours.") == "Name three colours."
