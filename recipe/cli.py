@@ -209,11 +209,11 @@ def link(server: str) -> None:
         make mlflow-ui     # in the repository's root; prints it, too
         recipe link --server http://gpu-host:5000
     """
-    from recipe.notes import read_notes
+    from recipe.notes import read_notes, run_address
 
-    run = read_notes(here.paths().local).get("register", {})
-    page = f"experiments/{run['experiment_id']}/runs/{run['run_id']}" if "run_id" in run else "experiments"
-    click.echo(f"{server.rstrip('/')}/#/{page}")
+    run, server = read_notes(here.paths().local).get("register", {}), server.rstrip("/")
+    known = "run_id" in run
+    click.echo(run_address(server, run["experiment_id"], run["run_id"]) if known else f"{server}/#/experiments")
 
 
 @main.command()

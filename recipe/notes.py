@@ -100,3 +100,8 @@ def _git(repository: Path, *arguments: str) -> str:
     except FileNotFoundError:
         return ""
     return done.stdout.strip()
+
+
+def run_address(server: str, experiment_id: str, run_id: str) -> str:
+    """Where MLflow's UI shows a run, in its view for training rather than for agents."""
+    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"

@@ -92,7 +92,7 @@ def length_parts(summary: dict[str, Any], pictures: Mapping[str, str]) -> list[P
             figure(pictures["tokens"], label.format("tokens")),
             f"{over_tokens:.1%} of the rows have more than max_length, {limit:,} tokens.",
         ),
-        Part("Quantiles", table(["", *summary["tokens"]], quantile_rows)),
+        Part("Quantiles", table(["length in", *summary["tokens"]], quantile_rows)),
     ]
 
 

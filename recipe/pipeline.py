@@ -50,6 +50,13 @@ def repository(folder: Path) -> Path:
     return next((one for one in (here, *here.parents) if (one / "requirements").is_dir()), here)
 
 
+def home(folder: Path) -> Path:
+    """The repository that a user looks at: of an experiment in DVC's temporary folder, the one that started it."""
+    here = repository(folder)
+    outside = (one.parents[2] for one in here.parents if one.parts[-3:] == (".dvc", "tmp", "exps"))
+    return repository(next(outside, here))
+
+
 def fingerprint(folder: Path, stage: str) -> str:
     """One sha256 over the stage's dependencies (their contents) and params, as dvc.yaml declares them."""
     written = load_yaml(folder / "dvc.yaml")["stages"][stage]

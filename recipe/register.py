@@ -17,6 +17,7 @@ from recipe.comparison import headline
 from recipe.curve import read_curve
 from recipe.files import read_json, read_json_lines, sha256_tree, write_json
 from recipe.params import Section
+from recipe.prompts import asked
 
 ALIAS = "champion"
 
@@ -110,6 +111,29 @@ def flat(prefix: str, values: dict[str, Any]) -> dict[str, float]:
     return made
 
 
+def run_metrics(scores: dict[str, Any], trained: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a run, in groups that the UI shows apart. By kind and length, those of the adapter alone."""
+    groups = {
+        "exact_match_by_kind": scores["by_kind"],
+        "loss_by_kind": scores["loss_by_kind"],
+        "loss_by_length": scores["loss_by_length"],
+    }
+    by = {name: {one: values["adapter"] for one, values in group.items()} for name, group in groups.items()}
+    whole = {
+        name: value for name, value in scores.items() if isinstance(value, dict) and name not in ("by_kind", *groups)
+    }
+    # The curve is train/loss already.
+    return flat("eval", whole | by) | flat("train", {name: one for name, one in trained.items() if name != "loss"})
+
+
+def answer_row(one: dict[str, Any]) -> dict[str, Any]:
+    """An answered prompt as a row of the run's table."""
+    return {
+        "asked": asked(one["prompt"]), "wanted": one["completion"], "base": one["base"], "adapter": one["adapter"],
+        "base is right": one["base_matches"], "adapter is right": one["adapter_matches"], "kind": one["kind"],
+    }  # fmt: skip
+
+
 def model_card(
     manifest: dict[str, Any],
     meta: dict[str, Any],
@@ -165,9 +189,9 @@ def register(
             report=report,
             analysis=analysis,
             headline=headline(scores),
-            generations=read_json_lines(report / "generations.jsonl"),
+            generations=[answer_row(one) for one in read_json_lines(report / "generations.jsonl")],
             template=meta["template"],
-            metrics=flat("eval", scores) | flat("trained", trained),
+            metrics=run_metrics(scores, trained),
             curve=read_curve(curve),
             tags=tags,
             card=model_card(manifest, meta, trained, scores, tags),

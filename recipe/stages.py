@@ -104,7 +104,9 @@ def _tracking(params: dict[str, Any], paths: Any) -> tuple[Any, ...]:
     lora, train = params["lora"], params["train"]
     data = read_json(paths.data / "manifest.json")
     base, max_length = params["model"].id.split("/")[-1], params["sequence"].max_length
-    rows = params["data"].id.split("/")[-1] if params["data"].id else Path(params["data"].source).stem
+    source = Path(params["data"].source)
+    inside = source.stem if source.is_absolute() else "/".join(part for part in source.parts if part != "..")
+    rows = params["data"].id.split("/")[-1] if params["data"].id else inside
     facts = {
         "name": f"{rows} on {base}, r{lora.r} lr{train.learning_rate:g} len{max_length}",
         "fingerprint": fingerprint(HERE, "train"),

@@ -1,4 +1,4 @@
-"""MLflow: one run a training. With registry.py and served.py, the only file that imports mlflow.
+"""MLflow: one run a training, below one for the sweep. With registry.py and served.py, all that imports mlflow.
 
 The store is MLFLOW_TRACKING_URI where that is set, else SQLite in mlflow/ of the repository. A server that is away
 never stops a training: the run is then made afterwards, by register, from the loss curve and the metrics.
@@ -27,10 +27,18 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.exceptions import MlflowException
 
 from recipe.errors import Stopped, TrackingError
+from recipe.notes import run_address
+from recipe.pipeline import home
 
 # What a store that is away, misspelled or without its driver raises.
 AWAY = (MlflowException, ImportError, OSError)
 
+# The UI shows runs and charts first, not the traces of an agent; and says what the runs are.
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "One run is one training. Its description says whether the adapter is better than its base; "
+    "its artifacts hold the reports on the data and on the result.",
+}
 SYSTEM_METRICS_SECONDS = 5
 MAX_PARAM_CHARS = 6000  # the store's limit
 
@@ -41,7 +49,7 @@ class Tracker:
     def __init__(self, repository: Path, experiment: str, run_facts: dict[str, Any]) -> None:
         """`run_facts`: name, fingerprint, params ({key: value}), tags and datasets ([{name, digest, context}])."""
         self.repository, self.experiment, self.facts = repository, experiment, run_facts
-        store = repository / "mlflow"
+        store = home(repository) / "mlflow"
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store / 'mlflow.db'}"
         self.artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else (store / "artifacts").as_uri()
         if self.artifacts:
@@ -60,7 +68,9 @@ class Tracker:
         """The experiment's id; it is made where it is missing."""
         found = self.client.get_experiment_by_name(self.experiment)
         if found is None:
-            return self.client.create_experiment(self.experiment, artifact_location=self.artifacts)
+            return self.client.create_experiment(
+                self.experiment, artifact_location=self.artifacts, tags=EXPERIMENT_TAGS
+            )
         if found.lifecycle_stage == "deleted":
             raise TrackingError(
                 f"the MLflow experiment {self.experiment!r} was deleted. Restore it "
@@ -92,7 +102,7 @@ class Tracker:
         if run_id is None:
             values = {key: str(value)[:MAX_PARAM_CHARS] for key, value in self.facts["params"].items()}
             mlflow.log_params(values)
-            mlflow.set_tags({**self.facts["tags"], "fingerprint": self.facts["fingerprint"]})
+            mlflow.set_tags({**self.facts["tags"], **self._sweep_tags(), "fingerprint": self.facts["fingerprint"]})
             for dataset in self.facts["datasets"]:
                 source = CodeDatasetSource(tags={"mlflow.source.name": dataset["name"]})
                 mlflow.log_input(
@@ -101,6 +111,22 @@ class Tracker:
                     tags={"sha256": dataset["sha256"]},
                 )
         return run.info.run_id
+
+    def _sweep_tags(self) -> dict[str, str]:
+        """What makes the run of a `dvc exp run` a child of its sweep: of all that began at the same commit."""
+        baseline, name = os.environ.get("DVC_EXP_BASELINE_REV"), os.environ.get("DVC_EXP_NAME", "")
+        if not baseline:
+            return {}
+        experiment_id = self.experiment_id()
+        found = self.client.search_runs([experiment_id], f"tags.sweep = '{baseline}'", max_results=1)
+        if found:
+            parent = found[0].info.run_id
+        else:
+            note = f"The runs of `dvc exp run` from commit `{baseline}`. Choose some below it, and Compare."
+            tags = {"sweep": baseline, "mlflow.note.content": note}
+            parent = self.client.create_run(experiment_id, tags=tags, run_name=f"sweep from {baseline[:7]}").info.run_id
+            self.client.set_terminated(parent)
+        return {"mlflow.parentRunId": parent, "dvc_experiment": name}
 
     @contextmanager
     def training(self) -> Iterator[Callable[[dict[str, float], int], None]]:
@@ -144,7 +170,7 @@ class Tracker:
     def link(self, run_id: str) -> str:
         """Where to look at a run."""
         if self.uri.startswith("http"):
-            return f"{shown(self.uri)}/#/experiments/{self.experiment_id()}/runs/{run_id}"
+            return run_address(shown(self.uri), self.experiment_id(), run_id)
         return f"{self.facts['name']} in experiment {self.experiment} (`make mlflow-ui` opens it)"
 
 

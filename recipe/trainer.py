@@ -89,6 +89,14 @@ def _head_is_all(model: Any, backbone: Any, head: Any) -> bool:
     return same
 
 
+def _duration(seconds: float) -> str:
+    """`42 s`, `3 min`, `5 h 20 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class Progress(TrainerCallback):
     """Shows and logs progress, marks whole checkpoints, and stops when asked to and at a loss that is not a number."""
 
@@ -125,12 +133,14 @@ class Progress(TrainerCallback):
         tokens_per_second = steps * self.tokens_per_step / (time.monotonic() - self.started)
         kept = {name: float(logs[name]) for name in CURVE[1:]}
         self.log({**kept, "tokens_per_second": tokens_per_second}, state.global_step)
-        text = f"loss {logs['loss']:.3f}, {tokens_per_second:,.0f} tokens/s"
+        tokens = state.global_step * self.tokens_per_step
+        text = f"loss {logs['loss']:.3f}, {tokens:,.0f} tokens, {tokens_per_second:,.0f} tokens/s"
         if self.bar:
             self.bar.set_postfix_str(text)
         else:
+            left = (state.max_steps - state.global_step) * self.tokens_per_step / tokens_per_second
             with suppress(OSError):  # `dvc repro | tee log` and Ctrl-C: tee is gone first
-                print(f"step {state.global_step}/{state.max_steps}: {text}", flush=True)
+                print(f"step {state.global_step}/{state.max_steps}: {text}, {_duration(left)} left", flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         """Mark the checkpoint whole; raises TrainingError where its weights are not finite."""

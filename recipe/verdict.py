@@ -53,9 +53,9 @@ def _numbers(results: dict[str, Any]) -> list[Part]:
         shares = [f"{gain[name]:.1%}" for name in ("exact_match", "exact_match_low", "exact_match_high")]
         gains.append(["exact match, higher by", shares[0], f"{shares[1]} to {shares[2]}"])
     return [
-        Part("On the validation rows", table(["", "loss", "perplexity", "token accuracy", "exact match"], numbers),
+        Part("On the validation rows", table(["model", "loss", "perplexity", "token accuracy", "exact match"], numbers),
              f"{results['rows']:,} rows; {results['prompts']:,} prompts answered in full, greedily."),
-        Part("What the adapter gains", table(["", "difference", "95% interval"], gains),
+        Part("What the adapter gains", table(["gain", "difference", "95% interval"], gains),
              "By 1,000 draws of as many validation rows, with replacement."),
     ]  # fmt: skip
 

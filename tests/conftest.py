@@ -14,6 +14,7 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 import pytest
 from containers import cloned, engine, image, place, wheel  # noqa: F401 - fixtures of one engine for all
 from hypothesis import settings
+from runs import commit, finished, real, swept  # noqa: F401 - recipes that ran through, once for all
 
 from recipe.prompts import ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT
 

@@ -167,7 +167,9 @@ def test_the_link_leads_to_the_last_registered_run(quick):
 
     assert recipe(quick, "link").stdout == "http://127.0.0.1:5000/#/experiments\n"
     remember(quick / ".recipe", "register", {"experiment_id": "3", "run_id": "abc"})
-    assert recipe(quick, "link", "--server", "http://host:1/").stdout == "http://host:1/#/experiments/3/runs/abc\n"
+    assert recipe(quick, "link", "--server", "http://host:1/").stdout == (
+        "http://host:1/#/experiments/3/runs/abc?workflowType=machine_learning\n"
+    )
 
 
 def test_another_lock_is_installed_anew(tmp_path):

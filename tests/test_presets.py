@@ -287,7 +287,7 @@ def test_another_family_goes_through_train_and_evaluate(family, raw, sequence_pa
         log=lambda values, step: None,
     )  # fmt: skip
     results = evaluate(
-        EvaluateParams(num_prompts=3, max_new_tokens=4, batch_tokens=1024), folder=tmp_path,
+        EvaluateParams(num_prompts=3, max_new_tokens=4, batch_tokens=1024, tasks=[]), folder=tmp_path,
         prepared=tmp_path / "prepared", base=tmp_path / "base", adapter=tmp_path / "adapter",
         training=tmp_path / "train.json", metrics=tmp_path / "evaluate.json", report=tmp_path / "report",
         progress=lambda items, *_: items,

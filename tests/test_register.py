@@ -1,6 +1,6 @@
 import pytest
 
-from recipe.register import decide, flat, plain
+from recipe.register import decide, flat, plain, run_metrics
 
 TAGS = {"validation_sha256": "v", "tokenizer_sha256": "t", "validation_loss": "1.5"}
 
@@ -33,6 +33,21 @@ def test_the_alias_moves_only_to_a_better_adapter_or_when_told(rule, new, champi
 def test_nested_numbers_become_metrics():
     nested = {"base": {"loss": 1, "exact_match": None}, "rows": 3, "by_kind": {"a b": {"base": 0.5}}, "name": "x"}
     assert flat("eval", nested) == {"eval/base/loss": 1.0, "eval/rows": 3.0, "eval/by_kind/a b/base": 0.5}
+
+
+def test_a_runs_metrics_are_grouped_and_those_by_kind_are_the_adapters():
+    scores = {
+        "rows": 3, "base": {"loss": 2.0}, "adapter": {"loss": 1.0, "exact_match": None}, "difference": {"loss": 1.0},
+        "by_kind": {"sum": {"prompts": 1, "base": 0.0, "adapter": 0.5}},
+        "loss_by_kind": {"sum": {"rows": 3, "base": 2.0, "adapter": 1.0}},
+        "loss_by_length": {"up to 9 tokens": {"rows": 3, "base": 2.0, "adapter": 1.0}},
+        "tasks": {"hellaswag": {"base": {"acc": 0.25}, "adapter": {"acc": 0.5}}},
+    }  # fmt: skip
+    assert run_metrics(scores, {"loss": 1.5, "steps": 7, "dtype": "float32"}) == {
+        "eval/base/loss": 2.0, "eval/adapter/loss": 1.0, "eval/difference/loss": 1.0,
+        "eval/exact_match_by_kind/sum": 0.5, "eval/loss_by_kind/sum": 1.0, "eval/loss_by_length/up to 9 tokens": 1.0,
+        "eval/tasks/hellaswag/base/acc": 0.25, "eval/tasks/hellaswag/adapter/acc": 0.5, "train/steps": 7.0,
+    }  # fmt: skip
 
 
 def test_any_kind_and_file_name_becomes_a_name_that_mlflow_takes():

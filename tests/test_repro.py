@@ -1,65 +1,23 @@
 """The whole pipeline as a user runs it: `dvc repro` in fresh clones, killed, changed, and on real data."""
 
+import csv
+import io
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, alpaca, edit, toy_rows, write_jsonl
-
-from recipe.files import sha256_file
+from conftest import alpaca, edit, toy_rows, write_jsonl
+from runs import ENVIRONMENT, run
 
 pytestmark = pytest.mark.slow
-ENVIRONMENT = {
-    **os.environ,
-    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
-}  # fmt: skip
-ENVIRONMENT.pop("MLFLOW_TRACKING_URI", None)
-ENVIRONMENT["PYTHONHASHSEED"] = "0"  # as `make` has it: the order of the stages in a new dvc.lock
-ENVIRONMENT["SHELL"] = "/bin/sh"  # DVC runs a stage in the user's shell; dash, unlike bash, stays between the two
-
-
-def run(folder, *command, check=True):
-    done = subprocess.run(
-        list(map(str, command)), cwd=folder, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, check=False,
-    )  # fmt: skip
-    assert not check or done.returncode == 0, done.stdout[-5000:]
-    return done.stdout
 
 
 def stages_run(output):
     return re.findall(r"Running stage '([\w@]+)'", output)
-
-
-@pytest.fixture(scope="module")
-def commit(tmp_path_factory):
-    """A repository with one commit: the files here that git tracks or would track, without dvc.lock."""
-    folder = tmp_path_factory.mktemp("origin") / "recipe"
-    listed = run(ROOT, "git", "ls-files", "-co", "--exclude-standard", "-z").split("\0")
-    for name in filter(None, listed):
-        if (ROOT / name).exists() and not name.endswith("dvc.lock") and not name.startswith(("metrics/", "presets/")):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
-    run(folder, "git", "init", "-q", "-b", "main")
-    run(folder, "git", "add", "-A")
-    run(folder, "git", "commit", "-q", "-m", "one")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(commit, tmp_path_factory):
-    """A clone in which `dvc repro` ran through."""
-    folder = tmp_path_factory.mktemp("a") / "r"
-    run(folder.parent, "git", "clone", "-q", commit, folder)
-    run(folder, "dvc", "repro")
-    return folder
 
 
 def test_the_default_teaches_what_it_is_for_and_a_second_repro_runs_nothing(finished):
@@ -145,31 +103,30 @@ def test_a_change_reruns_what_depends_on_it_and_nothing_else(quick, tmp_path):
     assert repro() == []
 
 
-REAL = {
-    "alpaca_en_999.json": "max_length: 1024",
-    "gsm8k_train.json": "max_length: 512",
-}
-MOST_ROWS = 1500  # of GSM8K's 7,473: all of them take 12 minutes, which docs/RESULTS.md tells
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_real_rows_go_through_all_stages_and_the_loss_falls(finished, shared, name, tmp_path):
-    recipe = f"real-{name.split('_')[0]}"
-    rows = tmp_path / name
-    rows.write_text(json.dumps(json.loads((shared / name).read_text())[:MOST_ROWS]))
-    run(finished, "recipe", "new", recipe, "--data", rows)
-    folder = finished / "presets" / recipe
-    edit(folder, "sha256: null ", f"sha256: {sha256_file(rows)} ")
-    edit(folder, "max_length: 256", REAL[name])
-    edit(folder, "num_prompts: 450", "num_prompts: 8")
-    edit(folder, "kind: kind", "")
-    # Not fetch@model where the other test has run: DVC knows its result.
-    ran = set(stages_run(run(folder, "dvc", "repro")))
-    assert ran - {"fetch@model"} == {"fetch@data", "prepare", "analyze", "train", "evaluate", "register"}
-    scores = json.loads((folder / "metrics" / "evaluate.json").read_text())
+def test_real_rows_go_through_all_stages_and_the_loss_falls(real):
+    scores = json.loads((real / "metrics" / "evaluate.json").read_text())
     assert scores["adapter"]["loss"] < scores["base"]["loss"] - 0.1
-    meta = json.loads((folder / "data" / "prepared" / "meta.json").read_text())
-    notes = json.loads((folder / ".recipe" / "notes.json").read_text())
+    meta = json.loads((real / "data" / "prepared" / "meta.json").read_text())
+    notes = json.loads((real / ".recipe" / "notes.json").read_text())
     seconds = {stage: facts["stage_seconds"] for stage, facts in notes.items()}
     losses = scores["base"]["loss"], scores["adapter"]["loss"]
-    print(f"\n{name}: {meta['rows']} {meta['tokens']} loss {losses} seconds {seconds}")
+    print(f"\n{real.name}: {meta['rows']} {meta['tokens']} loss {losses} seconds {seconds}")
+
+
+def test_an_experiment_is_a_child_run_in_the_repositorys_own_store(swept):
+    """`dvc exp run` works in a folder of DVC's own, and leaves the recipe's files as they were."""
+    from mlflow import MlflowClient
+
+    assert run(swept, "git", "status", "--porcelain", "--untracked-files=no") == ""
+    client = MlflowClient(f"sqlite:///{swept / 'mlflow' / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name("recipe-demo").experiment_id])
+    [parent] = [one for one in found if "sweep" in one.data.tags]
+    [child] = [one for one in found if "mlflow.parentRunId" in one.data.tags]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.data.tags["dvc_experiment"] == "rank-4" and child.data.params["lora.r"] == "4"
+    assert parent.data.tags["sweep"] == run(swept, "git", "rev-parse", "HEAD").strip()
+    # DVC and MLflow say the same numbers.
+    rows = list(csv.DictReader(io.StringIO(run(swept, "dvc", "exp", "show", "--csv"))))
+    [shown] = [row for row in rows if row["Experiment"] == "rank-4"]
+    assert float(shown["adapter.loss"]) == child.data.metrics["eval/adapter/loss"]
+    assert shown["lora.r"] == "4"

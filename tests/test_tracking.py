@@ -15,6 +15,7 @@ from conftest import ROOT, evaluate_in, plain_base
 
 from recipe.errors import Stopped, TrackingError
 from recipe.modeling import load_adapter
+from recipe.pipeline import home
 from recipe.register import RegistryParams, register
 from recipe.tokenization import load_tokenizer
 
@@ -108,6 +109,34 @@ def test_a_killed_training_goes_on_in_its_run_and_a_failed_one_is_marked(store):
     assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED", "FINISHED"]
 
 
+def test_experiments_from_one_commit_are_children_of_one_sweep(store, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "a" * 40)
+    runs = []
+    for number in range(2):
+        monkeypatch.setenv("DVC_EXP_NAME", f"exp-{number}")
+        one = tracker(store, fingerprint=str(number) * 64)
+        with one.training():
+            pass
+        runs.append(one.client.get_run(one.find_run(finished=True)))
+    [parent] = {run.data.tags["mlflow.parentRunId"] for run in runs}
+    assert [run.data.tags["dvc_experiment"] for run in runs] == ["exp-0", "exp-1"]
+    sweep = one.client.get_run(parent)
+    assert sweep.info.run_name == "sweep from aaaaaaa" and sweep.info.status == "FINISHED"
+    monkeypatch.delenv("DVC_EXP_BASELINE_REV")
+    one = tracker(store, fingerprint="9" * 64)
+    with one.training():
+        pass
+    assert "mlflow.parentRunId" not in one.client.get_run(one.find_run(finished=True)).data.tags
+
+
+def test_an_experiments_store_is_that_of_the_repository_that_started_it(store):
+    (store / "requirements").mkdir()
+    inside = store / ".dvc" / "tmp" / "exps" / "tmp123"
+    (inside / "requirements").mkdir(parents=True)
+    assert home(inside) == home(store) == store.resolve()
+    assert tracker(inside).uri == f"sqlite:///{store.resolve() / 'mlflow' / 'mlflow.db'}"
+
+
 def test_a_dead_server_never_stops_a_training(store, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -137,7 +166,7 @@ def test_the_adapter_is_registered_once_and_loads_with_the_same_logits(
     assert version.description.startswith("The adapter is ")
     assert version.description in registry.client.get_run(run_id).data.tags["mlflow.note.content"]
     answers = registry.client.load_table(registry.experiment_id(), "generations.json", run_ids=[run_id])
-    assert len(answers) == 2 and {"prompt", "completion", "base", "adapter"} <= set(answers.columns)
+    assert len(answers) == 2 and {"asked", "wanted", "base", "adapter", "adapter is right"} <= set(answers.columns)
     artifacts = {one.path for one in registry.client.list_artifacts(run_id)}
     assert {"analysis", "evaluation", "generations.json"} <= artifacts
 

@@ -1,0 +1,90 @@
+"""Recipes that ran through, made once for all tests that look at one: the default, and one for each real dataset."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipe.files import sha256_file
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
+}  # fmt: skip
+ENVIRONMENT.pop("MLFLOW_TRACKING_URI", None)
+ENVIRONMENT["PYTHONHASHSEED"] = "0"  # as `make` has it: the order of the stages in a new dvc.lock
+ENVIRONMENT["SHELL"] = "/bin/sh"  # DVC runs a stage in the user's shell; dash, unlike bash, stays between the two
+
+
+def run(folder, *command, check=True):
+    done = subprocess.run(
+        list(map(str, command)), cwd=folder, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, check=False,
+    )  # fmt: skip
+    assert not check or done.returncode == 0, done.stdout[-5000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def commit(tmp_path_factory):
+    """A repository with one commit: the files here that git tracks or would track, without dvc.lock."""
+    folder = tmp_path_factory.mktemp("origin") / "recipe"
+    listed = run(ROOT, "git", "ls-files", "-co", "--exclude-standard", "-z").split("\0")
+    for name in filter(None, listed):
+        if (ROOT / name).exists() and not name.endswith("dvc.lock") and not name.startswith(("metrics/", "presets/")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    run(folder, "git", "init", "-q", "-b", "main")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-q", "-m", "one")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(commit, tmp_path_factory):
+    """A clone in which `dvc repro` ran through."""
+    folder = tmp_path_factory.mktemp("a") / "r"
+    run(folder.parent, "git", "clone", "-q", commit, folder)
+    run(folder, "dvc", "repro")
+    return folder
+
+
+REAL = {
+    "alpaca_en_999.json": "max_length: 1024",
+    "gsm8k_train.json": "max_length: 512",
+}
+MOST_ROWS = 1500  # of GSM8K's 7,473: all of them take 12 minutes, which docs/RESULTS.md tells
+
+
+@pytest.fixture(scope="session", params=REAL)
+def real(request, finished, tmp_path_factory):
+    """A recipe on a real dataset beside the default one, run through."""
+    from conftest import SHARED, edit
+
+    name = request.param
+    if not (SHARED / name).is_file():
+        pytest.skip(f"the real datasets are not at {SHARED}")
+    rows = tmp_path_factory.mktemp("rows") / name
+    rows.write_text(json.dumps(json.loads((SHARED / name).read_text())[:MOST_ROWS]))
+    recipe = f"real-{name.split('_')[0]}"
+    run(finished, "recipe", "new", recipe, "--data", rows)
+    folder = finished / "presets" / recipe
+    edit(folder, "sha256: null ", f"sha256: {sha256_file(rows)} ")
+    edit(folder, "max_length: 256", REAL[name])
+    edit(folder, "num_prompts: 450", "num_prompts: 8")
+    edit(folder, "kind: kind", "")
+    run(folder, "dvc", "repro")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def swept(finished):
+    """The default, and beside it an experiment of `dvc exp run` with another rank."""
+    run(finished, "dvc", "exp", "run", "--temp", "-n", "rank-4", "-S", "lora.r=4")
+    return finished
