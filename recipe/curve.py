@@ -11,6 +11,18 @@ def curve_text(history: list[dict[str, float]]) -> str:
     return "\n".join([",".join(CURVE), *lines]) + "\n"
 
 
+def last_loss(history: list[dict[str, float]], logging_steps: int) -> float:
+    """The mean loss of the last point's steps; where it spans fewer than `logging_steps`, of those before it too.
+
+    The curve's last point may be a single step's.
+    """
+    before, last = [{"step": 0}, *history][-2:]
+    steps = last["step"] - before["step"]
+    if steps >= logging_steps or len(history) == 1:
+        return last["loss"]
+    return (steps * last["loss"] + logging_steps * before["loss"]) / (steps + logging_steps)
+
+
 def read_curve(path: Path) -> list[dict[str, float]]:
     """The points of a curve's file."""
     header, *lines = path.read_text(encoding="utf-8").splitlines()

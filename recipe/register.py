@@ -122,8 +122,7 @@ def run_metrics(scores: dict[str, Any], trained: dict[str, Any]) -> dict[str, fl
     whole = {
         name: value for name, value in scores.items() if isinstance(value, dict) and name not in ("by_kind", *groups)
     }
-    # The curve is train/loss already.
-    return flat("eval", whole | by) | flat("train", {name: one for name, one in trained.items() if name != "loss"})
+    return flat("eval", whole | by) | flat("train", trained)
 
 
 def answer_row(one: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from recipe.attention import bounded
 from recipe.checkpoints import is_last, newest_complete
-from recipe.curve import curve_text
+from recipe.curve import curve_text, last_loss
 from recipe.errors import ParamsError, Stopped, TrainingError
 from recipe.files import new_folder, read_json, write_json, write_text
 from recipe.modeling import (
@@ -199,7 +199,7 @@ def train(
     write_json(
         metrics,
         {
-            "loss": round(history[-1]["loss"], 6) if history else None,
+            "last_loss": round(last_loss(history, params.logging_steps), 6) if history else None,
             "first_loss": round(history[0]["loss"], 6) if history else None,
             "steps": trainer.state.global_step,
             "sequences": len(sequences),
