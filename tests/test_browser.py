@@ -1,0 +1,310 @@
+"""The reports and MLflow's pages of finished runs in a real Chromium: numbers, errors, what is fetched, axe-core.
+
+PICTURES=docs/pictures pytest -m browser    # writes the README's pictures anew
+"""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from runs import ENVIRONMENT, run
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+REPORTS = ("analysis", "evaluation")
+LAPTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+PICTURES = os.environ.get("PICTURES")
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless Chromium of the system's own."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="`make browser` installs what drives Chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium):
+    """A function that opens an address in a fresh window, and notes its errors and what it asks for."""
+    windows = []
+
+    def make(address, **options):
+        window = chromium.new_context(**{"viewport": LAPTOP, **options})
+        windows.append(window)
+        page = window.new_page()
+        page.errors, page.asked = [], []
+        page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.goto(address)
+        return page
+
+    yield make
+    for window in windows:
+        window.close()
+
+
+def violations(page):
+    """What axe-core finds wrong, each rule with the first place."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [(one["id"], one["nodes"][0]["html"][:200], one["nodes"][0]["failureSummary"][:300]) for one in found]
+
+
+def rows_of(page, heading):
+    """The cells of the table under a heading, as a reader sees them."""
+    section = page.locator("section", has=page.get_by_role("heading", name=heading, exact=True))
+    return [row.locator("th, td").all_inner_texts() for row in section.locator("tr").all()]
+
+
+def report(folder, name):
+    return f"file://{folder / 'reports' / name / 'index.html'}"
+
+
+def keep(page, name, **options):
+    """The picture that the README shows, where it is asked for."""
+    if PICTURES:
+        Path(PICTURES).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=str(Path(PICTURES) / f"{name}.png"), **options)
+
+
+def between(page, first, last):
+    """The part of a report from one heading (or its top) to the end of the section of another, to keep()."""
+    boxes = {name: page.locator("section", has=page.get_by_role("heading", name=name, exact=True)).bounding_box()
+             for name in (first, last) if name}  # fmt: skip
+    top, end = boxes[first]["y"] if first else 0, boxes[last]["y"] + boxes[last]["height"]
+    return {"clip": {"x": 130, "y": top, "width": 1020, "height": end - top}, "full_page": True}
+
+
+def look_at(open_page, folder, name):
+    """A report holds up on a laptop, a phone, in the dark and on paper."""
+    for options in ({}, {"viewport": PHONE}, {"color_scheme": "dark"}):
+        page = open_page(report(folder, name), **options)
+        assert page.errors == []
+        assert [one for one in page.asked if not one.startswith("file://")] == [] and len(page.asked) == 1
+        assert violations(page) == []
+        wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        assert wide <= 0, f"{name} is {wide} pixels wider than the window"
+        for link in page.locator("nav a").all():
+            assert page.locator(link.get_attribute("href")).count() == 1
+    page.emulate_media(media="print")
+    assert violations(page) == [] and page.locator("nav").is_hidden()
+    assert page.pdf()[:5] == b"%PDF-"
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_the_defaults_reports_hold_up_everywhere(finished, open_page, name):
+    look_at(open_page, finished, name)
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_the_real_datas_reports_hold_up_everywhere(real, open_page, name):
+    look_at(open_page, real, name)
+
+
+def check_analysis(page, folder):
+    """The numbers on the page are those of summary.json."""
+    summary = json.loads((folder / "reports" / "analysis" / "summary.json").read_text())
+    assert page.locator(".lead").inner_text().startswith(f"{summary['num_rows']:,} rows.")
+    header, chars, tokens = rows_of(page, "Quantiles")
+    for shown, name in ((chars, "chars"), (tokens, "tokens")):
+        assert dict(zip(header[1:], shown[1:], strict=True)) == {
+            key: f"{value:,}" if isinstance(value, int) else str(value) for key, value in summary[name].items()
+        }
+    limits = [row[1:] for row in rows_of(page, "Which max_length")[1:]]
+    assert limits == [
+        [f"{one['rows_cut']:.2%}", f"{one['tokens_lost']:.2%}", f"{one['filled']:.1%}", f"{one['cost']:.2f}"]
+        for one in summary["limits"]
+    ]
+    flaws = {row[0]: row[1] for row in rows_of(page, "What may be wrong")[1:]}
+    assert flaws == {name: f"{one['rows']:,}" for name, one in summary["flaws"].items()}
+    done = {row[0]: row[1].replace(",", "") for row in rows_of(page, "What prepare did")[1:]}
+    assert done["rows train"] == str(summary["prepared"]["rows"]["train"])
+    assert done["train trained tokens"] == str(summary["prepared"]["tokens"]["train_trained"])
+    curve = list(csv.DictReader((folder / "reports" / "analysis" / "lengths.csv").open()))
+    assert int(curve[-1]["tokens"]) == summary["tokens"]["max"]
+    packed = page.locator(".packed")
+    assert packed.locator(".end").count() >= 1 and packed.locator(".trained").first.is_visible()
+
+
+def check_evaluation(page, folder):
+    """The numbers on the page are those of evaluate.json, and the answers those of generations.jsonl."""
+    scores = json.loads((folder / "metrics" / "evaluate.json").read_text())
+    lead = page.locator(".lead").inner_text()
+    assert lead.startswith("The adapter is better than its base")
+    assert f"validation loss {scores['adapter']['loss']:.3f} against {scores['base']['loss']:.3f}" in lead
+    for row in rows_of(page, "On the validation rows")[1:]:
+        assert row[1:] == ["-" if value is None else str(value) for value in scores[row[0]].values()]
+    shown = [[row[0], *row[2:]] for row in rows_of(page, "Loss by length")[1:]]
+    assert shown == [
+        [name, f"{one['base']:.3f}", f"{one['adapter']:.3f}"] for name, one in scores["loss_by_length"].items()
+    ]
+    lines = (folder / "reports" / "evaluation" / "generations.jsonl").read_text().splitlines()
+    wanted = [json.loads(line)["completion"].split() for line in lines]
+    answers = [row[1].split() for row in rows_of(page, "Base beside adapter")[1:]]
+    assert answers == wanted[: len(answers)] and answers
+
+
+def test_the_defaults_figures_are_those_of_the_json(finished, open_page):
+    page = open_page(report(finished, "analysis"))
+    check_analysis(page, finished)
+    keep(page, "analysis", **between(page, "Length in characters", "Which max_length"))
+    page = open_page(report(finished, "evaluation"))
+    check_evaluation(page, finished)
+    keep(page, "evaluation", **between(page, None, "Loss by kind"))
+
+
+def test_the_real_datas_figures_are_those_of_the_json(real, open_page):
+    page = open_page(report(real, "analysis"))
+    check_analysis(page, real)
+    keep(page, real.name, **between(page, None, "What may be wrong"))
+    check_evaluation(open_page(report(real, "evaluation")), real)
+
+
+@pytest.fixture(scope="session")
+def served(swept):
+    """MLflow's server over the store of the default and its experiment, as `make mlflow-ui` starts it."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    store = swept / "mlflow"
+    server = subprocess.Popen(
+        ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri",
+         f"sqlite:///{store / 'mlflow.db'}", "--artifacts-destination", store / "artifacts", "--workers", "1"],
+        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 90
+    while True:
+        assert server.poll() is None and time.monotonic() < deadline, "the MLflow server does not start"
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=2):
+                break
+        except OSError:
+            time.sleep(0.2)
+    yield address, swept
+    os.killpg(server.pid, signal.SIGTERM)
+    server.wait(30)
+
+
+@pytest.fixture
+def ui(served, open_page):
+    """A function that opens a page of MLflow's UI, its assistant closed; and the recipe folder."""
+    address, folder = served
+
+    def make(path, **options):
+        page = open_page(address, **options)
+        page.evaluate("localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')")
+        page.evaluate("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
+        page.goto("about:blank")  # a change after the # alone would load nothing anew
+        page.goto(path if path.startswith("http") else f"{address}/{path}")
+        return page
+
+    yield make, folder
+
+
+def scores_of(folder):
+    return json.loads((folder / "metrics" / "evaluate.json").read_text())
+
+
+def last_run(served):
+    address, folder = served
+    return run(folder, "recipe", "link", "--server", address).strip()
+
+
+def test_the_runs_page_says_what_was_trained_and_whether_it_is_better(served, ui):
+    make, folder = ui
+    page, scores = make(last_run(served)), scores_of(folder)
+    page.get_by_role("heading", name="demo/rows on demo-base, r16 lr0.003 len256").wait_for()
+    page.get_by_text(f"validation loss {scores['adapter']['loss']:.3f} against").first.wait_for()
+    page.get_by_text("recipe-demo").first.wait_for()
+    for name, value in (("eval/adapter/loss", scores["adapter"]["loss"]),
+                        ("eval/difference/exact_match", scores["difference"]["exact_match"]),
+                        ("eval/exact_match_by_kind/sort", scores["by_kind"]["sort"]["adapter"])):  # fmt: skip
+        page.get_by_placeholder("Search metrics").fill(name)
+        row = page.get_by_role("row").filter(has=page.get_by_text(name, exact=True))
+        assert float(row.get_by_role("cell").nth(1).inner_text()) == pytest.approx(value)
+    page.get_by_placeholder("Search metrics").fill("")
+    keep(page, "run")
+    assert all(one.startswith(served[0]) for one in page.asked if not one.startswith(("data:", "blob:")))
+
+
+def test_the_charts_are_grouped(served, ui):
+    page = ui[0](last_run(served).replace("?", "/model-metrics?"), viewport={"width": 1280, "height": 1000})
+    for group in ("eval/adapter", "eval/difference", "train"):
+        page.get_by_text(group, exact=True).wait_for()
+    train = page.get_by_text("train", exact=True)
+    for _ in range(3):  # the charts above it are drawn, and move it, as they come into view
+        train.evaluate("one => one.scrollIntoView({block: 'start'})")
+        page.wait_for_timeout(500)
+    page.locator(".main-svg").last.wait_for()
+    keep(page, "charts")
+    system = ui[0](last_run(served).replace("?", "/system-metrics?"))
+    system.get_by_text("cpu_utilization_percentage").first.wait_for()
+
+
+def test_the_reports_pictures_and_answers_open_in_the_ui(served, ui):
+    make, folder = ui
+    link = last_run(served)
+    page = make(link.replace("?", "/artifacts/evaluation/index.html?"))
+    lead = page.frame_locator("iframe").locator(".lead")
+    lead.wait_for()
+    assert lead.inner_text().startswith("The adapter is better than its base")
+    page = make(link.replace("?", "/artifacts/analysis/tokens.svg?"))
+    picture = page.get_by_alt_text("analysis/tokens.svg")
+    picture.wait_for()
+    assert picture.evaluate("one => one.complete && one.naturalWidth") > 300
+    page = make(link.replace("?", "/artifacts/generations.json?"))
+    page.get_by_text("adapter is right").first.wait_for()
+    line = json.loads((folder / "reports" / "evaluation" / "generations.jsonl").read_text().splitlines()[0])
+    page.get_by_text(line["adapter"].strip(), exact=True).first.wait_for()
+
+
+def test_two_runs_stand_beside_each_other(served, ui):
+    from mlflow import MlflowClient
+
+    make, folder = ui
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("recipe-demo").experiment_id
+    runs = [one.info.run_id for one in client.search_runs([experiment]) if "sweep" not in one.data.tags]
+    chosen = f"runs={quote(json.dumps(runs))}&experiments={quote(json.dumps([experiment]))}"
+    page = make(f"#/compare-runs?{chosen}&workflowType=machine_learning", viewport={"width": 1280, "height": 1300})
+    page.get_by_text("Comparing 2 Runs from 1 Experiment").wait_for()
+    for rank in (4, 16):
+        page.get_by_text(f"demo/rows on demo-base, r{rank} lr0.003 len256").first.wait_for()
+    page.get_by_role("switch").first.click()  # show diff only, of the params
+    page.get_by_text("data.sha256", exact=True).wait_for(state="detached")
+    assert [one for one in ("lora.r", "lora.alpha") if page.get_by_text(one, exact=True).last.is_visible()] == [
+        "lora.r"
+    ]
+    keep(page, "compare")
+    page = make(f"#/experiments/{experiment}/runs?workflowType=machine_learning")
+    page.get_by_text(re.compile("^sweep from ")).first.wait_for()
+
+
+def test_the_registered_version_has_its_numbers_alias_and_lineage(served, ui):
+    make, folder = ui
+    scores = scores_of(folder)
+    page = make("#/models/recipe-demo/versions/1?workflowType=machine_learning")
+    page.get_by_text(f"validation loss {scores['adapter']['loss']:.3f} against").first.wait_for()
+    page.get_by_text("champion").first.wait_for()
+    for tag, value in (("validation_loss", f"{scores['adapter']['loss']:.6f}"), ("base_id", "demo-base"),
+                       ("git_commit", run(folder, "git", "rev-parse", "HEAD").strip())):  # fmt: skip
+        row = page.get_by_role("row").filter(has=page.get_by_text(tag, exact=True))
+        assert value in row.inner_text()
+    keep(page, "model")
