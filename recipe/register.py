@@ -60,8 +60,8 @@ class Registry(Protocol):
     def champion(self, name: str) -> tuple[str, dict[str, str]] | None:
         """The version under the alias and its tags."""
 
-    def promote(self, name: str, version: str) -> None:
-        """Move the alias."""
+    def decided(self, name: str, version: str, sentence: str, *, moves: bool) -> None:
+        """Show beside the version how it compared with the champion, and move the alias to it where it `moves`."""
 
 
 def decide(
@@ -196,9 +196,10 @@ def register(
             card=model_card(manifest, meta, trained, scores, tags),
         )
     )
-    moves, sentence = decide(params.promote, version, tags, registry.champion(params.name))
-    if moves:
-        registry.promote(params.name, version)
+    champion = registry.champion(params.name)
+    moves, sentence = decide(params.promote, version, tags, champion)
+    if champion is None or champion[0] != version:  # how it became champion stays
+        registry.decided(params.name, version, sentence, moves=moves)
     write_json(
         receipt,
         {"name": params.name, "adapter_sha256": sha256, "base_sha256": manifest["sha256"],

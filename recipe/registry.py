@@ -107,10 +107,12 @@ class Versions(Tracker):
             version = self.client.get_model_version_by_alias(name, ALIAS)
             return str(version.version), version.tags
 
-    def promote(self, name: str, version: str) -> None:
-        """Move the alias to a version."""
+    def decided(self, name: str, version: str, sentence: str, *, moves: bool) -> None:
+        """Show beside the version how it compared with the champion, and move the alias to it where it `moves`."""
         with explained(self.uri):
-            self.client.set_registered_model_alias(name, ALIAS, version)
+            self.client.set_model_version_tag(name, version, "promotion", sentence)
+            if moves:
+                self.client.set_registered_model_alias(name, ALIAS, version)
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -164,6 +164,7 @@ def test_the_adapter_is_registered_once_and_loads_with_the_same_logits(
     assert version.tags["base_id"] == "tiny" and version.tags["git_commit"] == "abc" and version.run_id == run_id
     # What the UI shows: the headline, the answers as a table, the reports.
     assert version.description.startswith("The adapter is ")
+    assert version.tags["promotion"] == "version 1 is the first champion"
     assert version.description in registry.client.get_run(run_id).data.tags["mlflow.note.content"]
     answers = registry.client.load_table(registry.experiment_id(), "generations.json", run_ids=[run_id])
     assert len(answers) == 2 and {"asked", "wanted", "base", "adapter", "adapter is right"} <= set(answers.columns)
@@ -207,6 +208,8 @@ def test_the_champion_stays_with_the_better_adapter(evaluated, fetched_base, sto
     worse = evaluated(num_epochs=1, learning_rate=1e-6)
     assert "version 1 stays the champion" in run_register(worse, fetched_base, registry)
     assert registry.champion("tiny")[0] == "1"
+    held = registry.client.get_model_version("tiny", "2").tags["promotion"]
+    assert held.startswith("version 1 stays the champion: validation loss ")
     assert "version 2 is the champion now" in run_register(worse, fetched_base, registry, promote="always")
     assert registry.champion("tiny")[0] == "2"
 
