@@ -106,7 +106,8 @@ def limit_parts(summary: dict[str, Any]) -> list[Part]:
         for one in summary["limits"]
     ]  # fmt: skip
     header = ["max_length", "rows cut", "tokens lost", "sequences full", "cost of an epoch"]
-    return [Part("Which max_length", table(header, rows), summary["recommended_because"])]
+    note = f"{summary['recommended_because']} Of the rows to train on alone, cut or not."
+    return [Part("Which max_length", table(header, rows), note)]
 
 
 def flaw_parts(summary: dict[str, Any], examples: Mapping[str, Sequence[Any]]) -> list[Part]:

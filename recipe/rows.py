@@ -21,7 +21,7 @@ FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it stands in its file. `place` is `line 12`, in Parquet `row 12`; both count from 1."""
+    """One row as it stands in its file. `place` is `line 12`, without lines `row 12`; both count from 1."""
 
     values: dict[str, Any]
     file: str
@@ -96,7 +96,10 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> Iterator[Row | BadRow]:
-    """A list of objects; a file that begins with an object is read as JSON lines."""
+    """A list of objects; a file that begins with an object is read as JSON lines.
+
+    Rows are named by their lines, in a file whose rows all stand on one line by their numbers.
+    """
     text = _text(path)
     position = _skip(text, 0)
     if text[position : position + 1] == "{":
@@ -105,7 +108,8 @@ def _json(path: Path) -> Iterator[Row | BadRow]:
     if text[position : position + 1] != "[":
         raise DataError(f"{path.name}: expected a list of objects, found {text[position : position + 20]!r}.")
     decoder = json.JSONDecoder()
-    position, counted, line = _skip(text, position + 1), 0, 1
+    begin = position = _skip(text, position + 1)
+    counted, line, number, by_line = 0, 1, 0, True
     while text[position : position + 1] != "]":
         line, counted = line + text.count("\n", counted, position), position
         try:
@@ -116,8 +120,10 @@ def _json(path: Path) -> Iterator[Row | BadRow]:
             ) from None
         except (RecursionError, ValueError) as error:
             raise DataError(f"{path.name}, line {line}: not readable JSON: {error}.") from None
-        yield _row(path.name, f"line {line}", value)
-        position = _skip(text, position)
+        position, number = _skip(text, position), number + 1
+        if number == 1:
+            by_line = "\n" in text[begin : _skip(text, position + 1)]
+        yield _row(path.name, f"line {line}" if by_line else f"row {number}", value)
         if text[position : position + 1] == ",":
             position = _skip(text, position + 1)
         elif text[position : position + 1] != "]":

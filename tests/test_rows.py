@@ -60,7 +60,14 @@ def test_any_json_list_round_trips_with_true_lines(tmp_path_factory, rows, inden
     found = read(tmp_path_factory.mktemp("rows"), "r.json", text)
     assert [row.values for row in found] == rows
     lines = text.splitlines()
-    assert all(lines[int(row.place.split()[1]) - 1].lstrip(" [").startswith("{") for row in found)
+    for number, row in enumerate(found, 1):
+        kind, at = row.place.split()
+        assert lines[int(at) - 1].lstrip(" [").startswith("{") if kind == "line" else int(at) == number
+
+
+def test_json_rows_on_one_line_are_named_by_number(tmp_path):
+    found = read(tmp_path, "r.json", '[{"a": 1}, {"a": 2}, 3]\n')
+    assert [row.place for row in found] == ["row 1", "row 2", "row 3"]
 
 
 @settings(max_examples=60, deadline=None)
