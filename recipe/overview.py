@@ -106,7 +106,7 @@ def limit_parts(summary: dict[str, Any]) -> list[Part]:
         for one in summary["limits"]
     ]  # fmt: skip
     header = ["max_length", "rows cut", "tokens lost", "sequences full", "cost of an epoch"]
-    note = f"{summary['recommended_because']} Of the rows to train on alone, cut or not."
+    note = f"{summary['recommended_because']} Shares are of the rows to train on."
     return [Part("Which max_length", table(header, rows), note)]
 
 

@@ -13,13 +13,20 @@ import socket
 import subprocess
 import time
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from runs import ENVIRONMENT, run
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
+    pytest.mark.skipif(not find_spec("playwright"), reason="`make browser` installs what drives Chromium"),
+]
 REPORTS = ("analysis", "evaluation")
 LAPTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 # MLflow's assistant would open by itself and cover a quarter of each page.
@@ -33,12 +40,10 @@ PICTURES = os.environ.get("PICTURES")
 @pytest.fixture(scope="session")
 def chromium():
     """A headless Chromium of the system's own."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="`make browser` installs what drives Chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
 
