@@ -16,7 +16,8 @@ def last_loss(history: list[dict[str, float]], logging_steps: int) -> float:
 
     The curve's last point may be a single step's.
     """
-    before, last = [{"step": 0}, *history][-2:]
+    before: dict[str, float] = {"step": 0, "loss": 0.0}
+    *_, before, last = [before, *history]
     steps = last["step"] - before["step"]
     if steps >= logging_steps or len(history) == 1:
         return last["loss"]
