@@ -38,6 +38,7 @@ from recipe.overview import (
 )
 from recipe.pages import page
 from recipe.params import Section
+from recipe.quality import masked
 from recipe.survey import Columns, Progress, as_text, read_all, take
 from recipe.tokenization import load_tokenizer
 
@@ -111,7 +112,7 @@ def packed_example(sequences: Any, tokenizer: Any, ends: Sequence[int]) -> list[
         some = zip(ids[stop - length : stop].tolist(), trained[stop - length : stop], strict=True)
         tokens = [(token, "end" if flag and token in ends else "trained" if flag else "read") for token, flag in some]
         runs = groupby(tokens, key=lambda one: one[1])
-        rows.append([(kind, tokenizer.decode([token for token, _ in run])) for kind, run in runs])
+        rows.append([(kind, masked(tokenizer.decode([token for token, _ in run]))) for kind, run in runs])
     return rows
 
 

@@ -80,13 +80,13 @@ def row_reader(
 
 
 def read_examples(
-    files: list[Path], template: Template, columns: dict[str, str], chat: ChatTemplate | None
+    files: dict[str, Path], template: Template, columns: dict[str, str], chat: ChatTemplate | None
 ) -> Iterator[Example | BadRow]:
-    """The rows of some files, one at a time, each as an example or as why the template can't use it."""
+    """The rows of some files ({name: path}), one at a time, each as an example or as why the template can't use it."""
     read = row_reader(template, columns, chat)
     seen: dict[str, None] = {}
-    for file in files:
-        for row in read_rows(file):
+    for name, path in files.items():
+        for row in read_rows(path, name):
             if isinstance(row, BadRow):
                 yield row
                 continue
@@ -97,7 +97,7 @@ def read_examples(
                 continue
             kind = row.values.get(columns.get("kind", ""))
             yield Example(turns, "" if kind is None else safe(str(kind)), row.file, row.place)
-    check_columns(template, columns, set(seen), [file.name for file in files])
+    check_columns(template, columns, set(seen), list(files))
 
 
 def check_columns(template: Template, columns: dict[str, str], seen: set[str], files: list[str]) -> None:

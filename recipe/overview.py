@@ -36,18 +36,18 @@ def some(places: Sequence[str], rows: int) -> str:
     """The first places, each file named once, and how many more there are: `a.json, line 3, 7; and 2 more`."""
     named, last = [], None
     for place in places[:SHOWN_PLACES]:
-        file, line = place.rsplit(", ", 1)
-        if file == last:
-            named[-1] += ", " + line.split()[-1]
+        kind, number = place.rsplit(" ", 1)  # `a.json, line` and `3`
+        if kind == last:
+            named[-1] += ", " + number
         else:
             named.append(place)
-        last = file
+        last = kind
     more = rows - min(len(places), SHOWN_PLACES)
     return "; ".join([*named, *([f"and {more:,} more"] if more else [])])
 
 
 def lead(summary: dict[str, Any]) -> str:
-    """What the data is, in three sentences."""
+    """What the data is, in a few sentences."""
     guilty = [one for one in summary["flaws"].values() if one["rows"]]
     found = "Nothing looks wrong with them." if not guilty else (
         f"{len(guilty)} {'thing' if len(guilty) == 1 else 'things'} may be wrong with some of them: see below."
@@ -118,8 +118,8 @@ def flaw_parts(summary: dict[str, Any], examples: Mapping[str, Sequence[Any]]) -
         for name, one in summary["flaws"].items()
     ]
     note = (
-        "Guesses by the look of the text: look at the rows before you change them. Personal data is not repeated here; "
-        "summary.json names more rows."
+        "Guesses by the look of the text: look at the rows before you change them. Personal data is masked on this "
+        "page; summary.json names more rows."
     )
     clean = Markup("<p>Nothing was found: no copies, near copies or near leaks, no odd characters, no answer that "
                    "looks cut off, no personal data.</p>")  # fmt: skip

@@ -112,7 +112,7 @@ def prepare(
     tokenizer = load_tokenizer(tokenizer_folder)
     chat = ChatTemplate(tokenizer, params.chat_template) if params.template in CHATS else None
     files = {
-        split: [data / file["name"] for file in manifest["files"] if file["split"] == split]
+        split: {file["name"]: data / file["name"] for file in manifest["files"] if file["split"] == split}
         for split in ("validation", "train")
     }
     num_ids = 1 + max(tokenizer.get_vocab().values())  # more than the tokens, where ids are left out

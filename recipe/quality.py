@@ -11,10 +11,13 @@ from functools import cache
 
 # E-mail after RFC 5322's plain form, phone numbers as E.164 and the North American plan write them, keys in the forms
 # that their makers document. Names under example.com and its kin (RFC 2606) and 555 numbers (fiction) are nobody's.
-EMAIL = re.compile(r"\b[\w.%+-]+@(?!(?:[\w-]+\.)*example\.(?:com|net|org)\b)(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}\b")
+# A local part has at most 64 characters (RFC 5321), which also keeps the search linear.
+EMAIL = re.compile(
+    r"(?<![\w.%+-])[\w.%+-]{1,64}@(?!(?:[\w-]+\.)*(?i:example\.(?:com|net|org))\b)(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}\b"
+)
 PHONE = re.compile(
-    r"(?<![\w.+/-])(?:\+[1-9]\d{0,2}(?:[ .-]?\(?\d{2,4}\)?){2,5}|\((?!555)\d{3}\) ?(?!555)\d{3}[-. ]\d{4}"
-    r"|(?!555)\d{3}([-.])(?!555)\d{3}\1\d{4})(?![\w-])"
+    r"(?<![\w.+/-])(?:\+(?!1[ .-]?\(?555)(?=(?:\D{0,2}\d){8})[1-9]\d{0,2}(?:[ .-]?\(?\d{2,4}\)?){2,5}"
+    r"|\((?!555)\d{3}\) ?(?!555)\d{3}[-. ]\d{4}|(?!555)\d{3}([-.])(?!555)\d{3}\1\d{4})(?![\w-])"
 )
 KEY = re.compile(
     r"\bAKIA[0-9A-Z]{16}\b|\bgh[oprsu]_[A-Za-z0-9]{36}\b|\bgithub_pat_\w{22,}|\bsk-[\w-]{20,}|\bAIza[\w-]{35}"
@@ -29,7 +32,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff]")  # joiners (200c, 200d) have uses
 PRIVATE = re.compile("[\ue000-\uf8ff]")
 ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|#\d{2,5}|#x[0-9a-f]{2,4});", re.IGNORECASE)
-PLACEHOLDER = re.compile(r"\s*(?:<?\s*no[ _-]?(?:input|output)\s*>?\.?|n/?a|nan|null)\s*", re.IGNORECASE)
+PLACEHOLDER = re.compile(r"<? ?no[ _-]?(?:input|output) ?>?\.?|n/?a|nan|null", re.IGNORECASE)
 
 OPEN_END = re.compile(r"(?:[,;(\[{]|\s[-–—])$")
 SENTENCE_END = re.compile(r"[.!?。！？][\"'”’)\]]*\s")
@@ -42,10 +45,18 @@ def flaws(question: str, answer: str) -> list[str]:
     both = f"{question}\n{answer}"
     found = [name for name, pattern in PERSONAL.items() if _may_match(name, both) and pattern.search(both)]
     found += odd_characters(both)
-    if PLACEHOLDER.fullmatch(answer):
+    if PLACEHOLDER.fullmatch(answer.strip()):
         found.append("placeholders for an answer")
     how = cut_off(answer)
     return [*found, how] if how else found
+
+
+def masked(text: str) -> str:
+    """The text with its personal data replaced by what it is: `[e-mail addresses]`."""
+    for name, pattern in PERSONAL.items():
+        if _may_match(name, text):
+            text = pattern.sub(f"[{name}]", text)
+    return text
 
 
 def _may_match(name: str, text: str) -> bool:

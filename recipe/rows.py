@@ -38,14 +38,18 @@ class BadRow:
     content: str
 
 
-def read_rows(path: Path) -> Iterator[Row | BadRow]:
-    """The rows of one file in order. Raises DataError where the file as a whole can't be read."""
+def read_rows(path: Path, name: str = "") -> Iterator[Row | BadRow]:
+    """The rows of one file in order, `name` instead of the file's in what they and errors say.
+
+    Raises DataError where the file as a whole can't be read.
+    """
+    name = name or path.name
     readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
     if path.suffix not in readers:
-        raise DataError(f"{path.name}: rows are read from {', '.join(FORMATS)} files, not from {path.suffix!r}.")
+        raise DataError(f"{name}: rows are read from {', '.join(FORMATS)} files, not from {path.suffix!r}.")
     if path.stat().st_size == 0:
-        raise DataError(f"{path.name} is empty.")
-    return readers[path.suffix](path)
+        raise DataError(f"{name} is empty.")
+    return readers[path.suffix](path, name)
 
 
 def pick_columns(row: Row, required: dict[str, str], optional: dict[str, str]) -> dict[str, str] | BadRow:
@@ -95,41 +99,41 @@ def _text(path: Path) -> str:
     return path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
 
 
-def _json(path: Path) -> Iterator[Row | BadRow]:
+def _json(path: Path, name: str) -> Iterator[Row | BadRow]:
     """A list of objects; a file that begins with an object is read as JSON lines.
 
-    Rows are named by their lines, in a file whose rows all stand on one line by their numbers.
+    Rows are named by their lines; one that another stands before on its line, by its number.
     """
     text = _text(path)
     position = _skip(text, 0)
     if text[position : position + 1] == "{":
-        yield from _json_lines(path)
+        yield from _json_lines(path, name)
         return
     if text[position : position + 1] != "[":
-        raise DataError(f"{path.name}: expected a list of objects, found {text[position : position + 20]!r}.")
+        raise DataError(f"{name}: expected a list of objects, found {text[position : position + 20]!r}.")
     decoder = json.JSONDecoder()
     begin = position = _skip(text, position + 1)
-    counted, line, number, by_line = 0, 1, 0, True
+    counted, line, number, last = 0, 1, 0, 0
     while text[position : position + 1] != "]":
         line, counted = line + text.count("\n", counted, position), position
         try:
             value, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{path.name}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}."
+                f"{name}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}."
             ) from None
         except (RecursionError, ValueError) as error:
-            raise DataError(f"{path.name}, line {line}: not readable JSON: {error}.") from None
+            raise DataError(f"{name}, line {line}: not readable JSON: {error}.") from None
         position, number = _skip(text, position), number + 1
-        if number == 1:
-            by_line = "\n" in text[begin : _skip(text, position + 1)]
-        yield _row(path.name, f"line {line}" if by_line else f"row {number}", value)
+        alone = line != last and (number > 1 or "\n" in text[begin : _skip(text, position + 1)])
+        last = line
+        yield _row(name, f"line {line}" if alone else f"row {number}", value)
         if text[position : position + 1] == ",":
             position = _skip(text, position + 1)
         elif text[position : position + 1] != "]":
             line += text.count("\n", counted, position)
             found = repr(text[position : position + 20]) if position < len(text) else "the end of the file"
-            raise DataError(f"{path.name}, line {line}: not valid JSON: expected ',' or ']', found {found}.")
+            raise DataError(f"{name}, line {line}: not valid JSON: expected ',' or ']', found {found}.")
 
 
 def _skip(text: str, position: int) -> int:
@@ -139,7 +143,7 @@ def _skip(text: str, position: int) -> int:
     return position
 
 
-def _json_lines(path: Path) -> Iterator[Row | BadRow]:
+def _json_lines(path: Path, name: str) -> Iterator[Row | BadRow]:
     """An object a line; blank lines are skipped."""
     import orjson
 
@@ -153,7 +157,7 @@ def _json_lines(path: Path) -> Iterator[Row | BadRow]:
                 except orjson.JSONDecodeError:
                     pass
                 else:
-                    yield _row(path.name, f"line {number}", value)
+                    yield _row(name, f"line {number}", value)
                     continue
             text = data.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape").strip()
             if not text:
@@ -162,15 +166,15 @@ def _json_lines(path: Path) -> Iterator[Row | BadRow]:
                 value = json.loads(text)
             except json.JSONDecodeError as error:
                 reason = f"not valid JSON: {error.msg} at column {error.colno}"
-                yield BadRow(path.name, f"line {number}", reason, safe(text))
+                yield BadRow(name, f"line {number}", reason, safe(text))
                 continue
             except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
-                yield BadRow(path.name, f"line {number}", f"not readable JSON: {error}", safe(text))
+                yield BadRow(name, f"line {number}", f"not readable JSON: {error}", safe(text))
                 continue
-            yield _row(path.name, f"line {number}", value)
+            yield _row(name, f"line {number}", value)
 
 
-def _csv(path: Path) -> Iterator[Row | BadRow]:
+def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
     """RFC 4180 with a header; a quoted value may run over lines, and the row is named by its first."""
     csv.field_size_limit(1 << 30)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -178,25 +182,25 @@ def _csv(path: Path) -> Iterator[Row | BadRow]:
         try:
             header = next(reader, [])
             if not header:
-                raise DataError(f"{path.name} has no header.")
-            doubled = sorted({name for name in header if header.count(name) > 1})
+                raise DataError(f"{name} has no header.")
+            doubled = sorted({one for one in header if header.count(one) > 1})
             if doubled:
-                raise DataError(f"{path.name}, line 1: the columns {doubled} stand twice.")
+                raise DataError(f"{name}, line 1: the columns {doubled} stand twice.")
             begin = reader.line_num + 1
             for values in reader:
                 place, begin = f"line {begin}", reader.line_num + 1
                 if not values:
                     continue
                 if len(values) == len(header):
-                    yield Row(dict(zip(header, values, strict=True)), path.name, place)
+                    yield Row(dict(zip(header, values, strict=True)), name, place)
                 else:
                     reason = f"{len(values)} values for {len(header)} columns"
-                    yield BadRow(path.name, place, reason, safe(",".join(values)))
+                    yield BadRow(name, place, reason, safe(",".join(values)))
         except csv.Error as error:
-            raise DataError(f"{path.name}, line {reader.line_num}: not valid CSV: {error}.") from None
+            raise DataError(f"{name}, line {reader.line_num}: not valid CSV: {error}.") from None
 
 
-def _parquet(path: Path) -> Iterator[Row | BadRow]:
+def _parquet(path: Path, name: str) -> Iterator[Row | BadRow]:
     """Rows in batches, so that memory does not grow with the file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -206,9 +210,9 @@ def _parquet(path: Path) -> Iterator[Row | BadRow]:
         for batch in pq.ParquetFile(path).iter_batches():
             for values in batch.to_pylist():
                 number += 1
-                yield Row(values, path.name, f"row {number}")
+                yield Row(values, name, f"row {number}")
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path.name}: not a readable Parquet file: {error}.") from None
+        raise DataError(f"{name}: not a readable Parquet file: {error}.") from None
 
 
 def _row(file: str, place: str, value: object) -> Row | BadRow:

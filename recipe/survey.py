@@ -13,7 +13,7 @@ from typing import Any
 
 from recipe.chats import read_messages
 from recipe.copies import Copies, Found, Pairs
-from recipe.quality import flaws, script
+from recipe.quality import flaws, masked, script
 from recipe.rows import BadRow, Row, read_rows, safe
 
 KEPT_PLACES = 100  # of the rows with a flaw, those that are named
@@ -103,7 +103,7 @@ def question_and_answer(template: str, columns: dict[str, str], values: dict[str
         system = ", system message" if messages[0]["role"] == "system" else ""
         asked = "\n".join(one["content"] for one in messages[:-1])
         return asked, messages[-1]["content"], f"{turns} answer{'s' if turns > 1 else ''}{system}"
-    given = values.get(columns.get("input", ""))
+    given = values.get(columns["input"]) if "input" in columns else None
     asked = f"{values[columns['instruction']]}\n{given}" if given else values[columns["instruction"]]
     return asked, values[columns["output"]], "with input" if given else "without input"
 
@@ -116,7 +116,7 @@ def in_order(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def read_all(data: Path, files: list[dict[str, Any]]) -> Iterator[Row]:
     """The rows of all files that are objects; the others stand in the quarantine."""
     for file in files:
-        for row in read_rows(data / file["name"]):
+        for row in read_rows(data / file["name"], file["name"]):
             if not isinstance(row, BadRow):
                 yield row
 
@@ -162,7 +162,7 @@ def take(
     for row, number in progress(with_facts(read_all(data, in_order(files)), facts), "looking at rows", len(facts)):
         columns.add(row.values)
         if row.file in trained_on and len(first) < num_first:
-            first.append(as_text(row.values))
+            first.append({name: masked(text) for name, text in as_text(row.values).items()})
         if number < 0:
             continue
         question, answer, branch = question_and_answer(template, names, row.values)
@@ -214,5 +214,5 @@ def _texts(
             break
         if order in wanted:
             question, answer, _ = question_and_answer(meta["template"], meta["columns"], row.values)
-            texts[order] = safe(f"{question}\n→ {answer}" if question else answer)
+            texts[order] = masked(safe(f"{question}\n→ {answer}" if question else answer))
     return texts

@@ -10,6 +10,7 @@ from recipe.figures import cumulative, histogram, histogram_edges, pairs_of_bars
 from recipe.files import sha256_tree
 from recipe.overview import some, wrapped
 from recipe.pages import Part, page, preformatted, table
+from recipe.prepare import prepare
 
 
 def test_quantiles_are_by_nearest_rank():
@@ -65,8 +66,8 @@ def test_the_report_says_what_is_there(report):
 def test_what_may_be_wrong_is_counted_with_its_lines(report):
     tale = "Once there was a fox that ran over the hill and under the bridge to see an old friend of his. " * 3
     rows = [
+        alpaca("mail", "write to jane@mail.org"),  # line 1
         *toy_rows(30),
-        alpaca("mail", "write to jane@mail.org"),  # line 31
         alpaca("again", "the same"),
         alpaca("again", "the same"),  # line 33
         alpaca("again", "another"),  # line 34
@@ -75,13 +76,14 @@ def test_what_may_be_wrong_is_counted_with_its_lines(report):
     ]
     summary, folder = report(rows, [alpaca("tell me", tale), alpaca("held", "out")])
     flaws = {name: (one["rows"], one["places"]) for name, one in summary["flaws"].items()}
-    assert flaws["e-mail addresses"] == (1, ["train.jsonl, line 31"])
+    assert flaws["e-mail addresses"] == (1, ["train.jsonl, line 1"])
     assert flaws["rows that stand twice"] == (1, ["train.jsonl, line 33"])
     assert flaws["questions with another answer earlier"][1] == ["train.jsonl, line 34", "train.jsonl, line 36"]
     assert "train.jsonl, line 36" in flaws["rows that are nearly an earlier one"][1]
     assert flaws["validation rows that are nearly in training"] == (1, ["validation.jsonl, line 1"])
     html = (folder / "index.html").read_text()
-    assert "train.jsonl, line 31" in html and "jane@mail.org" not in html.split("What may be wrong</h2>")[1]
+    assert "train.jsonl, line 1</td>" in html
+    assert "jane@mail.org" not in html and "write to [e-mail addresses]" in html.replace("<br>", " ")
     assert "Copies side by side" in html and "things may be wrong" in html
 
 
@@ -92,6 +94,32 @@ def test_rows_that_prepare_left_out_do_not_shift_the_lines(report):
     assert summary["num_rows"] == 43 and summary["columns"]["output"]["missing"] == 1
     assert summary["flaws"]["e-mail addresses"]["places"] == ["train.jsonl, line 43"]
     assert sum(summary["branches"].values()) == 41
+
+
+def test_files_of_one_name_in_folders_of_their_own_are_kept_apart(raw, fetched_base, sequence_params, tmp_path):
+    tale = "Once there was a fox that ran over the hill and under the bridge to see an old friend of his. " * 3
+    held = [{"instruction": "lost", "output": None}, alpaca("tell me", tale)]
+    data = raw([*toy_rows(20), alpaca("tell", tale)], held)
+    manifest = json.loads((data / "manifest.json").read_text())
+    for file in manifest["files"]:
+        (data / file["split"]).mkdir()
+        (data / file["name"]).rename(data / file["split"] / "0.jsonl")
+        file["name"] = f"{file['split']}/0.jsonl"
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    made, tokenizer = tmp_path / "prepared", fetched_base / "tokenizer"
+    prepare(sequence_params(on_bad_row="drop"), data, tokenizer, made, no_progress)
+    summary = analyze(AnalyzeParams(num_rows=5, num_bins=10), data, made, tokenizer, tmp_path / "report", no_progress)
+    assert summary["flaws"]["validation rows that are nearly in training"]["places"] == ["validation/0.jsonl, line 2"]
+    html = (tmp_path / "report" / "index.html").read_text()
+    assert toy_rows(1)[0]["instruction"] in html.split("The first rows</h2>")[1].split("Three rows")[0]
+
+
+def test_a_column_without_a_name_is_not_the_input(report):
+    columns = {"instruction": "instruction", "output": "output"}
+    rows = [{"": str(number), **row} for number, row in enumerate([*toy_rows(20), *toy_rows(1)])]
+    summary, _ = report(rows, columns=columns)
+    assert summary["branches"] == {"without input": 21}
+    assert summary["flaws"]["rows that stand twice"]["rows"] == 1
 
 
 def test_chats_and_plain_texts_are_looked_at_too(report):

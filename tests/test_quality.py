@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.quality import cut_off, flaws, odd_characters, script
+from recipe.quality import cut_off, flaws, masked, odd_characters, script
 
 NONE = [
     "Write to alice@example.com, or to bob@mail.example.org.",
@@ -13,6 +13,8 @@ NONE = [
     "naïve café, Ünïcödé, 😀 👩‍👩‍👧, “quotes” – dashes… 10 €",
     "می‌خواهم",  # a zero-width non-joiner that Persian needs
     "R&D, AT&T; a && b",
+    "Call +1 555 123 4567 or +1 (555) 123-4567, or write to me@Example.COM",
+    "The sum is +12345 of 99999; it grew by +1500000, and 2 +10 20 30 = 62 and 100",
 ]
 
 
@@ -44,6 +46,17 @@ def test_what_is_right_is_left_alone(text):
 )
 def test_what_is_odd_is_named(text, found):
     assert flaws(text, "Yes.") == [found] and flaws("?", text + " .")[0] == found
+
+
+def test_personal_data_is_masked():
+    text = "I am jane.doe+x@mail.co.uk, (212) 867-5309; ghp_" + "a1B2" * 9
+    assert masked(text) == "I am [e-mail addresses], [phone numbers]; [keys or tokens]"
+    assert masked("1 + 1 = 2") == "1 + 1 = 2"
+
+
+@pytest.mark.parametrize("text", ["%E3" * 200_000 + " @", " " * 600_000 + "yes", "+1 " * 200_000, "(212) " * 100_000])
+def test_a_very_long_text_takes_no_longer_than_its_length(text):
+    assert "e-mail addresses" not in flaws("", text)  # a quadratic search takes minutes
 
 
 @pytest.mark.parametrize("answer", ["<noinput>", "No output.", "N/A", " nan "])

@@ -68,6 +68,8 @@ def test_any_json_list_round_trips_with_true_lines(tmp_path_factory, rows, inden
 def test_json_rows_on_one_line_are_named_by_number(tmp_path):
     found = read(tmp_path, "r.json", '[{"a": 1}, {"a": 2}, 3]\n')
     assert [row.place for row in found] == ["row 1", "row 2", "row 3"]
+    found = read(tmp_path, "r.json", '[{"a": 1},\n{"a": 2}, {"a": 3},\n{"a": 4}]\n')
+    assert [row.place for row in found] == ["line 1", "line 2", "row 3", "line 3"]
 
 
 @settings(max_examples=60, deadline=None)
