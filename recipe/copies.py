@@ -21,8 +21,10 @@ SIMILAR = 0.8  # Jaccard similarity of the sets of word triples
 PERMUTATIONS = 128  # the estimate's standard deviation at 0.8 is 0.035
 BANDS = 16  # of 8 values: two rows that overlap by 0.8 share a band in 95% of cases, by 0.9 in all but 1 of 10,000
 AT_ONCE = 100_000  # pairs compared at once: 100 MB
-# Scripts without spaces between words count by the character.
-WORD = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\\w+")
+# Scripts without spaces between words (Thai, Lao, Burmese, Khmer, kana, Han) count by the character. Else a word is
+# what stands between white space and punctuation, with its marks and emoji.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+WORD = re.compile(f"[{UNSPACED}]|[^{UNSPACED}\\s!-/:-@\\[-`{{-~\u00a1-\u00bf\u2000-\u206f\u3000-\u303f]+")
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,10 @@ def words(text: str) -> list[str]:
 
 
 def triples(text: str) -> list[int]:
-    """A 32-bit hash for each three neighbouring words; of fewer words, for what is there."""
+    """A 32-bit hash for each three neighbouring words; of a text with fewer words, for the text as it stands."""
     found = [crc32(word.encode()) for word in words(text)]
     if len(found) < 3:
-        return [sum(found) & 0xFFFFFFFF]
+        return [crc32(text.encode())]
     pairs = [(31 * one + other) & 0xFFFFFFFF for one, other in pairwise(found)]
     return [(1_000_003 * pair + third) & 0xFFFFFFFF for pair, third in zip(pairs, found[2:], strict=False)]
 
@@ -94,7 +96,7 @@ class Copies:
         empty = np.uint64(int.from_bytes(blake2b(b"", digest_size=8).digest(), "little"))
         again = np.flatnonzero((asked >= 0) & (first < 0) & (questions != empty))
         same = np.flatnonzero(first >= 0)
-        held, trained = single[validation[single]], single[~validation[single]]
+        held, trained = np.flatnonzero(validation), np.flatnonzero(~validation)
         return Found(
             same=Pairs(same.tolist(), first[same].tolist(), [1.0] * len(same)),
             same_question=Pairs(again.tolist(), asked[again].tolist(), [1.0] * len(again)),

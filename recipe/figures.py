@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+LONGEST_LABEL = 60
 LONG_TAIL = 10
 CURVE_POINTS = 200
 BLUE, RED, INK, GREY = "#3b6fb6", "#b3261e", "#3d4248", "#9aa2ab"
@@ -72,7 +73,7 @@ def pairs_of_bars(
             bars = axes.barh(places, [pair[side] for pair in groups.values()], 0.36, color=colour, label=name)
             number = (lambda value: f"{value:.0%}") if shares else "%.3g"
             axes.bar_label(bars, fmt=number, padding=3, fontsize=8, color=INK)
-        axes.set_yticks(range(len(groups)), list(groups))
+        axes.set_yticks(range(len(groups)), [_label(name) for name in groups])
         axes.invert_yaxis()
         axes.margins(x=0.1, y=0.02)
         if shares:
@@ -81,6 +82,12 @@ def pairs_of_bars(
         axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
         axes.spines["right"].set_visible(False)
     return text.getvalue()
+
+
+def _label(name: str) -> str:
+    """A name as it can be written into an SVG: on one line, without controls, and not wider than the bars."""
+    printed = "".join(char if char.isprintable() else " " for char in name)
+    return printed if len(printed) <= LONGEST_LABEL else f"{printed[: LONGEST_LABEL - 1]}…"
 
 
 @contextmanager
@@ -94,7 +101,8 @@ def _drawing(width: float, height: float) -> Iterator[tuple[Any, io.StringIO]]:
     text = io.StringIO()
     # Fixed ids and no date, so that the same values give the same bytes; text stays text. A picture of its own has to
     # show on a dark page, too: its paper is white.
-    with rc_context({**defaults, "svg.hashsalt": "recipe", "svg.fonttype": "none", "font.family": "sans-serif"}):
+    fixed = {"text.parse_math": False, "svg.hashsalt": "recipe", "svg.fonttype": "none", "font.family": "sans-serif"}
+    with rc_context({**defaults, **fixed}):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
         axes = figure.subplots()
         axes.spines["top"].set_visible(False)

@@ -92,4 +92,4 @@ def _tasks(results: dict[str, Any]) -> list[Part]:
 def _with_error(scores: dict[str, float], metric: str) -> str:
     name, _, rest = metric.partition(" ")
     error = scores.get(f"{name}_stderr{f' {rest}' if rest else ''}")
-    return f"{scores[metric]:.4f}" + ("" if error is None else f" ± {error:.4f}")
+    return "-" if metric not in scores else f"{scores[metric]:.4f}" + ("" if error is None else f" ± {error:.4f}")

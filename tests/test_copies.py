@@ -53,6 +53,11 @@ def test_case_and_punctuation_do_not_hide_a_copy():
     assert look([("q", text), ("q", text.upper().replace(" ", ", "))]).near.rows == [1]
 
 
+def test_texts_of_signs_or_of_two_words_are_near_no_other():
+    rows = [("red/blue", ""), ("blue/red", ""), ("😀", ""), ("😡 🎉", ""), ("!", ""), ("की", ""), ("के", "")]
+    assert look(rows).near.rows == []
+
+
 def test_scripts_without_spaces_are_compared_by_character():
     text = "今日は天気がいいから散歩しましょうと彼は言いました。それから公園まで歩いて行きました"
     assert look([("", text), ("", text.replace("散歩", "外出"))]).near.rows in ([], [1])

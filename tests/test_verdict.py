@@ -41,6 +41,13 @@ def test_hundreds_of_kinds_stand_in_the_table_alone():
     assert ">kind 99</td>" in report_page(many, [], pictures(many))
 
 
+def test_any_name_of_a_kind_can_be_drawn():
+    names = ("cost $\\frac$", "price $5 and $6", "k" * 200, "tab\x0b and\nline")
+    odd = RESULTS | {"by_kind": {name: {"prompts": 1, "base": 0.0, "adapter": 0.5} for name in names}}
+    drawn = pictures(odd)["exact_match_by_kind"]
+    assert "$\\frac$" in drawn and "k" * 59 + "…" in drawn and "\x0b" not in drawn
+
+
 @pytest.mark.parametrize(
     ("scores", "shown"),
     [
