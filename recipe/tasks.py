@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import io
 import logging
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -58,10 +59,18 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
                 tasks |= manager.load([name])["tasks"]
         except OSError as error:  # of the Hub and of files: its errors are kinds of OSError
             raise MachineError(f"evaluate.tasks: the rows of {name} can't be had: {_first(error)}") from None
-        except Exception as error:
-            if not name.endswith(".yaml"):
-                raise
-            raise DataError(f"evaluate.tasks: {name} is no task: {type(error).__name__}: {_first(error)}") from None
+        except ImportError as error:
+            raise MachineError(f"evaluate.tasks: {name} needs a package that is not here: {_first(error)}") from None
+        except Exception as error:  # noqa: BLE001 - a task may run any code of the harness
+            what = f"{type(error).__name__}: {_first(error)}"
+            if name.endswith(".yaml"):
+                raise DataError(f"evaluate.tasks: {name} is no task: {what}") from None
+            raise MachineError(f"evaluate.tasks: {name} can't be loaded: {what}") from None
+    for name, task in tasks.items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise ParamsError(f"evaluate.tasks: {name} runs code that the model wrote, which is not done here.")
+        if getattr(task, "MULTIMODAL", False):
+            raise ParamsError(f"evaluate.tasks: {name} shows pictures, and the base model reads text.")
     return tasks
 
 
@@ -95,7 +104,7 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     made = {}
     for key, value in metrics.items():
         name, _, kind = key.partition(",")
-        if kind and isinstance(value, int | float):
+        if kind and isinstance(value, int | float) and math.isfinite(value):
             made[name if kind == "none" else f"{name} ({kind})"] = round(float(value), 6)
     return made
 

@@ -117,16 +117,24 @@ class Tracker:
         baseline, name = os.environ.get("DVC_EXP_BASELINE_REV"), os.environ.get("DVC_EXP_NAME", "")
         if not baseline:
             return {}
-        experiment_id = self.experiment_id()
-        found = self.client.search_runs([experiment_id], f"tags.sweep = '{baseline}'", max_results=1)
-        if found:
-            parent = found[0].info.run_id
-        else:
+        parent = self._sweep(baseline)
+        if parent is None:
             note = f"The runs of `dvc exp run` from commit `{baseline}`. Choose some below it, and Compare."
             tags = {"sweep": baseline, "mlflow.note.content": note}
-            parent = self.client.create_run(experiment_id, tags=tags, run_name=f"sweep from {baseline[:7]}").info.run_id
-            self.client.set_terminated(parent)
-        return {"mlflow.parentRunId": parent, "dvc_experiment": name}
+            made = self.client.create_run(self.experiment_id(), tags=tags, run_name=f"sweep from {baseline[:7]}")
+            self.client.set_terminated(made.info.run_id)
+            parent = self._sweep(baseline)
+            if parent != made.info.run_id:  # another run of the sweep began at the same time, and was first
+                self.client.delete_run(made.info.run_id)
+        return {"mlflow.parentRunId": str(parent), "dvc_experiment": name}
+
+    def _sweep(self, baseline: str) -> str | None:
+        """The first run that stands for the experiments from a commit."""
+        first = ["attributes.start_time ASC", "attributes.run_id ASC"]
+        found = self.client.search_runs(
+            [self.experiment_id()], f"tags.sweep = '{baseline}'", max_results=1, order_by=first
+        )
+        return found[0].info.run_id if found else None
 
     @contextmanager
     def training(self) -> Iterator[Callable[[dict[str, float], int], None]]:

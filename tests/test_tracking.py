@@ -129,6 +129,17 @@ def test_experiments_from_one_commit_are_children_of_one_sweep(store, monkeypatc
     assert "mlflow.parentRunId" not in one.client.get_run(one.find_run(finished=True)).data.tags
 
 
+def test_two_experiments_that_begin_at_once_share_one_sweep(store, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "b" * 40)
+    one, two = tracker(store, fingerprint="1" * 64), tracker(store, fingerprint="2" * 64)
+    first = one._sweep_tags()["mlflow.parentRunId"]
+    found = iter([None])  # the other had not written its run when this one looked
+    looked = two._sweep
+    monkeypatch.setattr(two, "_sweep", lambda baseline: next(found, looked(baseline)))
+    assert two._sweep_tags()["mlflow.parentRunId"] == first
+    assert len(one.client.search_runs([one.experiment_id()], "tags.sweep LIKE '%'")) == 1
+
+
 def test_an_experiments_store_is_that_of_the_repository_that_started_it(store):
     (store / "requirements").mkdir()
     inside = store / ".dvc" / "tmp" / "exps" / "tmp123"
