@@ -77,8 +77,7 @@ def headline(results: dict[str, Any]) -> str:
     better = "better" if gain["loss_low"] > 0 else "not better"
     text = (
         f"The adapter is {better} than its base: validation loss {adapter['loss']:.3f} against {base['loss']:.3f} "
-        f"({abs(gain['loss']):.3f} {'lower' if gain['loss'] >= 0 else 'higher'}, {low:.3f} to {high:.3f} "
-        "with 95%)"
+        f"({abs(gain['loss']):.3f} {'lower' if gain['loss'] >= 0 else 'higher'}, 95% interval {low:.3f} to {high:.3f})"
     )
     if adapter["exact_match"] is None:
         return text + "."

@@ -23,7 +23,7 @@ from recipe.packing import IGNORED, collate, read_sequences
 from recipe.params import Section
 from recipe.tasks import load_tasks, run_tasks
 from recipe.tokenization import encode_prompts, load_tokenizer
-from recipe.verdict import pictures, report_page
+from recipe.verdict import about, pictures, report_page
 
 NUM_THREADS = 2  # fixed: another number sums in another order, and gives other last digits
 Progress = Callable[[Iterator[Any], str, int], Iterator[Any]]
@@ -175,6 +175,7 @@ def evaluate(
         drawn = pictures(results)
         for name, picture in drawn.items():
             write_text(target / f"{name}.svg", picture)
-        write_text(target / "index.html", report_page(results, generations, drawn))
+        said = about(manifest["id"], meta, trained)
+        write_text(target / "index.html", report_page(results, generations, drawn, said))
     write_json(metrics, results)
     return results

@@ -1,6 +1,6 @@
 """The report on the result: whether the adapter is better than its base, by how much, where, and in what words.
 
-report_page(results, generations, pictures(results))    # results as in metrics/evaluate.json
+report_page(results, generations, pictures(results), about("demo-base", meta, trained))    # metrics/evaluate.json
 """
 
 from collections.abc import Mapping
@@ -30,8 +30,19 @@ def pictures(results: dict[str, Any]) -> dict[str, str]:
     return drawn
 
 
-def report_page(results: dict[str, Any], generations: list[dict[str, Any]], drawn: Mapping[str, str]) -> str:
-    """The report as HTML."""
+def about(base_id: str, meta: dict[str, Any], trained: dict[str, Any]) -> str:
+    """What was trained, in a sentence that follows the headline."""
+    own = trained["trainable_parameters"]
+    return (
+        f"It has {own:,} parameters beside the {trained['parameters'] - own:,} of {base_id}, and was trained on "
+        f"{meta['rows']['train']:,} rows in {trained['steps']:,} steps."
+    )
+
+
+def report_page(
+    results: dict[str, Any], generations: list[dict[str, Any]], drawn: Mapping[str, str], trained: str
+) -> str:
+    """The report as HTML; `trained` says what was trained."""
     parts = [*_numbers(results), *_groups(results, drawn), *_tasks(results)]
     shown = [
         [asked(one["prompt"]), one["completion"], *(RIGHT * one[f"{side}_matches"] + one[side] for side in SIDES)]
@@ -42,22 +53,29 @@ def report_page(results: dict[str, Any], generations: list[dict[str, Any]], draw
         if len(generations) > SHOWN_ANSWERS:
             note += f" generations.jsonl has all {len(generations):,}."
         parts.append(Part("Base beside adapter", table(["asked", "wanted", *SIDES], shown), note))
-    return page("Is the adapter better?", headline(results), parts)
+    return page("Is the adapter better?", f"{headline(results)} {trained}", parts)
 
 
 def _numbers(results: dict[str, Any]) -> list[Part]:
-    numbers = [[side, *("-" if v is None else v for v in results[side].values())] for side in SIDES]
+    numbers = [[side, *(_short(name, value) for name, value in results[side].items())] for side in SIDES]
     gain = results["difference"]
-    gains = [["loss, lower by", f"{gain['loss']:.4f}", f"{gain['loss_low']:.4f} to {gain['loss_high']:.4f}"]]
+    gains = [["loss, lower by", f"{gain['loss']:.3f}", f"{gain['loss_low']:.3f} to {gain['loss_high']:.3f}"]]
     if "exact_match" in gain:
         shares = [f"{gain[name]:.1%}" for name in ("exact_match", "exact_match_low", "exact_match_high")]
-        gains.append(["exact match, higher by", shares[0], f"{shares[1]} to {shares[2]}"])
+        gains.append(["exact match, higher by", f"{shares[0]} points", f"{shares[1]} to {shares[2]}"])
     return [
         Part("On the validation rows", table(["model", "loss", "perplexity", "token accuracy", "exact match"], numbers),
              f"{results['rows']:,} rows; {results['prompts']:,} prompts answered in full, greedily."),
         Part("What the adapter gains", table(["gain", "difference", "95% interval"], gains),
-             "By 1,000 draws of as many validation rows, with replacement."),
+             "Bootstrap: 1,000 draws of as many validation rows, with replacement."),
     ]  # fmt: skip
+
+
+def _short(name: str, value: float | None) -> str:
+    """A score as the headline has it: losses with three digits, perplexity with two, shares as percentages."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if name == "loss" else f"{value:,.2f}" if name == "perplexity" else f"{value:.1%}"
 
 
 def _groups(results: dict[str, Any], drawn: Mapping[str, str]) -> list[Part]:

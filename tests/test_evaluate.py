@@ -61,7 +61,7 @@ def test_the_headline_says_whether_the_adapter_is_better(adapter_loss, says):
     results = {"base": {"loss": 2.0, "exact_match": 0.0}, "adapter": {"loss": adapter_loss, "exact_match": 0.5}}
     results["difference"] = gain
     assert headline(results).startswith(f"The adapter {says} than its base")
-    assert ("1.000 higher, 0.900 to 1.100 with 95%" if adapter_loss == 3 else "lower, ") in headline(results)
+    assert ("1.000 higher, 95% interval 0.900 to 1.100" if adapter_loss == 3 else "lower, ") in headline(results)
     results["adapter"]["exact_match"] = None
     assert "answers" not in headline(results)
     del results["difference"]

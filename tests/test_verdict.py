@@ -1,6 +1,6 @@
 import pytest
 
-from recipe.verdict import pictures, report_page
+from recipe.verdict import about, pictures, report_page
 
 RESULTS = {
     "rows": 2,
@@ -19,26 +19,28 @@ GENERATIONS = [
     {"prompt": "Say <b>.", "completion": "<b>", "base": "no", "adapter": "<b>", "base_matches": False,
      "adapter_matches": True, "kind": "sum"},
 ]  # fmt: skip
+ABOUT = about("tiny", {"rows": {"train": 7}}, {"trainable_parameters": 40, "parameters": 1040, "steps": 3})
 
 
 def test_the_report_says_first_whether_the_adapter_is_better():
-    html = report_page(RESULTS, GENERATIONS, pictures(RESULTS))
+    html = report_page(RESULTS, GENERATIONS, pictures(RESULTS), ABOUT)
     first = html.split('class="lead">')[1].split("<")[0]
     assert first.startswith("The adapter is better than its base: validation loss 1.000 against 2.000")
     assert html.count("<svg") == 3 and "50.0%" in html and "✓ &lt;b&gt;" in html and "<td>no</td>" in html
+    assert first.endswith("It has 40 parameters beside the 1,000 of tiny, and was trained on 7 rows in 3 steps.")
     assert "Tasks" not in html
 
 
 def test_rows_without_kinds_have_no_pictures_by_kind():
     plain = RESULTS | {"by_kind": {}, "loss_by_kind": {}}
     assert set(pictures(plain)) == {"loss_by_length"}
-    assert "by kind" not in report_page(plain, [], pictures(plain))
+    assert "by kind" not in report_page(plain, [], pictures(plain), ABOUT)
 
 
 def test_hundreds_of_kinds_stand_in_the_table_alone():
     many = RESULTS | {"by_kind": {f"kind {n}": {"prompts": 1, "base": 0.0, "adapter": 1.0} for n in range(100)}}
     assert "exact_match_by_kind" not in pictures(many)
-    assert ">kind 99</td>" in report_page(many, [], pictures(many))
+    assert ">kind 99</td>" in report_page(many, [], pictures(many), ABOUT)
 
 
 def test_any_name_of_a_kind_can_be_drawn():
@@ -58,5 +60,5 @@ def test_any_name_of_a_kind_can_be_drawn():
 )
 def test_a_tasks_scores_stand_beside_each_other(scores, shown):
     results = RESULTS | {"tasks": {"hellaswag": {"base": scores, "adapter": scores}}}
-    html = report_page(results, [], pictures(results))
+    html = report_page(results, [], pictures(results), ABOUT)
     assert html.count(f">{shown}</td>") == 2 and html.count(">hellaswag</td>") == 1
