@@ -14,6 +14,21 @@ from recipe.pages import Part, figure, preformatted, table
 WRAP = 50  # the tutorial's view of a row: wrapped at 50 characters, after a rule of 15 times three dashes
 RULE = "---" * 15
 TUTORIAL_CHARS = 1024  # the tutorial counted characters, and then cut at as many tokens
+ROWS_CALLED = {
+    "read": "rows read",
+    "quarantined": "rows set aside as malformed",
+    "truncated": "rows cut at max_length",
+    "dropped_overlong": "rows dropped as too long",
+    "dropped_without_answer": "rows dropped: the prompt alone fills max_length",
+    "train": "rows to train on",
+    "validation": "rows to validate on",
+}
+TOKENS_CALLED = {
+    "train": "tokens to train on",
+    "train_trained": "of them trained (answers)",
+    "validation": "tokens to validate on",
+    "validation_trained": "of them scored (answers)",
+}
 SHOWN_PLACES = 5
 SHOWN_CHARS = 600  # of a copy
 
@@ -52,10 +67,13 @@ def lead(summary: dict[str, Any]) -> str:
     found = "Nothing looks wrong with them." if not guilty else (
         f"{len(guilty)} {'thing' if len(guilty) == 1 else 'things'} may be wrong with some of them: see below."
     )  # fmt: skip
+    rows = summary["prepared"]["rows"]
+    dropped = rows["dropped_overlong"] + rows["dropped_without_answer"]
     return (
-        f"{summary['num_rows']:,} rows. Half of those used have {summary['tokens']['p50']:,} tokens or fewer, the "
-        f"longest has {summary['tokens']['max']:,}. {summary['share_over_max_length_tokens']:.1%} are longer than "
-        f"max_length, {summary['max_length']:,} tokens. {found}"
+        f"{summary['num_rows']:,} rows: {rows['train']:,} to train on, {rows['validation']:,} to validate on. Half "
+        f"have {summary['tokens']['p50']:,} tokens or fewer, the longest has {summary['tokens']['max']:,}. "
+        f"{summary['share_over_max_length_tokens']:.1%} are longer than max_length, {summary['max_length']:,} tokens: "
+        f"{rows['truncated']:,} were cut, {dropped:,} dropped. {found}"
     )
 
 
@@ -106,7 +124,10 @@ def limit_parts(summary: dict[str, Any]) -> list[Part]:
         for one in summary["limits"]
     ]  # fmt: skip
     header = ["max_length", "rows cut", "tokens lost", "sequences full", "cost of an epoch"]
-    note = f"{summary['recommended_because']} Shares are of the rows to train on."
+    note = (
+        f"{summary['recommended_because']} Shares are of the rows to train on. Where the prompt alone fills "
+        "max_length, the row is dropped, and loses more than is counted here."
+    )
     return [Part("Which max_length", table(header, rows), note)]
 
 
@@ -146,9 +167,9 @@ def token_parts(summary: dict[str, Any]) -> list[Part]:
         ["of it used in training", vocabulary["used"]],
     ]
     note = (
-        f"{tokens['train_trained'] / tokens['train']:.1%} of the training tokens are trained. They use "
-        f"{vocabulary['used'] / vocabulary['size']:.1%} of the vocabulary; the {vocabulary['top']} most frequent "
-        f"tokens make up {vocabulary['top_share']:.1%} of the text."
+        f"{tokens['train_trained'] / tokens['train']:.1%} of the training tokens are trained. The training "
+        f"text uses {vocabulary['used'] / vocabulary['size']:.1%} of the vocabulary; the {vocabulary['top']} most "
+        f"frequent tokens make up {vocabulary['top_share']:.1%} of the text."
     )
     parts = [Part("What the tokens are", table(["what", "number"], shares), note)]
     for heading, name, key in (
@@ -164,9 +185,9 @@ def token_parts(summary: dict[str, Any]) -> list[Part]:
 def outcome_parts(summary: dict[str, Any], packed: Sequence[Sequence[tuple[str, str]]]) -> list[Part]:
     """What prepare made of the rows, and one packed sequence as the model sees it."""
     prepared = summary["prepared"]
-    counts = [[f"rows {name.replace('_', ' ')}", count] for name, count in prepared["rows"].items()]
-    counts += [[f"{name.replace('_', ' ')} tokens", count] for name, count in prepared["tokens"].items()]
-    counts += [["train sequences", prepared["sequences"]["train"]]]
+    counts = [[ROWS_CALLED[name], count] for name, count in prepared["rows"].items()]
+    counts += [[TOKENS_CALLED[name], count] for name, count in prepared["tokens"].items()]
+    counts += [["training sequences", prepared["sequences"]["train"]]]
     quarantined = prepared["rows"]["quarantined"]
     filled = f"The sequences are {prepared['sequences']['filled']:.1%} full." + (
         f" {quarantined:,} rows stand in data/prepared/quarantine.jsonl, each with the reason." if quarantined else ""

@@ -133,7 +133,9 @@ def test_the_real_datas_reports_hold_up_everywhere(real, open_page, name):
 def check_analysis(page, folder):
     """The numbers on the page are those of summary.json."""
     summary = json.loads((folder / "reports" / "analysis" / "summary.json").read_text())
-    assert page.locator(".lead").inner_text().startswith(f"{summary['num_rows']:,} rows.")
+    rows = summary["prepared"]["rows"]
+    lead = page.locator(".lead").inner_text()
+    assert lead.startswith(f"{summary['num_rows']:,} rows: {rows['train']:,} to train on, {rows['validation']:,} to ")
     header, chars, tokens = rows_of(page, "Quantiles")
     for shown, name in ((chars, "chars"), (tokens, "tokens")):
         assert dict(zip(header[1:], shown[1:], strict=True)) == {
@@ -147,8 +149,8 @@ def check_analysis(page, folder):
     flaws = {row[0]: row[1] for row in rows_of(page, "What may be wrong")[1:]}
     assert flaws == {name: f"{one['rows']:,}" for name, one in summary["flaws"].items()}
     done = {row[0]: row[1].replace(",", "") for row in rows_of(page, "What prepare did")[1:]}
-    assert done["rows train"] == str(summary["prepared"]["rows"]["train"])
-    assert done["train trained tokens"] == str(summary["prepared"]["tokens"]["train_trained"])
+    assert done["rows to train on"] == str(summary["prepared"]["rows"]["train"])
+    assert done["of them trained (answers)"] == str(summary["prepared"]["tokens"]["train_trained"])
     curve = list(csv.DictReader((folder / "reports" / "analysis" / "lengths.csv").open()))
     assert int(curve[-1]["tokens"]) == summary["tokens"]["max"]
     packed = page.locator(".packed")
@@ -162,7 +164,11 @@ def check_evaluation(page, folder):
     assert lead.startswith("The adapter is better than its base")
     assert f"validation loss {scores['adapter']['loss']:.3f} against {scores['base']['loss']:.3f}" in lead
     for row in rows_of(page, "On the validation rows")[1:]:
-        assert row[1:] == ["-" if value is None else str(value) for value in scores[row[0]].values()]
+        for shown, (name, value) in zip(row[1:], scores[row[0]].items(), strict=True):
+            percent = shown.endswith("%")
+            assert percent == (name in ("token_accuracy", "exact_match"))
+            number = float(shown.rstrip("%").replace(",", "")) / (100 if percent else 1)
+            assert number == pytest.approx(value, abs=0.0005 if percent or name == "loss" else 0.005)
     shown = [[row[0], *row[2:]] for row in rows_of(page, "Loss by length")[1:]]
     assert shown == [
         [name, f"{one['base']:.3f}", f"{one['adapter']:.3f}"] for name, one in scores["loss_by_length"].items()
