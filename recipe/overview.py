@@ -73,7 +73,7 @@ def lead(summary: dict[str, Any]) -> str:
         f"{summary['num_rows']:,} rows: {rows['train']:,} to train on, {rows['validation']:,} to validate on. Half "
         f"have {summary['tokens']['p50']:,} tokens or fewer, the longest has {summary['tokens']['max']:,}. "
         f"{summary['share_over_max_length_tokens']:.1%} are longer than max_length, {summary['max_length']:,} tokens: "
-        f"{rows['truncated']:,} were cut, {dropped:,} dropped. {found}"
+        f"{rows['truncated']:,} cut, {dropped:,} dropped. {found}"
     )
 
 

@@ -61,8 +61,8 @@ def _numbers(results: dict[str, Any]) -> list[Part]:
     gain = results["difference"]
     gains = [["loss, lower by", f"{gain['loss']:.3f}", f"{gain['loss_low']:.3f} to {gain['loss_high']:.3f}"]]
     if "exact_match" in gain:
-        shares = [f"{gain[name]:.1%}" for name in ("exact_match", "exact_match_low", "exact_match_high")]
-        gains.append(["exact match, higher by", f"{shares[0]} points", f"{shares[1]} to {shares[2]}"])
+        shares = [f"{100 * gain[name]:.1f}" for name in ("exact_match", "exact_match_low", "exact_match_high")]
+        gains.append(["exact match, higher by", f"{shares[0]} points", f"{shares[1]} to {shares[2]} points"])
     return [
         Part("On the validation rows", table(["model", "loss", "perplexity", "token accuracy", "exact match"], numbers),
              f"{results['rows']:,} rows; {results['prompts']:,} prompts answered in full, greedily."),
