@@ -85,6 +85,8 @@ def real(request, finished, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def swept(finished):
-    """The default, and beside it an experiment of `dvc exp run` with another rank."""
+    """The default, and beside it an experiment of `dvc exp run` with another rank. Its own files stay as they were."""
+    before = run(finished, "git", "status", "--porcelain")
     run(finished, "dvc", "exp", "run", "--temp", "-n", "rank-4", "-S", "lora.r=4")
+    assert run(finished, "git", "status", "--porcelain") == before
     return finished
