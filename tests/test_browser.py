@@ -8,17 +8,12 @@ import json
 import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
-import time
-import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from runs import ENVIRONMENT, run
+from runs import mlflow_server, run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -199,26 +194,8 @@ def test_the_real_datas_figures_are_those_of_the_json(real, open_page):
 @pytest.fixture(scope="session")
 def served(swept):
     """MLflow's server over the store of the default and its experiment, as `make mlflow-ui` starts it."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    store = swept / "mlflow"
-    server = subprocess.Popen(
-        ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri",
-         f"sqlite:///{store / 'mlflow.db'}", "--artifacts-destination", store / "artifacts", "--workers", "1"],
-        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 90
-    while True:
-        assert server.poll() is None and time.monotonic() < deadline, "the MLflow server does not start"
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2):
-                break
-        except OSError:
-            time.sleep(0.2)
-    yield address, swept
-    os.killpg(server.pid, signal.SIGTERM)
-    server.wait(30)
+    with mlflow_server(swept / "mlflow" / "mlflow.db", swept / "mlflow" / "artifacts") as address:
+        yield address, swept
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import re
 import shutil
 import subprocess
 import time
@@ -11,13 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import alpaca, edit, toy_rows, write_jsonl
-from runs import ENVIRONMENT, run
+from runs import ENVIRONMENT, run, stages_run
 
 pytestmark = pytest.mark.slow
-
-
-def stages_run(output):
-    return re.findall(r"Running stage '([\w@]+)'", output)
 
 
 def test_the_default_teaches_what_it_is_for_and_a_second_repro_runs_nothing(finished):

@@ -1,17 +1,14 @@
 """MLflow for real: a SQLite store in a folder of the test's own, and a real server on loopback."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, evaluate_in, plain_base
+from runs import mlflow_server
 
 from recipe.errors import Stopped, TrackingError
 from recipe.modeling import load_adapter
@@ -234,27 +231,9 @@ def free_port():
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A real MLflow server."""
-    port = free_port()
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-         "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--artifacts-destination", str(tmp_path / "a")],
-        cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    uri = f"http://127.0.0.1:{port}"
-    import time
-
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"{uri}/health", timeout=1).read()
-            break
-        except OSError:
-            assert process.poll() is None
-            time.sleep(0.1)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    yield uri
-    os.killpg(process.pid, 15)
-    process.wait()
+    with mlflow_server(tmp_path / "server.db", tmp_path / "a") as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        yield uri
 
 
 def test_a_real_server_takes_run_and_version_and_gives_the_model_back(evaluated, fetched_base, store, server):
