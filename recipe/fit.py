@@ -10,7 +10,7 @@ from typing import Any
 from recipe.errors import MachineError
 from recipe.memory import Need, count_parameters, training_need
 from recipe.tracing import Untraceable
-from recipe.transfer import shown_bytes
+from recipe.units import shown_bytes
 
 AUTO_MARGIN = 1.15  # what a step needs is stated to within 15% (tests/test_memory.py)
 CPU_PARAMETERS = 1_000_000_000  # a larger model is no work for a CPU

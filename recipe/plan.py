@@ -19,7 +19,7 @@ from recipe.modeling import torch_dtype
 from recipe.pipeline import Paths
 from recipe.sizes import hub_text, local_text, text_tokens
 from recipe.splits import dataset_splits, local_split_files
-from recipe.transfer import shown_bytes
+from recipe.units import shown_bytes, shown_time
 from recipe.weights import CONFIGS, TOKENIZERS, weight_names
 
 EFFICIENCY = 0.5  # of the matmul's speed that a training step reaches; 0.61 was measured on a CPU (docs/RESULTS.md)
@@ -115,14 +115,6 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
         basis = f"{need.flops_per_token / 1e9:.3g} GFLOP a token, half of the {speed / 1e12:.2f} TFLOP/s of a matmul"
         plan.lines.append(("time", f"about {shown_time(seconds)} of training (estimated: {basis} measured now)"))
     return plan
-
-
-def shown_time(seconds: float) -> str:
-    """Seconds as people read them."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def _plan_data(plan: Plan, params: dict[str, Any], folder: Path) -> tuple[int, int, int]:

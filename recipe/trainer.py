@@ -23,6 +23,7 @@ from recipe.errors import TrainingError
 from recipe.lora import fuse
 from recipe.loss import head_loss
 from recipe.stopping import Stop
+from recipe.units import shown_time
 
 Log = Callable[[dict[str, float], int], None]
 
@@ -89,14 +90,6 @@ def _head_is_all(model: Any, backbone: Any, head: Any) -> bool:
     return same
 
 
-def _duration(seconds: float) -> str:
-    """`42 s`, `3 min`, `5 h 20 min`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 class Progress(TrainerCallback):
     """Shows and logs progress, marks whole checkpoints, and stops when asked to and at a loss that is not a number."""
 
@@ -140,7 +133,7 @@ class Progress(TrainerCallback):
         else:
             left = (state.max_steps - state.global_step) * self.tokens_per_step / tokens_per_second
             with suppress(OSError):  # `dvc repro | tee log` and Ctrl-C: tee is gone first
-                print(f"step {state.global_step}/{state.max_steps}: {text}, {_duration(left)} left", flush=True)
+                print(f"step {state.global_step}/{state.max_steps}: {text}, {shown_time(left)} left", flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         """Mark the checkpoint whole; raises TrainingError where its weights are not finite."""

@@ -18,6 +18,7 @@ from typing import Literal, TypeVar
 
 from recipe.errors import DataError
 from recipe.files import CHUNK_BYTES, sha256_file
+from recipe.units import shown_bytes
 
 Kind = Literal["model", "dataset"]
 Result = TypeVar("Result")
@@ -36,15 +37,6 @@ class RemoteFile:
     path: str
     size: int
     digest: str
-
-
-def shown_bytes(count: float) -> str:
-    """Bytes as people read them, in powers of 1000 as disks and the Hub count: `27.6 GB`."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"
 
 
 def git_blob_id(path: Path) -> str:

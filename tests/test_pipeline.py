@@ -42,7 +42,7 @@ def test_a_stage_is_the_child_of_dvc_whatever_the_shell(stage):
 
 
 FLOORS = [
-    {"errors", "files", "params", "prompts"},
+    {"errors", "files", "params", "prompts", "units"},
     {
         "answering",
         "attention",

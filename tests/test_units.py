@@ -1,0 +1,21 @@
+import pytest
+
+from recipe.units import shown_bytes, shown_time
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (170, "3 min"), (3569, "59 min"), (3571, "1 h 0 min"),
+        (19_200, "5 h 20 min"), (172_799, "2 d 0 h"), (187_200, "2 d 4 h"),
+    ],
+)  # fmt: skip
+def test_a_time_is_shown_in_the_units_that_matter(seconds, shown):
+    assert shown_time(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (27.6e9, "27.6 GB"), (4e12, "4.00 TB")]
+)
+def test_bytes_are_shown_in_powers_of_1000(count, shown):
+    assert shown_bytes(count) == shown
