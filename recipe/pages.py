@@ -35,6 +35,7 @@ table { border-collapse: collapse; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
   white-space: pre-wrap; overflow-wrap: anywhere; min-width: 4rem; }
 th, td.number { overflow-wrap: normal; }
+th.number, td.number { min-width: 0; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 pre { background: var(--card); padding: .75rem; overflow-x: auto; font-size: .85rem; white-space: pre-wrap; }
 figure { margin: .5rem 0; background: #fff; border-radius: 4px; padding: .25rem; }
@@ -47,6 +48,7 @@ a { color: var(--link); }
 .packed .row { border-left: 3px solid var(--line); padding-left: .6rem; margin: .4rem 0; }
 .packed .trained { background: var(--trained); border-bottom: 2px solid var(--rule); }
 .packed .end { background: var(--end); border: 1px solid var(--rule); border-radius: 3px; padding: 0 .2rem; }
+@media (max-width: 30rem) { table { font-size: .75rem; } th, td { padding-right: .4rem; min-width: 3.5rem; } }
 @media print { nav { display: none; } section { break-inside: avoid-page; } .scroll { overflow: visible; }
   body { max-width: none; padding: 0; } }
 </style>
