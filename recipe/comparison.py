@@ -4,16 +4,30 @@ low, high = interval(losses, tokens)    # of sum(losses) / sum(tokens), 95%
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from recipe.errors import DataError
 
-Scores = list[tuple[float, int, int]]  # of each row: the sum of its losses, how many tokens are right, and of how many
+MEASURES = ("loss", "exact_match", "token_accuracy")
+FEWEST_ROWS = 5  # that an interval is given for: of fewer, what is drawn again is nearly always the same
 RESAMPLES = 1000
 COVERED = 0.95
 AT_ONCE = 1 << 22  # numbers drawn at once: 32 MB
+
+
+@dataclass(frozen=True)
+class Row:
+    """A validation row as base and adapter (in this order) score it."""
+
+    kind: str  # "" where rows have none
+    length: int  # tokens of prompt and answer
+    trained: int  # tokens that the loss is on
+    losses: tuple[float, float]  # summed over them, nats
+    right: tuple[int, int]  # of them, those that the model ranks first
+    matches: tuple[bool, bool] | None  # whether the answer is exactly right, where one was asked for
 
 
 def interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> tuple[float, float]:
@@ -33,29 +47,53 @@ def interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> t
     return round(float(low), 6), round(float(high), 6)
 
 
-def differences(base: Scores, adapter: Scores, generations: list[dict[str, Any]]) -> dict[str, float]:
-    """What the adapter gains, row by row, with 95% intervals: its loss below the base's, its exact matches above."""
-    counts = [count for _, _, count in base]
-    gains = [one - other for (one, _, _), (other, _, _) in zip(base, adapter, strict=True)]
-    made = {"loss": round(sum(gains) / sum(counts), 6)}
-    made["loss_low"], made["loss_high"] = interval(gains, counts)
-    if generations:
-        won = [one["adapter_matches"] - one["base_matches"] for one in generations]
-        made["exact_match"] = round(sum(won) / len(won), 6)
-        made["exact_match_low"], made["exact_match_high"] = interval(won, [1] * len(won))
+def compare(rows: Sequence[Row], measure: str) -> dict[str, Any]:
+    """A measure of base and adapter over the rows that have it, and what the adapter gains, with its 95% interval.
+
+    Of the loss, a gain is what it is lower by; of the shares, what they are higher by. Few rows have no interval.
+    """
+    if measure == "exact_match":
+        sums = [(*one.matches, 1) for one in rows if one.matches is not None]
+    else:
+        sums = [(*(one.losses if measure == "loss" else one.right), one.trained) for one in rows]
+    if not sums:
+        return {"rows": 0}
+    base, adapter, below = zip(*sums, strict=True)
+    sign = -1 if measure == "loss" else 1
+    gains = [sign * (new - old) for old, new in zip(base, adapter, strict=True)]
+    made: dict[str, Any] = {"rows": len(sums)}
+    for name, values in (("base", base), ("adapter", adapter), ("gain", gains)):
+        made[name] = round(sum(values) / sum(below), 6)
+    made["low"], made["high"] = interval(gains, below) if len(sums) >= FEWEST_ROWS else (None, None)
     return made
 
 
-def loss_by(groups: list[str], scores: dict[str, Scores]) -> dict[str, dict[str, float]]:
-    """Loss of base and adapter by the group of each row, in the order in which groups first stand; "" is none."""
-    made: dict[str, dict[str, float]] = {}
-    for group in dict.fromkeys(groups):
-        rows = [index for index, one in enumerate(groups) if one == group]
-        if group:
-            made[group] = {"rows": len(rows)} | {
-                side: round(sum(some[i][0] for i in rows) / sum(some[i][2] for i in rows), 6)
-                for side, some in sorted(scores.items(), reverse=True)
-            }
+def by_group(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Each measure by kind, sorted by name, and by length, shortest first: {"loss_by_kind": {"sum": compare(...)}}."""
+    sizes = dict(zip(rows, length_groups([one.length for one in rows]), strict=True))
+    groupings = {
+        "kind": [(one.kind, one) for one in sorted(rows, key=lambda one: one.kind)],
+        "length": [(sizes[one], one) for one in sorted(rows, key=lambda one: one.length)],
+    }
+    made: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, pairs in groupings.items():
+        members: dict[str, list[Row]] = {}
+        for group, one in pairs:
+            members.setdefault(group, []).append(one)
+        members.pop("", None)
+        for measure in MEASURES:
+            compared = {group: compare(some, measure) for group, some in members.items()}
+            made[f"{measure}_by_{name}"] = {group: one for group, one in compared.items() if one["rows"]}
+    return made
+
+
+def differences(rows: Sequence[Row]) -> dict[str, float | None]:
+    """What the adapter gains over all rows, with 95% intervals; a measure that no row has is left out."""
+    made: dict[str, float | None] = {}
+    for measure in MEASURES:
+        one = compare(rows, measure)
+        if one["rows"]:
+            made |= {measure: one["gain"], f"{measure}_low": one["low"], f"{measure}_high": one["high"]}
     return made
 
 
@@ -72,12 +110,15 @@ def headline(results: dict[str, Any]) -> str:
         raise DataError("metrics/evaluate.json is of an older version of the recipe. Run `dvc repro`.")
     base, adapter, gain = results["base"], results["adapter"], results["difference"]
     low, high = gain["loss_low"], gain["loss_high"]
-    if gain["loss"] < 0:
-        low, high = -high, -low
-    better = "better" if gain["loss_low"] > 0 else "not better"
+    if low is None:
+        sure, better = f"on {results['rows']:,} rows, too few for an interval", gain["loss"] > 0
+    else:
+        shown = (low, high) if gain["loss"] >= 0 else (-high, -low)
+        sure, better = f"95% interval {shown[0]:.3f} to {shown[1]:.3f}", low > 0
     text = (
-        f"The adapter is {better} than its base: validation loss {adapter['loss']:.3f} against {base['loss']:.3f} "
-        f"({abs(gain['loss']):.3f} {'lower' if gain['loss'] >= 0 else 'higher'}, 95% interval {low:.3f} to {high:.3f})"
+        f"The adapter {'seems' if low is None else 'is'} {'better' if better else 'not better'} than its base: "
+        f"validation loss {adapter['loss']:.3f} against {base['loss']:.3f} "
+        f"({abs(gain['loss']):.3f} {'lower' if gain['loss'] >= 0 else 'higher'}, {sure})"
     )
     if adapter["exact_match"] is None:
         return text + "."

@@ -1,8 +1,9 @@
 """Stage evaluate: the base beside the adapter, on the validation rows.
 
 Reads data/prepared/, models/base/ and models/adapter/. Makes metrics/evaluate.json (loss, perplexity, token accuracy,
-exact match, each for both, their differences with 95% intervals, and by kind and length; the tasks of
-lm-evaluation-harness that evaluate.tasks names) and reports/evaluation/ (index.html, its pictures, generations.jsonl).
+exact match, each for both, and their differences with 95% intervals; the tasks of lm-evaluation-harness that
+evaluate.tasks names) and reports/evaluation/ (index.html and its pictures; groups.json, the measures by kind and by
+length; generations.jsonl).
 
     python -m recipe evaluate
 """
@@ -16,7 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from recipe.answering import answer
-from recipe.comparison import Scores, differences, length_groups, loss_by
+from recipe.comparison import Row, by_group, differences
 from recipe.files import new_folder, read_json, read_json_lines, write_json, write_text
 from recipe.modeling import be_deterministic, load_adapter, load_base
 from recipe.packing import IGNORED, collate, read_sequences
@@ -25,6 +26,8 @@ from recipe.tasks import load_tasks, run_tasks
 from recipe.tokenization import encode_prompts, load_tokenizer
 from recipe.verdict import about, pictures, report_page
 
+Scores = list[tuple[float, int, int]]  # of each row: the sum of its losses, how many tokens are right, and of how many
+SIDES = ("base", "adapter")
 NUM_THREADS = 2  # fixed: another number sums in another order, and gives other last digits
 Progress = Callable[[Iterator[Any], str, int], Iterator[Any]]
 
@@ -98,16 +101,17 @@ def generate(
     return made
 
 
-def by_kind(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Exact match of base and adapter by the rows' kind, sorted by name."""
-    kinds: dict[str, dict[str, float]] = {}
-    for kind in sorted({row["kind"] for row in rows} - {""}):
-        chosen = [row for row in rows if row["kind"] == kind]
-        shares = {
-            side: round(sum(row[f"{side}_matches"] for row in chosen) / len(chosen), 6) for side in ("base", "adapter")
-        }
-        kinds[kind] = {"prompts": len(chosen), **shares}
-    return kinds
+def compared_rows(
+    lengths: list[int], kinds: list[str], scores: dict[str, Scores], answered: dict[int, dict[str, Any]]
+) -> list[Row]:
+    """The validation rows with what base and adapter made of them; `answered` by the index of the row."""
+    made = []
+    for index, (length, kind) in enumerate(zip(lengths, kinds, strict=True)):
+        base, adapter = (scores[side][index] for side in SIDES)
+        one = answered.get(index)
+        matches = None if one is None else (one["base_matches"], one["adapter_matches"])
+        made.append(Row(kind, length, base[2], (base[0], adapter[0]), (base[1], adapter[1]), matches))
+    return made
 
 
 def evaluate(
@@ -129,53 +133,40 @@ def evaluate(
     with model.disable_adapter():
         scores["base"] = score(model, rows, pad, params.batch_tokens, progress)
 
-    lengths = [int(row["seq_lengths"][0]) for row in rows]
-    kinds = [one["kind"] for one in answers]
-    by_size = sorted(range(len(rows)), key=lambda index: lengths[index])
-    size_groups = length_groups([lengths[index] for index in by_size])
-    answers = [one for one in answers if one["prompt"]]
-    count = min(params.num_prompts, len(answers))
-    chosen = [answers[index * len(answers) // count] for index in range(count)]  # evenly spread over the rows
-    prompts = [one["prompt"] for one in chosen]
+    promptable = [index for index, one in enumerate(answers) if one["prompt"]]
+    count = min(params.num_prompts, len(promptable))
+    chosen = [promptable[index * len(promptable) // count] for index in range(count)]  # evenly spread over the rows
+    prompts = [answers[index]["prompt"] for index in chosen]
     made = {"adapter": generate(model, tokenizer, prompts, params, meta, progress, "adapter answers")}
     task_scores = {"adapter": run_tasks(tasks, model, tokenizer)}
     with model.disable_adapter():
         made["base"] = generate(model, tokenizer, prompts, params, meta, progress, "base answers")
         task_scores["base"] = run_tasks(tasks, model, tokenizer)
-    generations = [
-        {
-            **one,
-            **{side: made[side][index] for side in ("base", "adapter")},
-            **{
-                f"{side}_matches": made[side][index].strip() == one["completion"].strip()
-                for side in ("base", "adapter")
-            },
-        }
-        for index, one in enumerate(chosen)
-    ]
+    generations = []
+    for place, index in enumerate(chosen):
+        one = answers[index] | {side: made[side][place] for side in SIDES}
+        matches = {f"{side}_matches": one[side].strip() == one["completion"].strip() for side in SIDES}
+        generations.append(one | matches)
+    lengths = [int(row["seq_lengths"][0]) for row in rows]
+    kinds = [one["kind"] for one in answers]
+    compared = compared_rows(lengths, kinds, scores, dict(zip(chosen, generations, strict=True)))
+    groups = by_group(compared)
     results = {
         "rows": len(rows),
         "prompts": count,
-        **{
-            side: summarize(scores[side], [one[f"{side}_matches"] for one in generations])
-            for side in ("base", "adapter")
-        },
-        "difference": differences(scores["base"], scores["adapter"], generations),
-        "by_kind": by_kind(generations),
-        "loss_by_kind": dict(sorted(loss_by(kinds, scores).items())),
-        "loss_by_length": loss_by(size_groups, {s: [scores[s][i] for i in by_size] for s in scores}),
+        **{side: summarize(scores[side], [one[f"{side}_matches"] for one in generations]) for side in SIDES},
+        "difference": differences(compared),
     }
     if tasks:
-        results["tasks"] = {
-            task: {side: task_scores[side][task] for side in ("base", "adapter")} for task in task_scores["base"]
-        }
+        results["tasks"] = {task: {side: task_scores[side][task] for side in SIDES} for task in task_scores["base"]}
     with new_folder(report) as target:
         lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in generations)
         write_text(target / "generations.jsonl", "".join(lines))
-        drawn = pictures(results)
+        write_json(target / "groups.json", groups)
+        drawn = pictures(groups)
         for name, picture in drawn.items():
             write_text(target / f"{name}.svg", picture)
         said = about(manifest["id"], meta, trained)
-        write_text(target / "index.html", report_page(results, generations, drawn, said))
+        write_text(target / "index.html", report_page(results, groups, generations, drawn, said))
     write_json(metrics, results)
     return results

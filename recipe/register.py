@@ -111,17 +111,12 @@ def flat(prefix: str, values: dict[str, Any]) -> dict[str, float]:
     return made
 
 
-def run_metrics(scores: dict[str, Any], trained: dict[str, Any]) -> dict[str, float]:
+def run_metrics(
+    scores: dict[str, Any], groups: dict[str, dict[str, dict[str, Any]]], trained: dict[str, Any]
+) -> dict[str, float]:
     """The numbers of a run, in groups that the UI shows apart. By kind and length, those of the adapter alone."""
-    groups = {
-        "exact_match_by_kind": scores["by_kind"],
-        "loss_by_kind": scores["loss_by_kind"],
-        "loss_by_length": scores["loss_by_length"],
-    }
-    by = {name: {one: values["adapter"] for one, values in group.items()} for name, group in groups.items()}
-    whole = {
-        name: value for name, value in scores.items() if isinstance(value, dict) and name not in ("by_kind", *groups)
-    }
+    whole = {name: value for name, value in scores.items() if isinstance(value, dict)}
+    by = {name: {one: values["adapter"] for one, values in some.items()} for name, some in groups.items()}
     return flat("eval", whole | by) | flat("train", trained)
 
 
@@ -190,7 +185,7 @@ def register(
             headline=headline(scores),
             generations=[answer_row(one) for one in read_json_lines(report / "generations.jsonl")],
             template=meta["template"],
-            metrics=run_metrics(scores, trained),
+            metrics=run_metrics(scores, read_json(report / "groups.json"), trained),
             curve=read_curve(curve),
             tags=tags,
             card=model_card(manifest, meta, trained, scores, tags),

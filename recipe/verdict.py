@@ -1,6 +1,6 @@
 """The report on the result: whether the adapter is better than its base, by how much, where, and in what words.
 
-report_page(results, generations, pictures(results), about("demo-base", meta, trained))    # metrics/evaluate.json
+report_page(results, groups, generations, pictures(groups), about("demo-base", meta, trained))
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from recipe.comparison import headline
+from recipe.comparison import MEASURES, headline
 from recipe.figures import pairs_of_bars
 from recipe.pages import Part, figure, page, table
 from recipe.prompts import asked
@@ -17,16 +17,18 @@ SHOWN_ANSWERS = 30
 MAX_GROUPS = 40  # of more, a picture is no help
 SIDES = ("base", "adapter")
 RIGHT = "✓ "
+DRAWN = {"loss": "loss", "exact_match": "exactly right"}  # measures that have a picture, and its axis
+BOOTSTRAP = "Bootstrap: 1,000 draws of as many validation rows, with replacement."
 
 
-def pictures(results: dict[str, Any]) -> dict[str, str]:
-    """Base beside adapter as SVG: loss by kind (where rows have kinds) and by length, exact match by kind."""
+def pictures(groups: dict[str, dict[str, dict[str, Any]]]) -> dict[str, str]:
+    """Base beside adapter as SVG, by kind (where rows have kinds) and by length: the loss, and the exact matches."""
     drawn = {}
-    for key, name in (("loss_by_kind",) * 2, ("loss_by_length",) * 2, ("by_kind", "exact_match_by_kind")):
-        groups = {group: (one["base"], one["adapter"]) for group, one in results[key].items()}
-        if 0 < len(groups) <= MAX_GROUPS:
-            shares = key == "by_kind"
-            drawn[name] = pairs_of_bars(groups, SIDES, "exactly right" if shares else "loss", shares=shares)
+    for name, some in groups.items():
+        measure = name.partition("_by_")[0]
+        pairs = {group: (one["base"], one["adapter"]) for group, one in some.items()}
+        if measure in DRAWN and 0 < len(pairs) <= MAX_GROUPS:
+            drawn[name] = pairs_of_bars(pairs, SIDES, DRAWN[measure], shares=measure != "loss")
     return drawn
 
 
@@ -40,10 +42,11 @@ def about(base_id: str, meta: dict[str, Any], trained: dict[str, Any]) -> str:
 
 
 def report_page(
-    results: dict[str, Any], generations: list[dict[str, Any]], drawn: Mapping[str, str], trained: str
-) -> str:
-    """The report as HTML; `trained` says what was trained."""
-    parts = [*_numbers(results), *_groups(results, drawn), *_tasks(results)]
+    results: dict[str, Any], groups: dict[str, dict[str, dict[str, Any]]], generations: list[dict[str, Any]],
+    drawn: Mapping[str, str], trained: str,
+) -> str:  # fmt: skip
+    """The report as HTML; `results` are metrics/evaluate.json, `trained` says what was trained."""
+    parts = [*_numbers(results), *_groups(groups, drawn), *_tasks(results)]
     shown = [
         [asked(one["prompt"]), one["completion"], *(RIGHT * one[f"{side}_matches"] + one[side] for side in SIDES)]
         for one in generations[:SHOWN_ANSWERS]
@@ -59,15 +62,15 @@ def report_page(
 def _numbers(results: dict[str, Any]) -> list[Part]:
     numbers = [[side, *(_short(name, value) for name, value in results[side].items())] for side in SIDES]
     gain = results["difference"]
-    gains = [["loss, lower by", f"{gain['loss']:.3f}", f"{gain['loss_low']:.3f} to {gain['loss_high']:.3f}"]]
-    if "exact_match" in gain:
-        shares = [f"{100 * gain[name]:.1f}" for name in ("exact_match", "exact_match_low", "exact_match_high")]
-        gains.append(["exact match, higher by", f"{shares[0]} points", f"{shares[1]} to {shares[2]} points"])
+    gains = [
+        [name.replace("_", " "), *_gained(name, gain[name], gain[f"{name}_low"], gain[f"{name}_high"])]
+        for name in MEASURES
+        if name in gain
+    ]
     return [
         Part("On the validation rows", table(["model", "loss", "perplexity", "token accuracy", "exact match"], numbers),
              f"{results['rows']:,} rows; {results['prompts']:,} prompts answered in full, greedily."),
-        Part("What the adapter gains", table(["gain", "difference", "95% interval"], gains),
-             "Bootstrap: 1,000 draws of as many validation rows, with replacement."),
+        Part("What the adapter gains", table(["measure", "gain", "95% interval"], gains), BOOTSTRAP),
     ]  # fmt: skip
 
 
@@ -78,18 +81,34 @@ def _short(name: str, value: float | None) -> str:
     return f"{value:.3f}" if name == "loss" else f"{value:,.2f}" if name == "perplexity" else f"{value:.1%}"
 
 
-def _groups(results: dict[str, Any], drawn: Mapping[str, str]) -> list[Part]:
+def _gained(measure: str, gain: float, low: float | None, high: float | None) -> tuple[str, str]:
+    """A gain and its interval, as text: of the loss, what it is lower by; of the others, what they are higher by."""
+    if measure == "loss":
+        way, size, unit = "lower" if gain >= 0 else "higher", f"{abs(gain):.3f}", ""
+    else:
+        way, size, unit = "higher" if gain >= 0 else "lower", f"{100 * abs(gain):.1f}", " points"
+    if low is None or high is None:
+        return f"{size}{unit} {way}", "-"
+    ends = (low, high) if gain >= 0 else (-high, -low)
+    shown = " to ".join(f"{end:.3f}" if measure == "loss" else f"{100 * end:.1f}" for end in ends)
+    return f"{size}{unit} {way}", f"{shown}{unit}"
+
+
+def _groups(groups: dict[str, dict[str, dict[str, Any]]], drawn: Mapping[str, str]) -> list[Part]:
     parts = []
-    for name, groups in (("kind", results["loss_by_kind"]), ("length", results["loss_by_length"])):
-        if groups:
-            losses = [[group, one["rows"], *(f"{one[side]:.3f}" for side in SIDES)] for group, one in groups.items()]
-            body = _drawn(drawn, f"loss_by_{name}", f"Loss of base and adapter by {name}, as in the table below.")
-            parts.append(Part(f"Loss by {name}", body + table([name, "rows", *SIDES], losses)))
-    if results["by_kind"]:
-        rows = [[kind, one["prompts"], *(f"{one[side]:.0%}" for side in SIDES)]
-                for kind, one in results["by_kind"].items()]  # fmt: skip
-        body = _drawn(drawn, "exact_match_by_kind", "Share of exact matches by kind, as in the table below.")
-        parts.append(Part("Exact match by kind", body + table(["kind", "prompts", *SIDES], rows)))
+    for name, some in groups.items():
+        measure, _, grouping = name.partition("_by_")
+        title = f"{measure.replace('_', ' ').capitalize()} by {grouping}"
+        rows = [
+            [group, one["rows"], *(_short(measure, one[side]) for side in SIDES),
+             *_gained(measure, one["gain"], one["low"], one["high"])]
+            for group, one in some.items()
+        ]  # fmt: skip
+        worse = [group for group, one in some.items() if one["high"] is not None and one["high"] < 0]
+        note = f"Worse than the base, and by more than chance: {', '.join(worse)}." if worse else ""
+        if rows:
+            body = _drawn(drawn, name, f"{title}, base and adapter, as in the table below.")
+            parts.append(Part(title, body + table([grouping, "rows", *SIDES, "gain", "95% interval"], rows), note))
     return parts
 
 

@@ -153,7 +153,7 @@ def check_analysis(page, folder):
 
 
 def check_evaluation(page, folder):
-    """The numbers on the page are those of evaluate.json, and the answers those of generations.jsonl."""
+    """The page's numbers are those of evaluate.json and groups.json, its answers those of generations.jsonl."""
     scores = json.loads((folder / "metrics" / "evaluate.json").read_text())
     lead = page.locator(".lead").inner_text()
     assert lead.startswith("The adapter is better than its base")
@@ -164,10 +164,14 @@ def check_evaluation(page, folder):
             assert percent == (name in ("token_accuracy", "exact_match"))
             number = float(shown.rstrip("%").replace(",", "")) / (100 if percent else 1)
             assert number == pytest.approx(value, abs=0.0005 if percent or name == "loss" else 0.005)
-    shown = [[row[0], *row[2:]] for row in rows_of(page, "Loss by length")[1:]]
-    assert shown == [
-        [name, f"{one['base']:.3f}", f"{one['adapter']:.3f}"] for name, one in scores["loss_by_length"].items()
-    ]
+    groups = groups_of(folder)
+    for row in rows_of(page, "Loss by length")[1:]:
+        one = groups["loss_by_length"][row[0]]
+        assert row[1:4] == [f"{one['rows']:,}", f"{one['base']:.3f}", f"{one['adapter']:.3f}"]
+        assert row[4:] == [f"{one['gain']:.3f} lower", f"{one['low']:.3f} to {one['high']:.3f}"]
+    for row in rows_of(page, "Exact match by length")[1:]:
+        one = groups["exact_match_by_length"][row[0]]
+        assert row[1:4] == [f"{one['rows']:,}", f"{one['base']:.1%}", f"{one['adapter']:.1%}"]
     lines = (folder / "reports" / "evaluation" / "generations.jsonl").read_text().splitlines()
     wanted = [json.loads(line)["completion"].split() for line in lines]
     answers = [row[1].split() for row in rows_of(page, "Base beside adapter")[1:]]
@@ -213,6 +217,10 @@ def scores_of(folder):
     return json.loads((folder / "metrics" / "evaluate.json").read_text())
 
 
+def groups_of(folder):
+    return json.loads((folder / "reports" / "evaluation" / "groups.json").read_text())
+
+
 def last_run(served):
     address, folder = served
     return run(folder, "recipe", "link", "--server", address).strip()
@@ -221,12 +229,13 @@ def last_run(served):
 def test_the_runs_page_says_what_was_trained_and_whether_it_is_better(served, ui):
     make, folder = ui
     page, scores = make(last_run(served)), scores_of(folder)
+    sort = groups_of(folder)["exact_match_by_kind"]["sort"]["adapter"]
     page.get_by_role("heading", name="demo/rows on demo-base, r16 lr0.003 len256").wait_for()
     page.get_by_text(f"validation loss {scores['adapter']['loss']:.3f} against").first.wait_for()
     page.get_by_text("recipe-demo").first.wait_for()
     for name, value in (("eval/adapter/loss", scores["adapter"]["loss"]),
                         ("eval/difference/exact_match", scores["difference"]["exact_match"]),
-                        ("eval/exact_match_by_kind/sort", scores["by_kind"]["sort"]["adapter"])):  # fmt: skip
+                        ("eval/exact_match_by_kind/sort", sort)):  # fmt: skip
         page.get_by_placeholder("Search metrics").fill(name)
         row = page.get_by_role("row").filter(has=page.get_by_text(name, exact=True))
         assert float(row.get_by_role("cell").nth(1).inner_text()) == pytest.approx(value)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from recipe import comparison
-from recipe.comparison import interval, length_groups, loss_by
+from recipe.comparison import Row, by_group, compare, differences, headline, interval, length_groups
 
 
 def test_the_interval_of_a_mean_is_about_two_standard_errors_wide():
@@ -34,8 +34,52 @@ def test_it_is_the_same_each_time_and_however_many_are_drawn_at_once(monkeypatch
     assert interval([2.0, 4.0], [1, 2]) == (2.0, 2.0)
 
 
-def test_losses_by_kind_and_length_weigh_tokens():
-    scores = {"adapter": [(1.0, 0, 1), (1.0, 0, 3), (5.0, 0, 1)], "base": [(2.0, 0, 1), (2.0, 0, 3), (5.0, 0, 1)]}
-    assert loss_by(["b", "b", ""], scores) == {"b": {"rows": 2, "base": 1.0, "adapter": 0.5}}
+def row(kind, length, losses, *, trained=1, right=(0, 0), matches=None):
+    return Row(kind, length, trained, losses, right, matches)
+
+
+def test_a_measure_weighs_tokens_and_its_gain_has_an_interval():
+    rows = [row("", 9, (2.0, 1.0)), row("", 9, (2.0, 1.0), trained=3, right=(0, 3))] * 3
+    loss = compare(rows, "loss")
+    assert (loss["rows"], loss["base"], loss["adapter"], loss["gain"]) == (6, 1.0, 0.5, 0.5)
+    assert 1 / 3 <= loss["low"] < 0.5 < loss["high"] <= 1.0
+    accuracy = compare(rows, "token_accuracy")
+    assert (accuracy["base"], accuracy["adapter"], accuracy["gain"]) == (0.0, 0.75, 0.75)
+
+
+def test_only_rows_that_were_answered_count_for_exact_matches():
+    answered = [row("", 9, (1.0, 1.0), matches=(False, True)), row("", 9, (1.0, 1.0), matches=(True, True))]
+    one = compare([*answered, row("", 9, (1.0, 1.0))], "exact_match")
+    assert (one["rows"], one["base"], one["adapter"], one["gain"]) == (2, 0.5, 1.0, 0.5)
+    assert compare([row("", 9, (1.0, 1.0))], "exact_match") == {"rows": 0}
+
+
+def test_few_rows_have_no_interval_and_the_headline_says_so():
+    few = [row("", 9, (2.0, 1.0))] * 4
+    assert compare(few, "loss")["low"] is None and compare(few * 2, "loss")["low"] == 1.0
+    results = {"rows": 4, "base": {"loss": 2.0}, "adapter": {"loss": 1.0, "exact_match": None}}
+    assert headline(results | {"difference": differences(few)}) == (
+        "The adapter seems better than its base: validation loss 1.000 against 2.000 (1.000 lower, on 4 rows, too few "
+        "for an interval)."
+    )
+
+
+def test_measures_by_kind_and_by_length():
+    rows = [
+        row("b", 90, (4.0, 1.0), matches=(False, True)), row("a", 5, (2.0, 3.0), trained=2, right=(1, 2)),
+        row("b", 9, (2.0, 2.0), matches=(False, False)), row("", 10, (7.0, 1.0)),
+    ]  # fmt: skip
+    made = by_group(rows)
+    assert list(made["loss_by_kind"]) == ["a", "b"] and set(made["exact_match_by_kind"]) == {"b"}
+    assert made["loss_by_kind"]["b"] | {"low": 0, "high": 0} == {
+        "rows": 2, "base": 3.0, "adapter": 1.5, "gain": 1.5, "low": 0, "high": 0,
+    }  # fmt: skip
+    assert made["loss_by_kind"]["a"]["gain"] == -0.5 and made["token_accuracy_by_kind"]["a"]["gain"] == 0.5
+    assert made["exact_match_by_kind"]["b"]["adapter"] == 0.5
+    assert list(made["loss_by_length"]) == [f"up to {top} tokens" for top in (5, 9, 10, 90)]
+    assert list(made["exact_match_by_length"]) == ["up to 9 tokens", "up to 90 tokens"]
+
+
+def test_lengths_are_grouped_by_quarters_of_the_rows():
     assert length_groups([5, 9, 10, 90]) == [f"up to {top} tokens" for top in (5, 9, 10, 90)]
     assert length_groups([7, 7, 7]) == ["up to 7 tokens"] * 3

@@ -6,11 +6,15 @@ from conftest import evaluate_in, no_progress, plain_base, toy_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.comparison import headline
+from recipe.comparison import Row, headline
 from recipe.errors import DataError
-from recipe.evaluate import batches, by_kind, score, summarize
+from recipe.evaluate import batches, compared_rows, score, summarize
 from recipe.files import sha256_tree
 from recipe.packing import collate, read_sequences
+
+
+def groups_in(folder):
+    return json.loads((folder / "report" / "groups.json").read_text())
 
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 200))
@@ -42,17 +46,12 @@ def test_the_summary_weighs_tokens_and_counts_matches():
     assert summarize([(2.0, 0, 1)], [])["exact_match"] is None
 
 
-def test_scores_by_kind_leave_out_rows_without_one():
-    rows = [
-        {"kind": "b", "base_matches": False, "adapter_matches": True},
-        {"kind": "a", "base_matches": True, "adapter_matches": True},
-        {"kind": "b", "base_matches": False, "adapter_matches": False},
-        {"kind": "", "base_matches": False, "adapter_matches": False},
-    ]
-    assert by_kind(rows) == {
-        "a": {"prompts": 1, "base": 1.0, "adapter": 1.0},
-        "b": {"prompts": 2, "base": 0.0, "adapter": 0.5},
-    }
+def test_each_row_carries_what_both_made_of_it_and_whether_it_was_answered():
+    scores = {"base": [(2.0, 1, 4), (3.0, 0, 2)], "adapter": [(1.0, 3, 4), (2.5, 1, 2)]}
+    answered = {1: {"base_matches": False, "adapter_matches": True}}
+    assert compared_rows([9, 7], ["a", ""], scores, answered) == [
+        Row("a", 9, 4, (2.0, 1.0), (1, 3), None), Row("", 7, 2, (3.0, 2.5), (0, 1), (False, True)),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("adapter_loss", "says"), [(1.0, "is better"), (2.0, "is not better"), (3.0, "is not better")])
@@ -78,7 +77,10 @@ def test_the_stage_scores_both_and_gives_the_same_bytes_again(trained, fetched_b
     gain = results["difference"]
     assert 0 < gain["loss_low"] < gain["loss"] < gain["loss_high"]
     assert gain["loss"] == pytest.approx(results["base"]["loss"] - results["adapter"]["loss"], abs=2e-6)
-    assert sum(one["rows"] for one in results["loss_by_length"].values()) == results["rows"]
+    groups = groups_in(folder)
+    for name in ("loss_by_length", "token_accuracy_by_length", "exact_match_by_length"):
+        counted = results["prompts" if name.startswith("exact") else "rows"]
+        assert sum(one["rows"] for one in groups[name].values()) == counted
     generations = [json.loads(line) for line in (folder / "report" / "generations.jsonl").read_text().splitlines()]
     assert len(generations) == results["prompts"] == 4
     assert headline(results) in (folder / "report" / "index.html").read_text()
@@ -88,9 +90,10 @@ def test_the_stage_scores_both_and_gives_the_same_bytes_again(trained, fetched_b
 
 
 def test_no_prompts_leave_exact_match_out(trained, fetched_base):
-    results = evaluate_in(trained(), fetched_base, num_prompts=0)
-    assert results["adapter"]["exact_match"] is None and results["by_kind"] == {}
-    assert "exact_match" not in results["difference"] and results["loss_by_kind"] == {}
+    folder = trained()
+    results, groups = evaluate_in(folder, fetched_base, num_prompts=0), groups_in(folder)
+    assert groups["exact_match_by_length"] == {} and groups["loss_by_kind"] == {} and groups["loss_by_length"]
+    assert results["adapter"]["exact_match"] is None and "exact_match" not in results["difference"]
 
 
 def test_an_exact_match_is_the_whole_answer(trained, fetched_base, monkeypatch):

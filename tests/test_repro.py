@@ -12,12 +12,16 @@ import pytest
 from conftest import alpaca, edit, toy_rows, write_jsonl
 from runs import ENVIRONMENT, run, stages_run
 
+from demo.rows import KINDS
+
 pytestmark = pytest.mark.slow
 
 
 def test_the_default_teaches_what_it_is_for_and_a_second_repro_runs_nothing(finished):
     scores = json.loads((finished / "metrics" / "evaluate.json").read_text())
     assert scores["base"]["exact_match"] <= 0.05 and scores["adapter"]["exact_match"] >= 0.50
+    groups = json.loads((finished / "reports" / "evaluation" / "groups.json").read_text())
+    assert set(groups["exact_match_by_kind"]) == set(KINDS)
     again = run(finished, "dvc", "repro")
     assert stages_run(again) == [] and "up to date" in again
     assert run(finished, "git", "status", "--porcelain", "--untracked-files=no") == ""

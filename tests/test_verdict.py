@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from recipe.verdict import about, pictures, report_page
@@ -9,11 +11,18 @@ RESULTS = {
     "adapter": {"loss": 1.0, "perplexity": 2.718, "token_accuracy": 0.75, "exact_match": 0.5},
     "difference": {
         "loss": 1.0, "loss_low": 0.9, "loss_high": 1.1,
-        "exact_match": 0.5, "exact_match_low": 0.0, "exact_match_high": 1.0,
+        "exact_match": 0.5, "exact_match_low": None, "exact_match_high": None,
     },
-    "by_kind": {"sum": {"prompts": 2, "base": 0.0, "adapter": 0.5}},
-    "loss_by_kind": {"sum": {"rows": 2, "base": 2.0, "adapter": 1.0}},
-    "loss_by_length": {"up to 9 tokens": {"rows": 2, "base": 2.0, "adapter": 1.0}},
+}  # fmt: skip
+GROUPS = {
+    "loss_by_kind": {"sum": {"rows": 9, "base": 2.0, "adapter": 1.0, "gain": 1.0, "low": 0.9, "high": 1.1}},
+    "exact_match_by_kind": {"sum": {"rows": 2, "base": 0.0, "adapter": 0.5, "gain": 0.5, "low": None, "high": None}},
+    "loss_by_length": {
+        "up to 9 tokens": {"rows": 9, "base": 1.0, "adapter": 2.0, "gain": -1.0, "low": -1.1, "high": -0.9},
+    },
+    "token_accuracy_by_length": {
+        "up to 9 tokens": {"rows": 9, "base": 0.5, "adapter": 0.25, "gain": -0.25, "low": -0.5, "high": 0.125},
+    },
 }  # fmt: skip
 GENERATIONS = [
     {"prompt": "Say <b>.", "completion": "<b>", "base": "no", "adapter": "<b>", "base_matches": False,
@@ -23,7 +32,7 @@ ABOUT = about("tiny", {"rows": {"train": 7}}, {"trainable_parameters": 40, "para
 
 
 def test_the_report_says_first_whether_the_adapter_is_better():
-    html = report_page(RESULTS, GENERATIONS, pictures(RESULTS), ABOUT)
+    html = report_page(RESULTS, GROUPS, GENERATIONS, pictures(GROUPS), ABOUT)
     first = html.split('class="lead">')[1].split("<")[0]
     assert first.startswith("The adapter is better than its base: validation loss 1.000 against 2.000")
     assert html.count("<svg") == 3 and "50.0%" in html and "✓ &lt;b&gt;" in html and "<td>no</td>" in html
@@ -31,21 +40,42 @@ def test_the_report_says_first_whether_the_adapter_is_better():
     assert "Tasks" not in html
 
 
+def cells(html, heading):
+    """The rows of a section's table."""
+    rows = html.split(f"{heading}</h2>")[1].split("</section>")[0].split("<tr>")[1:]
+    return [re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", row) for row in rows]
+
+
+def test_each_measure_stands_by_kind_and_length_with_its_interval():
+    html = report_page(RESULTS, GROUPS, GENERATIONS, pictures(GROUPS), ABOUT)
+    header = ["rows", "base", "adapter", "gain", "95% interval"]
+    assert cells(html, "Loss by kind") == [
+        ["kind", *header], ["sum", "9", "2.000", "1.000", "1.000 lower", "0.900 to 1.100"],
+    ]  # fmt: skip
+    assert cells(html, "Exact match by kind")[1] == ["sum", "2", "0.0%", "50.0%", "50.0 points higher", "-"]
+    assert cells(html, "Loss by length")[1][1:] == ["9", "1.000", "2.000", "1.000 higher", "0.900 to 1.100"]
+    assert cells(html, "Token accuracy by length")[1][4:] == ["25.0 points lower", "-12.5 to 50.0 points"]
+    assert html.count("Worse than the base, and by more than chance: up to 9 tokens.") == 1
+
+
 def test_rows_without_kinds_have_no_pictures_by_kind():
-    plain = RESULTS | {"by_kind": {}, "loss_by_kind": {}}
+    plain = {name: {} if name.endswith("kind") else some for name, some in GROUPS.items()}
     assert set(pictures(plain)) == {"loss_by_length"}
-    assert "by kind" not in report_page(plain, [], pictures(plain), ABOUT)
+    assert "by kind" not in report_page(RESULTS, plain, [], pictures(plain), ABOUT)
+
+
+def of_kinds(*names):
+    return {"exact_match_by_kind": dict.fromkeys(names, GROUPS["exact_match_by_kind"]["sum"])}
 
 
 def test_hundreds_of_kinds_stand_in_the_table_alone():
-    many = RESULTS | {"by_kind": {f"kind {n}": {"prompts": 1, "base": 0.0, "adapter": 1.0} for n in range(100)}}
-    assert "exact_match_by_kind" not in pictures(many)
-    assert ">kind 99</td>" in report_page(many, [], pictures(many), ABOUT)
+    many = of_kinds(*(f"kind {n}" for n in range(100)))
+    assert pictures(many) == {}
+    assert ">kind 99</td>" in report_page(RESULTS, many, [], {}, ABOUT)
 
 
 def test_any_name_of_a_kind_can_be_drawn():
-    names = ("cost $\\frac$", "price $5 and $6", "k" * 200, "tab\x0b and\nline")
-    odd = RESULTS | {"by_kind": {name: {"prompts": 1, "base": 0.0, "adapter": 0.5} for name in names}}
+    odd = of_kinds("cost $\\frac$", "price $5 and $6", "k" * 200, "tab\x0b and\nline")
     drawn = pictures(odd)["exact_match_by_kind"]
     assert "$\\frac$" in drawn and "k" * 59 + "…" in drawn and "\x0b" not in drawn
 
@@ -60,5 +90,5 @@ def test_any_name_of_a_kind_can_be_drawn():
 )
 def test_a_tasks_scores_stand_beside_each_other(scores, shown):
     results = RESULTS | {"tasks": {"hellaswag": {"base": scores, "adapter": scores}}}
-    html = report_page(results, [], pictures(results), ABOUT)
+    html = report_page(results, GROUPS, [], pictures(GROUPS), ABOUT)
     assert html.count(f">{shown}</td>") == 2 and html.count(">hellaswag</td>") == 1
