@@ -209,6 +209,9 @@ def test_stopped_killed_and_beside_another_the_embedded_recipe_ends_in_the_same_
     run = Run(engine, cloned, 2)
     run.said(r"going on from checkpoint-\d+\n")
     run.said(r"step 2\d0/541")
+    logs = engine.docker("logs", run.container())  # no bar there: a line for each point of the curve
+    line = r"^step 2\d0/541: loss \d\.\d{3}, [\d,]+ tokens, [\d,]+ tokens/s, \d+ (s|min) left$"
+    assert re.search(line, logs, flags=re.MULTILINE) and not set(logs) & set("\r\x1b"), logs[-3000:]
     engine.docker("stop", run.container())
     assert run.process.wait(60) != 0
     stopped = re.search(r"training was stopped after step (\d+) of 541", run.output())
