@@ -15,7 +15,7 @@ import gc
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ from recipe.rows import BadRow
 from recipe.tokenization import encode, leading_ids, load_tokenizer
 
 BATCH_ROWS = 2000
+SELDOM = 200_000  # new objects between two runs of the garbage collector
 RANKS_FROM_ROWS = 2000  # of fewer, the faster encoder is not made before the plain one is done
 Progress = Callable[[Iterator[Any], str], Iterator[Any]]
 
@@ -69,38 +70,53 @@ class SequenceParams(Section):
 def tokenize(
     turns: list[list[Turn]], tokenizer: Any, *, loss_on: str, chat: bool = False, plain: Encode | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each row (input_ids, trained): prompt and completion of every turn, each completion with the end token.
+    """For each row (input_ids, trained), uint32 and bool: prompt and completion of every turn, with the end token.
 
     The end token is trained. Prompt and completion are encoded apart, as they are when the model answers. `plain` is a
     faster way to the ids of text in which special tokens are plain text.
     """
-    plain = plain or partial(encode, tokenizer)
-    leading = [] if chat else leading_ids(tokenizer)
-    prompt_texts = [turn.prompt for row in turns for turn in row]
-    prompts = iter(encode(tokenizer, prompt_texts, special_tokens=True) if chat else plain(prompt_texts))
-    completions = iter(plain([turn.completion for row in turns for turn in row]))
+
+    def encoded(texts: list[str], *, special_tokens: bool = False) -> Iterator[np.ndarray]:
+        if plain and not special_tokens:
+            return iter(plain(texts))
+        return (np.array(ids, np.uint32) for ids in encode(tokenizer, texts, special_tokens=special_tokens))
+
+    prompts = encoded([turn.prompt for row in turns for turn in row], special_tokens=chat)
+    completions = encoded([turn.completion for row in turns for turn in row])
+    leading = np.array([] if chat else leading_ids(tokenizer), np.uint32)
+    ends = {end: np.array([_end_id(tokenizer, end)], np.uint32) for end in {turn.end for row in turns for turn in row}}
+    parts, counted, sizes = [], [], []
     for row in turns:
-        tokens, answers = list(leading), []
+        parts.append(leading)
         for turn in row:
-            end = tokenizer.eos_token_id if turn.end is None else tokenizer.convert_tokens_to_ids(turn.end)
-            tokens += next(prompts)
-            start = len(tokens)
-            tokens += next(completions)
-            tokens.append(end)
-            answers.append(slice(start, len(tokens)))
-        trained = np.full(len(tokens), loss_on == "all")
-        for answer in answers:
-            trained[answer] = True
-        yield np.array(tokens, dtype=np.uint32), trained
+            parts += [next(prompts), next(completions), ends[turn.end]]
+        counted += [loss_on == "all", *[loss_on == "all", True, True] * len(row)]
+        sizes.append(1 + 3 * len(row))
+    # One array for all rows, and views of it: an array for each would take as long as encoding its text.
+    lengths = [len(part) for part in parts]
+    ids, trained = np.concatenate(parts), np.repeat(counted, lengths)
+    borders = np.cumsum([0, *lengths])[np.cumsum([0, *sizes])].tolist()
+    for start, stop in pairwise(borders):
+        yield ids[start:stop], trained[start:stop]
+
+
+def _end_id(tokenizer: Any, end: str | None) -> int:
+    return tokenizer.eos_token_id if end is None else tokenizer.convert_tokens_to_ids(end)
 
 
 @contextmanager
 def collector_spared() -> Iterator[None]:
-    """Keep the garbage collector from going through all modules again and again; it takes a tenth of the time here."""
+    """Keep the garbage collector from going through all modules and all rows again and again: a fifth of the time here.
+
+    It finds what refers to itself; rows do not, and are gone without it.
+    """
+    thresholds = gc.get_threshold()
     gc.freeze()
+    gc.set_threshold(SELDOM, *thresholds[1:])
     try:
         yield
     finally:
+        gc.set_threshold(*thresholds)
         gc.unfreeze()
 
 

@@ -6,13 +6,14 @@ import shutil
 from itertools import product
 
 import pytest
+import regex
 from conftest import ROOT, SHARED, toy_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
-from recipe.ranks import cuts_at, rank_encoder, split_ascii
+from recipe.ranks import GPT2_PATTERN, GPT2_PATTERN_SIMPLE, RUN, cuts_at, is_simple, rank_encoder, split_ascii
 from recipe.tokenization import encode
 
 LLAMA3 = (  # its pre-tokenizer, as tokenizer.json of the released models has it
@@ -20,6 +21,10 @@ LLAMA3 = (  # its pre-tokenizer, as tokenizer.json of the released models has it
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 DEMO = AutoTokenizer.from_pretrained(ROOT / "demo/base")
+
+
+def ours(tokenizer, texts):
+    return [ids.tolist() for ids in rank_encoder(tokenizer)(texts)]
 
 
 def gpt2(folder):
@@ -42,8 +47,8 @@ def split_by(tokenizer, pattern):
 @given(st.text(max_size=80))
 def test_any_text_has_the_same_ids(text):
     """The demo's vocabulary; text that is not ASCII takes the plain way."""
-    ours = rank_encoder(DEMO)
-    assert ours([text, "", "plain <|endoftext|>"]) == encode(DEMO, [text, "", "plain <|endoftext|>"])
+    texts = [text, "", "plain <|endoftext|>", text + text]
+    assert ours(DEMO, texts) == encode(DEMO, texts)
 
 
 @pytest.mark.parametrize("pattern", [None, LLAMA3], ids=["GPT-2", "Llama 3"])
@@ -52,14 +57,28 @@ def test_ascii_in_all_its_neighbourhoods(pattern, tmp_path):
     tokenizer = gpt2(tmp_path)
     if pattern:
         tokenizer = split_by(tokenizer, pattern)
-    ours = rank_encoder(tokenizer)
     texts = ["".join(pair) for pair in product(map(chr, range(128)), repeat=2)]
     kinds = "aZs'09_. \t\n\r\x0b\x0c\x1c\x00\x7f-"
     texts += ["".join(some) for some in product(kinds, repeat=3)]
     rng = random.Random(0)
     texts += ["".join(rng.choices(kinds + "the quick brown fox'll", k=rng.randint(1, 300))) for _ in range(2000)]
     texts += [one * count for one in "a \n1!" for count in (10, 100, 1000)]
-    assert ours(texts) == encode(tokenizer, texts)
+    assert ours(tokenizer, texts) == encode(tokenizer, texts)
+    assert ours(tokenizer, texts[::-1]) == encode(tokenizer, texts[::-1])
+
+
+def test_text_has_the_pieces_of_gpt_2s_pattern():
+    """All texts of up to five characters, one of each kind: no look-around is needed beside what RUN cuts out."""
+    for size in range(6):
+        for some in product("as'9. \n", repeat=size):
+            text, pieces = "".join(some), []
+            for number, part in enumerate(RUN.split(text)):
+                assert number % 2 or is_simple(part)
+                pieces += [part] if number % 2 else regex.findall(GPT2_PATTERN_SIMPLE, part)
+            assert pieces == regex.findall(GPT2_PATTERN, text), text
+            assert not is_simple(text) or RUN.split(text) == [text]
+    assert RUN.split(" a\n\nb   c\t \n(  ") == [" a\n\nb", "  ", " c", "\t ", "\n(", "  ", ""]
+    assert regex.findall(GPT2_PATTERN_SIMPLE, "a   b") != regex.findall(GPT2_PATTERN, "a   b")
 
 
 @given(st.text(st.sampled_from("ab'1.! \n\t\u00a0\u3000é漢\U0001f600"), max_size=40))
@@ -84,7 +103,7 @@ def test_real_rows_have_the_same_ids(shared, tmp_path):
     rows = json.loads((shared / "alpaca_en_999.json").read_text())
     texts = [row[name] for row in rows for name in ("instruction", "input", "output")]
     tokenizer = gpt2(tmp_path)
-    assert rank_encoder(tokenizer)(texts) == encode(tokenizer, texts)
+    assert ours(tokenizer, texts) == encode(tokenizer, texts)
 
 
 def bpe(vocab, merges, change=lambda backend: None, **options):
@@ -125,11 +144,11 @@ CLOSED = [*PLAIN[1], ("a", "bc")]
 
 def test_a_few_merges_are_taken():
     tokenizer = bpe(*PLAIN)
-    assert rank_encoder(tokenizer)(["abcab", "xbc"]) == encode(tokenizer, ["abcab", "xbc"])
+    assert ours(tokenizer, ["abcab", "xbc"]) == encode(tokenizer, ["abcab", "xbc"])
     # Whole pieces first, as in XGen's and Llama 3's: with every pair that makes a token among the merges.
     tokenizer = bpe(PLAIN[0], CLOSED, ignore_merges=True)
     texts = ["".join(some) for size in range(1, 7) for some in product("abc", repeat=size)]
-    assert rank_encoder(tokenizer)(texts) == encode(tokenizer, texts)
+    assert ours(tokenizer, texts) == encode(tokenizer, texts)
 
 
 @pytest.mark.parametrize(
