@@ -132,7 +132,9 @@ def analyze(
         used = vocabulary(sequences, meta["vocab_size"])
         example = packed_example(sequences, load_tokenizer(tokenizer_folder), meta["end_token_ids"])
     limit = meta["max_length"]
-    made_limits = limits([count for count, chosen in zip(tokens, is_train, strict=True) if chosen], limit)
+    to_train = facts.filter(is_train)
+    lengths, before = to_train["num_tokens"].to_pylist(), to_train["num_before"].to_pylist()
+    made_limits = limits(lengths, before, limit, drops=meta["overlong"] == "drop")
     best, because = recommend(made_limits)
     summary = {
         "files": [{"name": file["name"], "split": file["split"], "bytes": file["bytes"]} for file in manifest["files"]],

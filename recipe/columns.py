@@ -27,7 +27,7 @@ class Side:
         self._files: list[str] = []
         self._places: list[str] = []
         self._kinds: list[str] = []
-        self._num_chars, self._num_tokens = array("I"), array("I")
+        self._num_chars, self._num_tokens, self._num_before = array("I"), array("I"), array("I")
 
     def add(self, one: Example, input_ids: np.ndarray, trained: np.ndarray) -> bool:
         """Take a row in; whether it is kept."""
@@ -36,6 +36,9 @@ class Side:
         self._kinds.append(one.kind)
         self._num_chars.append(one.num_chars)
         self._num_tokens.append(len(input_ids))
+        # The first token of an example has nothing before it to be predicted from.
+        before = 1 + int(trained[1:].argmax()) if len(trained) > 1 else 1
+        self._num_before.append(before)
         if len(input_ids) > self.max_length:
             if self.overlong == "error":
                 self.too_long.append(f"  {one.file}, {one.place}: {len(input_ids)} tokens")
@@ -43,11 +46,10 @@ class Side:
             if self.overlong == "drop":
                 self.counts["dropped_overlong"] += 1
                 return False
-            input_ids, trained = input_ids[: self.max_length], trained[: self.max_length]
-            # The first token of an example has nothing before it to be predicted from.
-            if not trained[1:].any():
+            if before >= self.max_length:
                 self.counts["dropped_without_answer"] += 1
                 return False
+            input_ids, trained = input_ids[: self.max_length], trained[: self.max_length]
             self.counts["truncated"] += 1
         self._ids += input_ids.astype(self.dtype).tobytes()
         self._trained += trained.tobytes()
@@ -73,12 +75,15 @@ class Side:
             yield [(ids[place], trained[place]) for place in places]
 
     def facts(self, split: str) -> Any:
-        """Split, file, place, kind and lengths before cutting of every row, kept or not, as an Arrow table."""
+        """Split, file, place, kind and lengths before cutting of every row, kept or not, as an Arrow table.
+
+        num_before counts the tokens before the first that is trained.
+        """
         import pyarrow as pa
 
         splits = [split] * len(self._files)
         texts = {"split": splits, "file": self._files, "place": self._places, "kind": self._kinds}
-        sizes = {"num_chars": self._num_chars, "num_tokens": self._num_tokens}
+        sizes = {"num_chars": self._num_chars, "num_tokens": self._num_tokens, "num_before": self._num_before}
         columns = {name: pa.array(column, pa.string()) for name, column in texts.items()}
         return pa.table(columns | {name: pa.array(np.frombuffer(one, np.uint32)) for name, one in sizes.items()})
 

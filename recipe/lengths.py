@@ -1,6 +1,6 @@
-"""What a limit on length does to the rows: what it cuts, how full sequences get, and what an epoch then costs.
+"""What a limit on length does: the rows it cuts and drops, how full sequences get, and what an epoch then costs.
 
-made = limits(lengths, chosen=1024)      # a Limit for each power of two that makes sense, and for the chosen one
+made = limits(lengths, before, chosen=1024)    # a Limit for each power of two that makes sense, and the chosen one
 best, why = recommend(made)
 """
 
@@ -16,7 +16,7 @@ MAX_CUT = 0.01  # of the rows, what a recommended limit may cut; tokens would go
 
 @dataclass(frozen=True)
 class Limit:
-    """What `max_length` does: shares of rows cut and of tokens lost, fill of packed sequences, cost of an epoch.
+    """What `max_length` does: shares of rows cut and dropped and of tokens lost, fill of sequences, cost of an epoch.
 
     The cost is in positions computed, padding within, relative to the chosen limit's: a LoRA step's matmuls take the
     same for each. Attention, which stays within a row, is left out: at these lengths it is 1% of the work.
@@ -24,6 +24,7 @@ class Limit:
 
     max_length: int
     rows_cut: float
+    rows_dropped: float
     tokens_lost: float
     filled: float
     cost: float
@@ -41,35 +42,45 @@ def candidates(lengths: Sequence[int], chosen: int) -> list[int]:
     return sorted({*powers, chosen})
 
 
-def limits(lengths: Sequence[int], chosen: int) -> list[Limit]:
-    """A Limit for each candidate, shortest first; `lengths` are the rows' tokens before cutting."""
+def limits(lengths: Sequence[int], before: Sequence[int], chosen: int, *, drops: bool = False) -> list[Limit]:
+    """A Limit for each candidate that leaves a row, shortest first.
+
+    `lengths` are the rows' tokens before cutting, `before` those before the first that is trained. A longer row is cut,
+    or dropped where no trained token is left of it, or where all longer rows are (`drops`); prepare does the same.
+    """
     step = -(-len(lengths) // SAMPLE)
-    total, some = sum(lengths), lengths[::step]
-    sequences = {
-        limit: len(pack_best_fit([min(length, limit) for length in some], limit))
-        for limit in candidates(lengths, chosen)
-    }
+    total = sum(lengths)
+    kept = {}
+    for limit in candidates(lengths, chosen):
+        some = zip(lengths[::step], before[::step], strict=True)
+        kept[limit] = [min(length, limit) for length, start in some if length <= limit or (start < limit and not drops)]
+    sequences = {limit: len(pack_best_fit(some, limit)) for limit, some in kept.items()}
     made = []
     for limit, count in sequences.items():
-        positions = count * limit
+        if not count:
+            continue
+        longer = [(length, start) for length, start in zip(lengths, before, strict=True) if length > limit]
+        dropped = [length for length, start in longer if start >= limit or drops]
+        lost = sum(length - limit for length, _ in longer) + limit * len(dropped)
         made.append(
             Limit(
                 max_length=limit,
-                rows_cut=round(sum(length > limit for length in lengths) / len(lengths), 6),
-                tokens_lost=round(sum(max(0, length - limit) for length in lengths) / total, 6),
-                filled=round(sum(min(length, limit) for length in some) / positions, 6),
-                cost=round(positions / (sequences[chosen] * chosen), 6),
+                rows_cut=round((len(longer) - len(dropped)) / len(lengths), 6),
+                rows_dropped=round(len(dropped) / len(lengths), 6),
+                tokens_lost=round(lost / total, 6),
+                filled=round(sum(kept[limit]) / (count * limit), 6),
+                cost=round(count * limit / (sequences[chosen] * chosen), 6),
             )
         )
     return made
 
 
 def recommend(made: Sequence[Limit]) -> tuple[Limit, str]:
-    """The shortest limit that cuts at most MAX_CUT of the rows, and why."""
-    best = next(one for one in made if one.rows_cut <= MAX_CUT)
+    """The shortest limit that cuts or drops at most MAX_CUT of the rows, and why."""
+    best = next(one for one in made if one.rows_cut + one.rows_dropped <= MAX_CUT)
     why = (
-        f"{best.max_length:,} is the shortest of these that cuts at most {MAX_CUT:.0%} of the rows: "
-        f"{best.rows_cut:.2%}, with {best.tokens_lost:.2%} of the tokens. Packed, an epoch costs about the same with a "
-        "longer one, and a sequence needs more memory."
+        f"{best.max_length:,} is the shortest of these that cuts or drops at most {MAX_CUT:.0%} of the rows: "
+        f"{best.rows_cut + best.rows_dropped:.2%}, with {best.tokens_lost:.2%} of the tokens. Packed, an epoch costs "
+        "about the same with a longer one, and a sequence needs more memory."
     )
     return best, why

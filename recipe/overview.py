@@ -119,14 +119,15 @@ def limit_parts(summary: dict[str, Any]) -> list[Part]:
     rows = [
         [
             f"{one['max_length']:,}" + (" (set)" if one["max_length"] == summary["max_length"] else ""),
-            f"{one['rows_cut']:.2%}", f"{one['tokens_lost']:.2%}", f"{one['filled']:.1%}", f"{one['cost']:.2f}",
+            *(f"{one[name]:.2%}" for name in ("rows_cut", "rows_dropped", "tokens_lost")),
+            f"{one['filled']:.1%}", f"{one['cost']:.2f}",
         ]
         for one in summary["limits"]
     ]  # fmt: skip
-    header = ["max_length", "rows cut", "tokens lost", "sequences full", "cost of an epoch"]
+    header = ["max_length", "rows cut", "dropped", "tokens lost", "sequences full", "cost of an epoch"]
     note = (
-        f"{summary['recommended_because']} Shares are of the rows to train on. Where the prompt alone fills "
-        "max_length, the row is dropped, and loses more than is counted here."
+        f"{summary['recommended_because']} Shares are of the rows to train on; those whose prompt alone fills "
+        "max_length are dropped."
     )
     return [Part("Which max_length", table(header, rows), note)]
 

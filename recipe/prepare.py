@@ -4,7 +4,7 @@ Reads data/raw/ and models/base/tokenizer/. Makes data/prepared/:
     train.arrow         packed sequences: input_ids, trained (which tokens the loss counts), seq_lengths
     validation.arrow    one example a sequence, in the order of validation.jsonl
     validation.jsonl    their prompts, completions and kinds
-    rows.arrow          every row that was read well: its split, place, length in characters and tokens
+    rows.arrow          every row that was read well: its split, place, characters, tokens, and those before the answer
     quarantine.jsonl    the rows that were left out, and why (with on_bad_row: drop)
     meta.json           what was chosen, and what was counted
 
@@ -177,6 +177,7 @@ def prepare(
             "columns": params.columns,
             "loss_on": params.loss_on,
             "max_length": params.max_length,
+            "overlong": params.overlong,
             "packing": params.packing,
             "tokenizer_sha256": sha256_listing({f.name: sha256_file(f) for f in sorted(tokenizer_folder.iterdir())}),
             "vocab_size": len(tokenizer),

@@ -55,7 +55,10 @@ def test_the_report_says_what_is_there(report):
     assert summary["share_over_max_length_tokens"] >= 1 / 40
     assert summary["prepared"]["rows"]["train"] + summary["prepared"]["rows"]["validation"] <= 40
     chosen = next(one for one in summary["limits"] if one["max_length"] == 256)
-    assert chosen["cost"] == 1.0 and 0 < chosen["rows_cut"] < 0.1
+    assert chosen["cost"] == 1.0
+    counts = summary["prepared"]["rows"]
+    assert counts["truncated"] == 1 and chosen["rows_cut"] == pytest.approx(1 / counts["train"], abs=1e-6)
+    assert counts["dropped_without_answer"] == 0 and chosen["rows_dropped"] == 0
     assert summary["recommended_max_length"] in [one["max_length"] for one in summary["limits"]]
     html = (folder / "index.html").read_text()
     assert html.count("<svg") == 2 and "max_length 256" in html and "256 (set)" in html
