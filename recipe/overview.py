@@ -124,10 +124,11 @@ def limit_parts(summary: dict[str, Any]) -> list[Part]:
         ]
         for one in summary["limits"]
     ]  # fmt: skip
-    header = ["max_length", "rows cut", "dropped", "tokens lost", "sequences full", "cost of an epoch"]
+    header = ["max_length", "rows cut", "dropped", "tokens lost", "full", "cost"]
     note = (
         f"{summary['recommended_because']} Shares are of the rows to train on; those whose prompt alone fills "
-        "max_length are dropped."
+        "max_length are dropped. Full says how far packed sequences are filled, cost what an epoch takes beside the set "
+        "limit's."
     )
     return [Part("Which max_length", table(header, rows), note)]
 
