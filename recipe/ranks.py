@@ -17,9 +17,10 @@ the leftmost pair.) tiktoken takes a piece that is a token whole; so does `ignor
 do, and so asks for 3.
 
 How text is cut into pieces before that depends on tables of Unicode, which the two libraries have from different
-sources: so only ASCII text is encoded here, for which the tests compare them. To look ahead, as GPT-2's pattern does
-after white space, would take two thirds of the time: longer white space is cut out before, and all texts of a batch are
-encoded at once, with a NUL between two.
+sources, and on how each reads a pattern: tiktoken leaves out what no alternative matches, and `{1,3}+` and `$` mean
+something else to it. So only two patterns are taken, and only ASCII text, for which the tests compare them. To look
+ahead, as GPT-2's does after white space, would take two thirds of the time: with it, longer white space is cut out
+before, and the texts of a batch are encoded at once, a NUL between two.
 """
 
 import re
@@ -38,10 +39,17 @@ Encode = Callable[[list[str]], list[np.ndarray]]
 # What the tokenizers library splits by in its ByteLevel, which is GPT-2's; and the same for ASCII that is_simple.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT2_PATTERN_SIMPLE = r"'(?:[stmd]|re|ve|ll)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9\x00]+|\s|\x00"
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # White space that GPT-2's pattern takes at once: a run without its last character, at the end of a text with it.
 RUN = re.compile(r"([\t-\r ][\t-\r ]+(?:(?=[\t-\r ][^\t-\r ])|\Z))")
 SPACES = bytes.maketrans(b"\t\n\v\f\r", b"     ")
 NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+AT_ONCE = 1 << 20  # characters; more would only hold more ids as Python's integers
+CACHED_RUN = 100  # characters: longer white space is rare
+LONGEST = 100_000  # characters of a text for a pattern that goes back: its engine's stack overflows after 500,000
 
 
 def rank_encoder(tokenizer: Any) -> Encode | None:
@@ -59,12 +67,8 @@ def rank_encoder(tokenizer: Any) -> Encode | None:
     if pattern is None or ranks is None:
         return None
     by_words = pattern == GPT2_PATTERN
-    try:
-        core = tiktoken.Encoding(
-            "recipe", pat_str=GPT2_PATTERN_SIMPLE if by_words else pattern, mergeable_ranks=ranks, special_tokens={}
-        )
-    except ValueError:  # a pattern that its engine can't read
-        return None
+    used = GPT2_PATTERN_SIMPLE if by_words else pattern
+    core = tiktoken.Encoding("recipe", pat_str=used, mergeable_ranks=ranks, special_tokens={})
     letters, nul = byte_characters(), ranks[b"\0"]
 
     def plain(texts: list[str]) -> list[np.ndarray]:
@@ -74,21 +78,27 @@ def rank_encoder(tokenizer: Any) -> Encode | None:
         return [_ids(core.encode_ordinary(text)) for text in texts]
 
     def at_once(texts: list[str]) -> list[np.ndarray]:
-        ids = _ids(core.encode_ordinary("".join(f"{text}\0" for text in texts)))
-        ends = np.flatnonzero(ids == nul).tolist()
-        return [ids[start:end] for start, end in zip([0, *(end + 1 for end in ends[:-1])], ends, strict=True)]
+        made = []
+        for some in joined(texts):
+            ids = _ids(core.encode_ordinary(some))
+            start = 0
+            for end in np.flatnonzero(ids == nul).tolist():
+                made.append(ids[start:end])
+                start = end + 1
+        return made
 
-    @lru_cache(maxsize=10_000)
     def run(text: str) -> np.ndarray:
         piece = "".join(letters[byte] for byte in text.encode())
         return _ids([token.id for token in backend.model.tokenize(piece)])
 
+    cached_run = lru_cache(maxsize=10_000)(run)
+
     def runs(texts: list[str]) -> list[np.ndarray]:
-        return [run(text) for text in texts]
+        return [cached_run(text) if len(text) <= CACHED_RUN else run(text) for text in texts]
 
     def ways(text: str) -> Iterator[tuple[Encode, str]]:
         if not by_words:
-            yield one_by_one if text.isascii() else plain, text
+            yield one_by_one if text.isascii() and len(text) <= LONGEST else plain, text
             return
         for part in [text] if text.isascii() else split_ascii(text):
             if not part.isascii() or "\0" in part:
@@ -116,6 +126,18 @@ def _ids(ids: list[int]) -> np.ndarray:
     return np.frombuffer(array("I", ids), np.uint32)
 
 
+def joined(texts: list[str]) -> Iterator[str]:
+    """The texts, a NUL after each, in strings of about AT_ONCE characters."""
+    some, size = [], 0
+    for text in texts:
+        some.append(f"{text}\0")
+        size += len(text)
+        if size >= AT_ONCE:
+            yield "".join(some)
+            some, size = [], 0
+    yield "".join(some)
+
+
 def is_simple(text: str) -> bool:
     """Whether GPT2_PATTERN_SIMPLE finds the pieces of an ASCII text without NUL that GPT-2's pattern finds.
 
@@ -129,10 +151,10 @@ def is_simple(text: str) -> bool:
 def cuts_at(text: str, at: int) -> bool:
     """Whether GPT-2's pattern finds the same pieces in text[:at] and text[at:] as in the whole.
 
-    So it does before a single space or line break between two printable characters of ASCII: no piece goes on over it,
-    and the only pieces that look further are of white space.
+    So it does before a single space between two printable characters of ASCII: no piece goes on over it, and the only
+    pieces that look further are of white space.
     """
-    return text[at] in " \n" and "!" <= text[at - 1 : at] <= "~" and "!" <= text[at + 1 : at + 2] <= "~"
+    return text[at] == " " and "!" <= text[at - 1 : at] <= "~" and "!" <= text[at + 1 : at + 2] <= "~"
 
 
 def split_ascii(text: str) -> list[str]:
@@ -162,12 +184,12 @@ def _plain(backend: Any, texts: list[str]) -> list[Any]:
 
 
 def _pattern(told: dict[str, Any]) -> str | None:
-    """The regular expression that cuts a text into pieces, of a tokenizer that does nothing else before BPE."""
+    """GPT-2's or Llama 3's pattern, of a tokenizer that cuts text by it and does nothing else before BPE."""
     if told["normalizer"] is not None or not all(token["special"] for token in told["added_tokens"]):
         return None  # a token that is added and not special is found in plain text too
     before = told["pre_tokenizer"] or {}
     steps = before["pretokenizers"] if before.get("type") == "Sequence" else [before]
-    last = steps[-1]
+    last = steps[-1] if steps else {}
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
         return None
     if len(steps) == 1:
@@ -177,7 +199,8 @@ def _pattern(told: dict[str, Any]) -> str | None:
     split = steps[0]
     if split.get("type") != "Split" or split.get("behavior") != "Isolated" or split.get("invert"):
         return None
-    return split["pattern"].get("Regex")
+    pattern = split["pattern"].get("Regex")
+    return pattern if pattern in (GPT2_PATTERN, LLAMA3_PATTERN) else None
 
 
 def _ranks(told: dict[str, Any], backend: Any) -> dict[bytes, int] | None:

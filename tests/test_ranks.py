@@ -13,14 +13,18 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
-from recipe.ranks import GPT2_PATTERN, GPT2_PATTERN_SIMPLE, RUN, cuts_at, is_simple, rank_encoder, split_ascii
-from recipe.tokenization import encode
-
-LLAMA3 = (  # its pre-tokenizer, as tokenizer.json of the released models has it
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+from recipe import ranks
+from recipe.ranks import (
+    GPT2_PATTERN,
+    GPT2_PATTERN_SIMPLE,
+    LLAMA3_PATTERN,
+    RUN,
+    cuts_at,
+    is_simple,
+    rank_encoder,
+    split_ascii,
 )
-DEMO = AutoTokenizer.from_pretrained(ROOT / "demo/base")
+from recipe.tokenization import encode
 
 
 def ours(tokenizer, texts):
@@ -44,14 +48,17 @@ def split_by(tokenizer, pattern):
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=tokenizer.eos_token)
 
 
+SMALL = split_by(AutoTokenizer.from_pretrained(ROOT / "demo/base"), GPT2_PATTERN)
+
+
 @given(st.text(max_size=80))
 def test_any_text_has_the_same_ids(text):
-    """The demo's vocabulary; text that is not ASCII takes the plain way."""
+    """The demo's vocabulary behind GPT-2's pattern; text that is not ASCII takes the plain way."""
     texts = [text, "", "plain <|endoftext|>", text + text]
-    assert ours(DEMO, texts) == encode(DEMO, texts)
+    assert ours(SMALL, texts) == encode(SMALL, texts)
 
 
-@pytest.mark.parametrize("pattern", [None, LLAMA3], ids=["GPT-2", "Llama 3"])
+@pytest.mark.parametrize("pattern", [None, LLAMA3_PATTERN], ids=["GPT-2", "Llama 3"])
 def test_ascii_in_all_its_neighbourhoods(pattern, tmp_path):
     """Every pair of characters, triples of one of each kind, and long runs, in a real vocabulary."""
     tokenizer = gpt2(tmp_path)
@@ -81,15 +88,30 @@ def test_text_has_the_pieces_of_gpt_2s_pattern():
     assert regex.findall(GPT2_PATTERN_SIMPLE, "a   b") != regex.findall(GPT2_PATTERN, "a   b")
 
 
+@pytest.mark.parametrize("pattern", [None, LLAMA3_PATTERN], ids=["GPT-2", "Llama 3"])
+def test_a_very_long_text_has_the_same_ids(pattern):
+    """A million spaces are more than the stack of tiktoken's engine holds where it looks ahead."""
+    tokenizer = split_by(SMALL, pattern) if pattern else SMALL
+    texts = [" " * 1_000_000 + "x", "a b" * 500_000, "x"]
+    assert ours(tokenizer, texts) == encode(tokenizer, texts)
+
+
+def test_a_batch_is_joined_in_parts(monkeypatch):
+    texts = ["one", "", "two words", "x" * 50, "é", "last"]
+    monkeypatch.setattr(ranks, "AT_ONCE", 8)
+    assert ours(SMALL, texts) == encode(SMALL, texts)
+    assert list(ranks.joined(texts)) == ["one\0\0two words\0", "x" * 50 + "\0", "é\0last\0"]
+
+
 @given(st.text(st.sampled_from("ab'1.! \n\t\u00a0\u3000é漢\U0001f600"), max_size=40))
 def test_text_is_cut_where_its_pieces_end(text):
     """ASCII and the rest are encoded apart; white space of Unicode and runs of it are never cut."""
     parts = split_ascii(text)
     assert "".join(parts) == text
-    assert [one for part in encode(DEMO, parts) for one in part] == (encode(DEMO, [text])[0] if text else [])
+    assert [one for part in encode(SMALL, parts) for one in part] == (encode(SMALL, [text])[0] if text else [])
     for cut in range(1, len(text)):
         if cuts_at(text, cut):
-            left, right, whole = encode(DEMO, [text[:cut], text[cut:], text])
+            left, right, whole = encode(SMALL, [text[:cut], text[cut:], text])
             assert left + right == whole
 
 
@@ -132,6 +154,10 @@ def add_special(backend):
     backend.add_special_tokens([AddedToken("<s>", special=True)])
 
 
+def cuts_nothing(backend):
+    backend.pre_tokenizer = pre_tokenizers.Sequence([])
+
+
 def special_word(backend):
     backend.add_special_tokens([AddedToken("PAD", special=True)])
 
@@ -161,6 +187,9 @@ def test_a_few_merges_are_taken():
         ("an added token that plain text may hold", bpe(*PLAIN, add_word)),
         ("a space in front", bpe(*PLAIN, prefix_space)),
         ("whole pieces, and a pair that is no merge", bpe(*PLAIN, ignore_merges=True)),
+        ("a pattern that leaves text out", split_by(SMALL, r"\p{L}+|\p{N}+")),
+        ("a pattern that reads otherwise", split_by(SMALL, LLAMA3_PATTERN.replace("{1,3}", "{1,3}+"))),
+        ("nothing before", bpe(*PLAIN, cuts_nothing)),
         ("dropout", bpe(*PLAIN, dropout=0.1)),
         ("an orphan beside a special token", bpe([*PLAIN[0], "hello"], CLOSED, add_special, ignore_merges=True)),
         ("a special token that is one piece", bpe([*PLAIN[0], "PAD"], CLOSED, special_word, ignore_merges=True)),
