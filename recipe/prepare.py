@@ -76,6 +76,9 @@ def tokenize(
     faster way to the ids of text in which special tokens are plain text.
     """
 
+    if not turns:
+        return
+
     def encoded(texts: list[str], *, special_tokens: bool = False) -> Iterator[np.ndarray]:
         if plain and not special_tokens:
             return iter(plain(texts))

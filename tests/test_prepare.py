@@ -1,3 +1,4 @@
+import gc
 import json
 import shutil
 
@@ -9,7 +10,7 @@ from recipe.errors import DataError
 from recipe.examples import in_validation
 from recipe.files import sha256_tree
 from recipe.packing import read_sequences
-from recipe.prepare import prepare, tokenize
+from recipe.prepare import collector_spared, prepare, tokenize
 from recipe.prompts import render
 from recipe.tokenization import load_tokenizer
 
@@ -161,6 +162,20 @@ def test_dropped_bad_rows_stand_in_quarantine(prepared):
     assert [row["place"] for row in kept] == ["line 21", "line 22", "line 23"]
     assert json.loads(kept[2]["content"]) == BAD[2]
     assert meta(made)["rows"]["quarantined"] == 3 and meta(made)["rows"]["read"] == 23
+
+
+def test_a_batch_of_bad_rows_alone_is_dropped_like_any_other(prepared, monkeypatch):
+    monkeypatch.setattr("recipe.prepare.BATCH_ROWS", 2)
+    made = prepared([*BAD[:2], *toy_rows(20), *BAD[:2]], on_bad_row="drop")
+    assert meta(made)["rows"]["quarantined"] == 4 and meta(made)["rows"]["read"] == 24
+
+
+def test_the_garbage_collector_is_as_it_was_after_an_error():
+    before = gc.get_threshold(), gc.get_freeze_count()
+    with pytest.raises(DataError), collector_spared():
+        assert gc.get_threshold() != before[0]
+        raise DataError("no")
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before
 
 
 def test_the_same_rows_give_the_same_bytes(prepared, tmp_path):
