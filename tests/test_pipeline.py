@@ -1,6 +1,7 @@
 """dvc.yaml held to the code: the files a stage imports, the params its class has, the paths that are read."""
 
 import ast
+import re
 import shutil
 
 import pytest
@@ -97,6 +98,13 @@ def test_a_file_imports_only_from_its_floor_and_those_below():
         for other in {file.removesuffix(".py") for file in imported(name)} - {name}:
             assert floor[other] <= floor[name], f"{name} imports {other}"
             assert floor[other] < floor[name] or floor[name] != 3, f"the stage {name} imports the stage {other}"
+
+
+def test_contributing_names_the_files_of_the_lower_floors():
+    table = (ROOT / "CONTRIBUTING.md").read_text()
+    for number in (1, 2):
+        [line] = [line for line in table.splitlines() if line.startswith(f"| {number} |")]
+        assert set(re.findall(r"`(\w+)`", line)) == FLOORS[number - 1]
 
 
 def test_mlflow_is_imported_in_two_files_alone():
