@@ -17,17 +17,16 @@ from typing import Any
 from pydantic import Field
 
 from recipe.answering import answer
-from recipe.comparison import Row, by_group, differences
+from recipe.comparison import ScoredRow, by_group, differences
 from recipe.files import new_folder, read_json, read_json_lines, write_json, write_text
 from recipe.modeling import be_deterministic, load_adapter, load_base
 from recipe.packing import IGNORED, collate, read_sequences
 from recipe.params import Section
 from recipe.tasks import load_tasks, run_tasks
 from recipe.tokenization import encode_prompts, load_tokenizer
-from recipe.verdict import about, pictures, report_page
+from recipe.verdict import SIDES, about, pictures, report_page
 
 Scores = list[tuple[float, int, int]]  # of each row: the sum of its losses, how many tokens are right, and of how many
-SIDES = ("base", "adapter")
 NUM_THREADS = 2  # fixed: another number sums in another order, and gives other last digits
 Progress = Callable[[Iterator[Any], str, int], Iterator[Any]]
 
@@ -103,14 +102,14 @@ def generate(
 
 def compared_rows(
     lengths: list[int], kinds: list[str], scores: dict[str, Scores], answered: dict[int, dict[str, Any]]
-) -> list[Row]:
+) -> list[ScoredRow]:
     """The validation rows with what base and adapter made of them; `answered` by the index of the row."""
     made = []
     for index, (length, kind) in enumerate(zip(lengths, kinds, strict=True)):
         base, adapter = (scores[side][index] for side in SIDES)
         one = answered.get(index)
         matches = None if one is None else (one["base_matches"], one["adapter_matches"])
-        made.append(Row(kind, length, base[2], (base[0], adapter[0]), (base[1], adapter[1]), matches))
+        made.append(ScoredRow(kind, length, base[2], (base[0], adapter[0]), (base[1], adapter[1]), matches))
     return made
 
 

@@ -127,8 +127,8 @@ def limit_parts(summary: dict[str, Any]) -> list[Part]:
     header = ["max_length", "rows cut", "dropped", "tokens lost", "full", "cost"]
     note = (
         f"{summary['recommended_because']} Shares are of the rows to train on; those whose prompt alone fills "
-        "max_length are dropped. Full says how far packed sequences are filled, cost what an epoch takes beside the set "
-        "limit's."
+        "max_length are dropped. Full says how far packed sequences are filled, cost what an epoch takes beside the "
+        "set limit's."
     )
     return [Part("Which max_length", table(header, rows), note)]
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
-from recipe.comparison import headline
+from recipe.comparison import Groups, headline
 from recipe.curve import read_curve
 from recipe.files import read_json, read_json_lines, sha256_tree, write_json
 from recipe.params import Section
@@ -111,9 +111,7 @@ def flat(prefix: str, values: dict[str, Any]) -> dict[str, float]:
     return made
 
 
-def run_metrics(
-    scores: dict[str, Any], groups: dict[str, dict[str, dict[str, Any]]], trained: dict[str, Any]
-) -> dict[str, float]:
+def run_metrics(scores: dict[str, Any], groups: Groups, trained: dict[str, Any]) -> dict[str, float]:
     """The numbers of a run, in groups that the UI shows apart. By kind and length, those of the adapter alone."""
     whole = {name: value for name, value in scores.items() if isinstance(value, dict)}
     by = {name: {one: values["adapter"] for one, values in some.items()} for name, some in groups.items()}

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from recipe.comparison import MEASURES, headline
+from recipe.comparison import FEWEST_ROWS, MEASURES, RESAMPLES, Groups, ends, headline
 from recipe.figures import pairs_of_bars
 from recipe.pages import Part, figure, page, table
 from recipe.prompts import asked
@@ -18,10 +18,10 @@ MAX_GROUPS = 40  # of more, a picture is no help
 SIDES = ("base", "adapter")
 RIGHT = "✓ "
 DRAWN = {"loss": "loss", "exact_match": "exactly right"}  # measures that have a picture, and its axis
-BOOTSTRAP = "Bootstrap: 1,000 draws of as many validation rows, with replacement."
+MAX_NAMES = 10
 
 
-def pictures(groups: dict[str, dict[str, dict[str, Any]]]) -> dict[str, str]:
+def pictures(groups: Groups) -> dict[str, str]:
     """Base beside adapter as SVG, by kind (where rows have kinds) and by length: the loss, and the exact matches."""
     drawn = {}
     for name, some in groups.items():
@@ -42,7 +42,7 @@ def about(base_id: str, meta: dict[str, Any], trained: dict[str, Any]) -> str:
 
 
 def report_page(
-    results: dict[str, Any], groups: dict[str, dict[str, dict[str, Any]]], generations: list[dict[str, Any]],
+    results: dict[str, Any], groups: Groups, generations: list[dict[str, Any]],
     drawn: Mapping[str, str], trained: str,
 ) -> str:  # fmt: skip
     """The report as HTML; `results` are metrics/evaluate.json, `trained` says what was trained."""
@@ -70,7 +70,8 @@ def _numbers(results: dict[str, Any]) -> list[Part]:
     return [
         Part("On the validation rows", table(["model", "loss", "perplexity", "token accuracy", "exact match"], numbers),
              f"{results['rows']:,} rows; {results['prompts']:,} prompts answered in full, greedily."),
-        Part("What the adapter gains", table(["measure", "gain", "95% interval"], gains), BOOTSTRAP),
+        Part("What the adapter gains", table(["measure", "gain", "95% interval"], gains),
+             f"Bootstrap: as many validation rows drawn again, with replacement, {RESAMPLES:,} times."),
     ]  # fmt: skip
 
 
@@ -83,18 +84,16 @@ def _short(name: str, value: float | None) -> str:
 
 def _gained(measure: str, gain: float, low: float | None, high: float | None) -> tuple[str, str]:
     """A gain and its interval, as text: of the loss, what it is lower by; of the others, what they are higher by."""
-    if measure == "loss":
-        way, size, unit = "lower" if gain >= 0 else "higher", f"{abs(gain):.3f}", ""
-    else:
-        way, size, unit = "higher" if gain >= 0 else "lower", f"{100 * abs(gain):.1f}", " points"
+    scale, digits, unit = (1, 3, "") if measure == "loss" else (100, 1, " points")
+    size = f"{scale * abs(gain):.{digits}f}"
+    way = "lower" if (gain > 0) == (measure == "loss") else "higher"
+    shown = f"{size}{unit} {way}" if float(size) else "none"
     if low is None or high is None:
-        return f"{size}{unit} {way}", "-"
-    ends = (low, high) if gain >= 0 else (-high, -low)
-    shown = " to ".join(f"{end:.3f}" if measure == "loss" else f"{100 * end:.1f}" for end in ends)
-    return f"{size}{unit} {way}", f"{shown}{unit}"
+        return shown, "-"
+    return shown, f"{ends(gain, scale * low, scale * high, digits)}{unit}"
 
 
-def _groups(groups: dict[str, dict[str, dict[str, Any]]], drawn: Mapping[str, str]) -> list[Part]:
+def _groups(groups: Groups, drawn: Mapping[str, str]) -> list[Part]:
     parts = []
     for name, some in groups.items():
         measure, _, grouping = name.partition("_by_")
@@ -104,12 +103,27 @@ def _groups(groups: dict[str, dict[str, dict[str, Any]]], drawn: Mapping[str, st
              *_gained(measure, one["gain"], one["low"], one["high"])]
             for group, one in some.items()
         ]  # fmt: skip
-        worse = [group for group, one in some.items() if one["high"] is not None and one["high"] < 0]
-        note = f"Worse than the base, and by more than chance: {', '.join(worse)}." if worse else ""
         if rows:
             body = _drawn(drawn, name, f"{title}, base and adapter, as in the table below.")
-            parts.append(Part(title, body + table([grouping, "rows", *SIDES, "gain", "95% interval"], rows), note))
+            counted = "prompts" if measure == "exact_match" else "rows"
+            header = [grouping, counted, *SIDES, "gain", "95% interval"]
+            parts.append(Part(title, body + table(header, rows), _group_note(some, counted)))
     return parts
+
+
+def _group_note(some: dict[str, dict[str, Any]], counted: str) -> str:
+    """What the intervals of a table say, and why some are missing."""
+    said = []
+    worse = [group for group, one in some.items() if one["high"] is not None and one["high"] < 0]
+    if worse:
+        more = f" and {len(worse) - MAX_NAMES} more" if len(worse) > MAX_NAMES else ""
+        said.append(
+            f"Worse than the base by the whole interval: {', '.join(worse[:MAX_NAMES])}{more}. (Where nothing differs, "
+            "that happens to one group in 40 by chance.)"
+        )
+    if any(one["low"] is None for one in some.values()):
+        said.append(f"Fewer than {FEWEST_ROWS} {counted}, or answers that are all alike, have no interval.")
+    return " ".join(said)
 
 
 def _drawn(drawn: Mapping[str, str], name: str, label: str) -> Markup:

@@ -166,13 +166,15 @@ def check_evaluation(page, folder):
             number = float(shown.rstrip("%").replace(",", "")) / (100 if percent else 1)
             assert number == pytest.approx(value, abs=0.0005 if percent or name == "loss" else 0.005)
     groups = groups_of(folder)
-    for row in rows_of(page, "Loss by length")[1:]:
-        one = groups["loss_by_length"][row[0]]
-        assert row[1:4] == [f"{one['rows']:,}", f"{one['base']:.3f}", f"{one['adapter']:.3f}"]
-        assert row[4:] == [f"{one['gain']:.3f} lower", f"{one['low']:.3f} to {one['high']:.3f}"]
-    for row in rows_of(page, "Exact match by length")[1:]:
-        one = groups["exact_match_by_length"][row[0]]
-        assert row[1:4] == [f"{one['rows']:,}", f"{one['base']:.1%}", f"{one['adapter']:.1%}"]
+    losses, matches = groups["loss_by_length"], groups["exact_match_by_length"]
+    assert len(losses) == 4 and rows_of(page, "Loss by length")[1:] == [
+        [name, f"{one['rows']:,}", f"{one['base']:.3f}", f"{one['adapter']:.3f}", f"{one['gain']:.3f} lower",
+         f"{one['low']:.3f} to {one['high']:.3f}"]
+        for name, one in losses.items()
+    ]  # fmt: skip
+    assert [row[:4] for row in rows_of(page, "Exact match by length")[1:]] == [
+        [name, f"{one['rows']:,}", f"{one['base']:.1%}", f"{one['adapter']:.1%}"] for name, one in matches.items()
+    ]
     lines = (folder / "reports" / "evaluation" / "generations.jsonl").read_text().splitlines()
     wanted = [json.loads(line)["completion"].split() for line in lines]
     answers = [row[1].split() for row in rows_of(page, "Base beside adapter")[1:]]

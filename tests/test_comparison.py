@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 
 from recipe import comparison
-from recipe.comparison import Row, by_group, compare, differences, headline, interval, length_groups
+from recipe.comparison import (
+    FEWEST_ROWS,
+    ScoredRow,
+    by_group,
+    compare,
+    differences,
+    ends,
+    headline,
+    interval,
+    length_groups,
+)
 
 
 def test_the_interval_of_a_mean_is_about_two_standard_errors_wide():
@@ -25,6 +35,19 @@ def test_it_covers_the_truth_about_as_often_as_it_says():
     assert 0.85 <= covered / 200 <= 0.99
 
 
+def test_of_the_fewest_rows_it_covers_the_truth_in_nine_cases_of_ten():
+    rng = np.random.default_rng(3)
+    covered = 0
+    for _ in range(300):
+        low, high = interval(rng.normal(0.0, 1.0, FEWEST_ROWS), [1] * FEWEST_ROWS)
+        covered += low <= 0.0 <= high
+    assert 0.86 <= covered / 300 <= 0.97
+
+
+def test_an_interval_has_no_negative_zero():
+    assert ends(0.5, -0.00001, 1.0, 3) == "0.000 to 1.000" and ends(-0.2, -0.6, 0.0, 1) == "0.0 to 0.6"
+
+
 def test_it_is_the_same_each_time_and_however_many_are_drawn_at_once(monkeypatch):
     values, tokens = [1.0, 2.0, 8.0, 1.5], [1, 2, 4, 1]
     first = interval(values, tokens)
@@ -35,13 +58,13 @@ def test_it_is_the_same_each_time_and_however_many_are_drawn_at_once(monkeypatch
 
 
 def row(kind, length, losses, *, trained=1, right=(0, 0), matches=None):
-    return Row(kind, length, trained, losses, right, matches)
+    return ScoredRow(kind, length, trained, losses, right, matches)
 
 
 def test_a_measure_weighs_tokens_and_its_gain_has_an_interval():
-    rows = [row("", 9, (2.0, 1.0)), row("", 9, (2.0, 1.0), trained=3, right=(0, 3))] * 3
+    rows = [row("", 9, (2.0, 1.0)), row("", 9, (2.0, 1.0), trained=3, right=(0, 3))] * 5
     loss = compare(rows, "loss")
-    assert (loss["rows"], loss["base"], loss["adapter"], loss["gain"]) == (6, 1.0, 0.5, 0.5)
+    assert (loss["rows"], loss["base"], loss["adapter"], loss["gain"]) == (10, 1.0, 0.5, 0.5)
     assert 1 / 3 <= loss["low"] < 0.5 < loss["high"] <= 1.0
     accuracy = compare(rows, "token_accuracy")
     assert (accuracy["base"], accuracy["adapter"], accuracy["gain"]) == (0.0, 0.75, 0.75)
@@ -51,15 +74,23 @@ def test_only_rows_that_were_answered_count_for_exact_matches():
     answered = [row("", 9, (1.0, 1.0), matches=(False, True)), row("", 9, (1.0, 1.0), matches=(True, True))]
     one = compare([*answered, row("", 9, (1.0, 1.0))], "exact_match")
     assert (one["rows"], one["base"], one["adapter"], one["gain"]) == (2, 0.5, 1.0, 0.5)
-    assert compare([row("", 9, (1.0, 1.0))], "exact_match") == {"rows": 0}
+    assert compare([row("", 9, (1.0, 1.0))], "exact_match") is None
+
+
+def test_answers_that_are_all_alike_have_no_interval():
+    """32 that are wrong before and after may still be a few right ones of 100: drawn again they are always the same."""
+    alike = [row("", 9, (1.0, 1.0), matches=(False, False))] * 32
+    assert (compare(alike, "exact_match")["gain"], compare(alike, "exact_match")["low"]) == (0.0, None)
+    assert compare([*alike, row("", 9, (1.0, 1.0), matches=(False, True))], "exact_match")["low"] == 0.0
+    assert compare(alike, "loss")["low"] == 0.0
 
 
 def test_few_rows_have_no_interval_and_the_headline_says_so():
-    few = [row("", 9, (2.0, 1.0))] * 4
-    assert compare(few, "loss")["low"] is None and compare(few * 2, "loss")["low"] == 1.0
-    results = {"rows": 4, "base": {"loss": 2.0}, "adapter": {"loss": 1.0, "exact_match": None}}
+    few = [row("", 9, (2.0, 1.0))] * (FEWEST_ROWS - 1)
+    assert compare(few, "loss")["low"] is None and compare([*few, few[0]], "loss")["low"] == 1.0
+    results = {"rows": 9, "base": {"loss": 2.0}, "adapter": {"loss": 1.0, "exact_match": None}}
     assert headline(results | {"difference": differences(few)}) == (
-        "The adapter seems better than its base: validation loss 1.000 against 2.000 (1.000 lower, on 4 rows, too few "
+        "The adapter seems better than its base: validation loss 1.000 against 2.000 (1.000 lower, on 9 rows, too few "
         "for an interval)."
     )
 

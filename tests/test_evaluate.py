@@ -6,7 +6,7 @@ from conftest import evaluate_in, no_progress, plain_base, toy_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.comparison import Row, headline
+from recipe.comparison import ScoredRow, headline
 from recipe.errors import DataError
 from recipe.evaluate import batches, compared_rows, score, summarize
 from recipe.files import sha256_tree
@@ -50,7 +50,7 @@ def test_each_row_carries_what_both_made_of_it_and_whether_it_was_answered():
     scores = {"base": [(2.0, 1, 4), (3.0, 0, 2)], "adapter": [(1.0, 3, 4), (2.5, 1, 2)]}
     answered = {1: {"base_matches": False, "adapter_matches": True}}
     assert compared_rows([9, 7], ["a", ""], scores, answered) == [
-        Row("a", 9, 4, (2.0, 1.0), (1, 3), None), Row("", 7, 2, (3.0, 2.5), (0, 1), (False, True)),
+        ScoredRow("a", 9, 4, (2.0, 1.0), (1, 3), None), ScoredRow("", 7, 2, (3.0, 2.5), (0, 1), (False, True)),
     ]  # fmt: skip
 
 

@@ -52,10 +52,22 @@ def test_each_measure_stands_by_kind_and_length_with_its_interval():
     assert cells(html, "Loss by kind") == [
         ["kind", *header], ["sum", "9", "2.000", "1.000", "1.000 lower", "0.900 to 1.100"],
     ]  # fmt: skip
-    assert cells(html, "Exact match by kind")[1] == ["sum", "2", "0.0%", "50.0%", "50.0 points higher", "-"]
+    assert cells(html, "Exact match by kind") == [
+        ["kind", "prompts", *header[1:]], ["sum", "2", "0.0%", "50.0%", "50.0 points higher", "-"],
+    ]  # fmt: skip
+    assert html.count("Fewer than 10 prompts, or answers that are all alike, have no interval.") == 1
     assert cells(html, "Loss by length")[1][1:] == ["9", "1.000", "2.000", "1.000 higher", "0.900 to 1.100"]
     assert cells(html, "Token accuracy by length")[1][4:] == ["25.0 points lower", "-12.5 to 50.0 points"]
-    assert html.count("Worse than the base, and by more than chance: up to 9 tokens.") == 1
+    assert html.count("Worse than the base by the whole interval: up to 9 tokens.") == 1
+
+
+def test_no_gain_is_none_and_many_worse_groups_are_counted():
+    none = GROUPS["exact_match_by_kind"]["sum"] | {"gain": 0.0}
+    worse = GROUPS["loss_by_length"]["up to 9 tokens"]
+    groups = {"exact_match_by_kind": {"sum": none}, "loss_by_kind": {f"kind {n}": worse for n in range(12)}}
+    html = report_page(RESULTS, groups, [], {}, ABOUT)
+    assert cells(html, "Exact match by kind")[1][4:] == ["none", "-"]
+    assert "kind 8, kind 9 and 2 more. (Where nothing differs" in html
 
 
 def test_rows_without_kinds_have_no_pictures_by_kind():
