@@ -24,10 +24,9 @@ before, and the texts of a batch are encoded at once, a NUL between two.
 """
 
 import re
-from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import cycle
 from typing import Any
 
@@ -68,20 +67,22 @@ def rank_encoder(tokenizer: Any) -> Encode | None:
         return None
     by_words = pattern == GPT2_PATTERN
     used = GPT2_PATTERN_SIMPLE if by_words else pattern
-    core = tiktoken.Encoding("recipe", pat_str=used, mergeable_ranks=ranks, special_tokens={})
+    # A special token that is never asked for: without any, encode_to_numpy stops at every character to look for one.
+    never = {"<|never|>": 1 + max(ranks.values())}
+    core = tiktoken.Encoding("recipe", pat_str=used, mergeable_ranks=ranks, special_tokens=never)
+    ordinary = partial(core.encode_to_numpy, allowed_special=set(), disallowed_special=())
     letters, nul = byte_characters(), ranks[b"\0"]
 
     def plain(texts: list[str]) -> list[np.ndarray]:
-        return [_ids(one.ids) for one in _plain(backend, texts)]
+        return [np.array(one.ids, np.uint32) for one in _plain(backend, texts)]
 
     def one_by_one(texts: list[str]) -> list[np.ndarray]:
-        return [_ids(core.encode_ordinary(text)) for text in texts]
+        return [ordinary(text) for text in texts]
 
     def at_once(texts: list[str]) -> list[np.ndarray]:
         made = []
         for some in joined(texts):
-            ids = _ids(core.encode_ordinary(some))
-            start = 0
+            ids, start = ordinary(some), 0
             for end in np.flatnonzero(ids == nul).tolist():
                 made.append(ids[start:end])
                 start = end + 1
@@ -89,7 +90,7 @@ def rank_encoder(tokenizer: Any) -> Encode | None:
 
     def run(text: str) -> np.ndarray:
         piece = "".join(letters[byte] for byte in text.encode())
-        return _ids([token.id for token in backend.model.tokenize(piece)])
+        return np.array([token.id for token in backend.model.tokenize(piece)], np.uint32)
 
     cached_run = lru_cache(maxsize=10_000)(run)
 
@@ -100,16 +101,16 @@ def rank_encoder(tokenizer: Any) -> Encode | None:
         if not by_words:
             yield one_by_one if text.isascii() and len(text) <= LONGEST else plain, text
             return
-        for part in [text] if text.isascii() else split_ascii(text):
-            if not part.isascii() or "\0" in part:
-                yield plain, part
-            elif is_simple(part):
+        for part in split_ascii(text):
+            if is_simple(part):
                 yield at_once, part
+            elif not part.isascii() or "\0" in part:
+                yield plain, part
             else:
                 yield from zip(cycle((at_once, runs)), RUN.split(part), strict=False)
 
     def encode(texts: list[str]) -> list[np.ndarray]:
-        parts = [list(ways(text)) for text in texts]
+        parts = [[(at_once, text)] if by_words and is_simple(text) else list(ways(text)) for text in texts]
         chosen: dict[Encode, list[str]] = defaultdict(list)
         for some in parts:
             for way, part in some:
@@ -119,11 +120,6 @@ def rank_encoder(tokenizer: Any) -> Encode | None:
         return [some[0] if len(some) == 1 else np.concatenate(some) for some in ids]
 
     return encode
-
-
-def _ids(ids: list[int]) -> np.ndarray:
-    """As uint32; by way of an array, which takes a third of numpy's time."""
-    return np.frombuffer(array("I", ids), np.uint32)
 
 
 def joined(texts: list[str]) -> Iterator[str]:
@@ -139,11 +135,13 @@ def joined(texts: list[str]) -> Iterator[str]:
 
 
 def is_simple(text: str) -> bool:
-    """Whether GPT2_PATTERN_SIMPLE finds the pieces of an ASCII text without NUL that GPT-2's pattern finds.
+    """Whether a text is ASCII without NUL in which GPT2_PATTERN_SIMPLE finds the pieces that GPT-2's pattern finds.
 
     Of a run of n white spaces before another character, GPT-2's takes n - 1 at once and leaves the last, at the end of
     a text all n. That is one by one for n up to 2, or 1 at the end; what RUN finds is the rest.
     """
+    if not text.isascii() or "\0" in text:
+        return False
     spaces = text.encode().translate(SPACES)
     return b"   " not in spaces and not spaces.endswith(b"  ")
 
