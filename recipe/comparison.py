@@ -3,6 +3,7 @@
 low, high = interval(losses, tokens)    # of sum(losses) / sum(tokens), 95%
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from recipe.errors import DataError
 
+SIDES = ("base", "adapter")
 MEASURES = ("loss", "exact_match", "token_accuracy")
 Groups = dict[str, dict[str, dict[str, Any]]]  # {"loss_by_kind": {"sum": what compare() gives}}
 FEWEST_ROWS = 10  # with an interval; it covers the truth of 10 in 90 cases of 100, of 5 in 85 (normal gains)
@@ -88,19 +90,46 @@ def by_group(rows: Sequence[ScoredRow]) -> Groups:
     return made
 
 
-def differences(rows: Sequence[ScoredRow]) -> dict[str, float | None]:
-    """What the adapter gains over all rows, with 95% intervals; a measure that no row has is left out."""
-    made: dict[str, float | None] = {}
-    for measure in MEASURES:
-        if one := compare(rows, measure):
-            made |= {measure: one["gain"], f"{measure}_low": one["low"], f"{measure}_high": one["high"]}
+def overall(rows: Sequence[ScoredRow]) -> dict[str, dict[str, float | None]]:
+    """Every measure over all rows: of base, of adapter, and the gain with its 95% interval.
+
+    Perplexity is e to the loss. A measure that no row has is None, and has no gain.
+    """
+    compared = {measure: compare(rows, measure) for measure in MEASURES}
+
+    def score(measure: str, side: str) -> Any:
+        one = compared[measure]
+        return one[side] if one else None
+
+    made: dict[str, dict[str, float | None]] = {
+        side: {
+            "loss": score("loss", side),
+            "perplexity": round(math.exp(min(score("loss", side), 100)), 4),
+            "token_accuracy": score("token_accuracy", side),
+            "exact_match": score("exact_match", side),
+        }
+        for side in SIDES
+    }
+    made["difference"] = {}
+    for measure, one in compared.items():
+        if one:
+            made["difference"] |= {measure: one["gain"], f"{measure}_low": one["low"], f"{measure}_high": one["high"]}
     return made
 
 
-def ends(gain: float, low: float, high: float, digits: int) -> str:
-    """An interval as text, of what a gain, or with a negative one a loss, may be: `0.900 to 1.100`."""
-    shown = (low, high) if gain >= 0 else (-high, -low)
-    return " to ".join(f"{round(end, digits) + 0.0:.{digits}f}" for end in shown)  # + 0.0: no minus before a zero
+def gained(measure: str, gain: float, low: float | None, high: float | None) -> tuple[str, str]:
+    """A gain and its interval as text, `2.896 lower` and `2.713 to 3.102`; of shares in points; `-` is none.
+
+    Of the loss, a gain is what it is lower by; where it is none but a loss, both say how large that is.
+    """
+    scale, digits, unit = (1, 3, "") if measure == "loss" else (100, 1, " points")
+    size = f"{scale * abs(gain):.{digits}f}"
+    way = "lower" if (gain > 0) == (measure == "loss") else "higher"
+    shown = f"{size}{unit} {way}" if float(size) else "no difference"
+    if low is None or high is None:
+        return shown, "-"
+    ends = (low, high) if gain >= 0 else (-high, -low)
+    return shown, " to ".join(f"{round(scale * end, digits) + 0.0:.{digits}f}" for end in ends) + unit  # no -0.0
 
 
 def length_groups(lengths: list[int]) -> list[str]:
@@ -115,15 +144,15 @@ def headline(results: dict[str, Any]) -> str:
     if "difference" not in results:
         raise DataError("metrics/evaluate.json is of an older version of the recipe. Run `dvc repro`.")
     base, adapter, gain = results["base"], results["adapter"], results["difference"]
-    low, high = gain["loss_low"], gain["loss_high"]
+    low = gain["loss_low"]
+    size, between = gained("loss", gain["loss"], low, gain["loss_high"])
     if low is None:
-        sure, better = f"on {results['rows']:,} rows, too few for an interval", gain["loss"] > 0
+        verb, better, sure = "seems", gain["loss"] > 0, f"on {results['rows']:,} rows, too few for an interval"
     else:
-        sure, better = f"95% interval {ends(gain['loss'], low, high, 3)}", low > 0
+        verb, better, sure = "is", low > 0, f"95% interval {between}"
     text = (
-        f"The adapter {'seems' if low is None else 'is'} {'better' if better else 'not better'} than its base: "
-        f"validation loss {adapter['loss']:.3f} against {base['loss']:.3f} "
-        f"({abs(gain['loss']):.3f} {'lower' if gain['loss'] >= 0 else 'higher'}, {sure})"
+        f"The adapter {verb} {'better' if better else 'not better'} than its base: validation loss "
+        f"{adapter['loss']:.3f} against {base['loss']:.3f} ({size}, {sure})"
     )
     if adapter["exact_match"] is None:
         return text + "."

@@ -9,7 +9,6 @@ length; generations.jsonl).
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,14 @@ from typing import Any
 from pydantic import Field
 
 from recipe.answering import answer
-from recipe.comparison import ScoredRow, by_group, differences
+from recipe.comparison import SIDES, ScoredRow, by_group, overall
 from recipe.files import new_folder, read_json, read_json_lines, write_json, write_text
 from recipe.modeling import be_deterministic, load_adapter, load_base
 from recipe.packing import IGNORED, collate, read_sequences
 from recipe.params import Section
 from recipe.tasks import load_tasks, run_tasks
 from recipe.tokenization import encode_prompts, load_tokenizer
-from recipe.verdict import SIDES, about, pictures, report_page
+from recipe.verdict import about, pictures, report_page
 
 Scores = list[tuple[float, int, int]]  # of each row: the sum of its losses, how many tokens are right, and of how many
 NUM_THREADS = 2  # fixed: another number sums in another order, and gives other last digits
@@ -71,17 +70,6 @@ def score(model: Any, rows: Any, pad_token_id: int, batch_tokens: int, progress:
                 loss = cross_entropy(picked, wanted, reduction="sum").item()
                 scores[index] = (loss, int((picked.argmax(-1) == wanted).sum()), len(wanted))
     return scores
-
-
-def summarize(scores: Scores, matches: list[bool]) -> dict[str, float | None]:
-    """Loss and token accuracy over all trained tokens, perplexity, and the share of answers that match exactly."""
-    loss = sum(one for one, _, _ in scores) / sum(count for _, _, count in scores)
-    return {
-        "loss": round(loss, 6),
-        "perplexity": round(math.exp(min(loss, 100)), 4),
-        "token_accuracy": round(sum(right for _, right, _ in scores) / sum(count for _, _, count in scores), 6),
-        "exact_match": round(sum(matches) / len(matches), 6) if matches else None,
-    }
 
 
 def generate(
@@ -150,11 +138,10 @@ def evaluate(
     kinds = [one["kind"] for one in answers]
     compared = compared_rows(lengths, kinds, scores, dict(zip(chosen, generations, strict=True)))
     groups = by_group(compared)
-    results = {
+    results: dict[str, Any] = {
         "rows": len(rows),
         "prompts": count,
-        **{side: summarize(scores[side], [one[f"{side}_matches"] for one in generations]) for side in SIDES},
-        "difference": differences(compared),
+        **overall(compared),
     }
     if tasks:
         results["tasks"] = {task: {side: task_scores[side][task] for side in SIDES} for task in task_scores["base"]}

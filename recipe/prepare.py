@@ -75,7 +75,6 @@ def tokenize(
     The end token is trained. Prompt and completion are encoded apart, as they are when the model answers. `plain` is a
     faster way to the ids of text in which special tokens are plain text.
     """
-
     if not turns:
         return
 

@@ -46,7 +46,7 @@ LLAMA3_PATTERN = (
 RUN = re.compile(r"([\t-\r ][\t-\r ]+(?:(?=[\t-\r ][^\t-\r ])|\Z))")
 SPACES = bytes.maketrans(b"\t\n\v\f\r", b"     ")
 NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
-AT_ONCE = 1 << 20  # characters; more would only hold more ids as Python's integers
+AT_ONCE = 1 << 20  # characters; more is not faster, and a batch of long texts would stand in memory several times
 CACHED_RUN = 100  # characters: longer white space is rare
 LONGEST = 100_000  # characters of a text for a pattern that goes back: its engine's stack overflows after 500,000
 
@@ -74,7 +74,11 @@ def rank_encoder(tokenizer: Any) -> Encode | None:
     letters, nul = byte_characters(), ranks[b"\0"]
 
     def plain(texts: list[str]) -> list[np.ndarray]:
-        return [np.array(one.ids, np.uint32) for one in _plain(backend, texts)]
+        # As recipe.tokenization.encode does it, without the offsets that nobody asks for.
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        return [np.array(one.ids, np.uint32) for one in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def one_by_one(texts: list[str]) -> list[np.ndarray]:
         return [ordinary(text) for text in texts]
@@ -171,14 +175,6 @@ def split_ascii(text: str) -> list[str]:
         parts += [text[done:start], text[start:end]]
         done = end
     return [part for part in (*parts, text[done:]) if part]
-
-
-def _plain(backend: Any, texts: list[str]) -> list[Any]:
-    """As `recipe.tokenization.encode` does it, without the offsets that nobody asks for."""
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True
-    return backend.encode_batch_fast(texts, add_special_tokens=False)
 
 
 def _pattern(told: dict[str, Any]) -> str | None:

@@ -8,14 +8,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from recipe.comparison import FEWEST_ROWS, MEASURES, RESAMPLES, Groups, ends, headline
+from recipe.comparison import FEWEST_ROWS, MEASURES, RESAMPLES, SIDES, Groups, gained, headline
 from recipe.figures import pairs_of_bars
 from recipe.pages import Part, figure, page, table
 from recipe.prompts import asked
 
 SHOWN_ANSWERS = 30
 MAX_GROUPS = 40  # of more, a picture is no help
-SIDES = ("base", "adapter")
 RIGHT = "✓ "
 DRAWN = {"loss": "loss", "exact_match": "exactly right"}  # measures that have a picture, and its axis
 MAX_NAMES = 10
@@ -63,7 +62,7 @@ def _numbers(results: dict[str, Any]) -> list[Part]:
     numbers = [[side, *(_short(name, value) for name, value in results[side].items())] for side in SIDES]
     gain = results["difference"]
     gains = [
-        [name.replace("_", " "), *_gained(name, gain[name], gain[f"{name}_low"], gain[f"{name}_high"])]
+        [name.replace("_", " "), *gained(name, gain[name], gain[f"{name}_low"], gain[f"{name}_high"])]
         for name in MEASURES
         if name in gain
     ]
@@ -82,17 +81,6 @@ def _short(name: str, value: float | None) -> str:
     return f"{value:.3f}" if name == "loss" else f"{value:,.2f}" if name == "perplexity" else f"{value:.1%}"
 
 
-def _gained(measure: str, gain: float, low: float | None, high: float | None) -> tuple[str, str]:
-    """A gain and its interval, as text: of the loss, what it is lower by; of the others, what they are higher by."""
-    scale, digits, unit = (1, 3, "") if measure == "loss" else (100, 1, " points")
-    size = f"{scale * abs(gain):.{digits}f}"
-    way = "lower" if (gain > 0) == (measure == "loss") else "higher"
-    shown = f"{size}{unit} {way}" if float(size) else "none"
-    if low is None or high is None:
-        return shown, "-"
-    return shown, f"{ends(gain, scale * low, scale * high, digits)}{unit}"
-
-
 def _groups(groups: Groups, drawn: Mapping[str, str]) -> list[Part]:
     parts = []
     for name, some in groups.items():
@@ -100,7 +88,7 @@ def _groups(groups: Groups, drawn: Mapping[str, str]) -> list[Part]:
         title = f"{measure.replace('_', ' ').capitalize()} by {grouping}"
         rows = [
             [group, one["rows"], *(_short(measure, one[side]) for side in SIDES),
-             *_gained(measure, one["gain"], one["low"], one["high"])]
+             *gained(measure, one["gain"], one["low"], one["high"])]
             for group, one in some.items()
         ]  # fmt: skip
         if rows:

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -7,11 +9,11 @@ from recipe.comparison import (
     ScoredRow,
     by_group,
     compare,
-    differences,
-    ends,
+    gained,
     headline,
     interval,
     length_groups,
+    overall,
 )
 
 
@@ -45,7 +47,8 @@ def test_of_the_fewest_rows_it_covers_the_truth_in_nine_cases_of_ten():
 
 
 def test_an_interval_has_no_negative_zero():
-    assert ends(0.5, -0.00001, 1.0, 3) == "0.000 to 1.000" and ends(-0.2, -0.6, 0.0, 1) == "0.0 to 0.6"
+    assert gained("loss", 0.5, -0.00001, 1.0) == ("0.500 lower", "0.000 to 1.000")
+    assert gained("exact_match", -0.2, -0.6, 0.0) == ("20.0 points lower", "0.0 to 60.0 points")
 
 
 def test_it_is_the_same_each_time_and_however_many_are_drawn_at_once(monkeypatch):
@@ -77,6 +80,19 @@ def test_only_rows_that_were_answered_count_for_exact_matches():
     assert compare([row("", 9, (1.0, 1.0))], "exact_match") is None
 
 
+def test_all_rows_together_weigh_tokens_and_count_matches():
+    one = {"losses": (2.0, 2.0), "trained": 1, "right": (1, 1)}, {"losses": (1.0, 4.0), "trained": 3, "right": (1, 3)}
+    matches = [(True, False), (False, False), (False, True), (True, True)]
+    made = overall([row("", 9, matches=matches[n], **one[n % 2]) for n in range(4)])
+    assert made["base"] == {
+        "loss": 0.75, "perplexity": round(math.exp(0.75), 4), "token_accuracy": 0.5, "exact_match": 0.5,
+    }  # fmt: skip
+    assert made["adapter"]["loss"] == 1.5 and made["adapter"]["token_accuracy"] == 1.0
+    assert made["difference"]["loss"] == -0.75 and made["difference"]["exact_match"] == 0.0
+    unasked = overall([row("", 9, (2.0, 1.0))])
+    assert unasked["base"]["exact_match"] is None and "exact_match" not in unasked["difference"]
+
+
 def test_answers_that_are_all_alike_have_no_interval():
     """32 that are wrong before and after may still be a few right ones of 100: drawn again they are always the same."""
     alike = [row("", 9, (1.0, 1.0), matches=(False, False))] * 32
@@ -89,7 +105,7 @@ def test_few_rows_have_no_interval_and_the_headline_says_so():
     few = [row("", 9, (2.0, 1.0))] * (FEWEST_ROWS - 1)
     assert compare(few, "loss")["low"] is None and compare([*few, few[0]], "loss")["low"] == 1.0
     results = {"rows": 9, "base": {"loss": 2.0}, "adapter": {"loss": 1.0, "exact_match": None}}
-    assert headline(results | {"difference": differences(few)}) == (
+    assert headline(results | {"difference": overall(few)["difference"]}) == (
         "The adapter seems better than its base: validation loss 1.000 against 2.000 (1.000 lower, on 9 rows, too few "
         "for an interval)."
     )

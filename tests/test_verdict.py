@@ -61,12 +61,12 @@ def test_each_measure_stands_by_kind_and_length_with_its_interval():
     assert html.count("Worse than the base by the whole interval: up to 9 tokens.") == 1
 
 
-def test_no_gain_is_none_and_many_worse_groups_are_counted():
+def test_no_gain_is_no_difference_and_many_worse_groups_are_counted():
     none = GROUPS["exact_match_by_kind"]["sum"] | {"gain": 0.0}
     worse = GROUPS["loss_by_length"]["up to 9 tokens"]
     groups = {"exact_match_by_kind": {"sum": none}, "loss_by_kind": {f"kind {n}": worse for n in range(12)}}
     html = report_page(RESULTS, groups, [], {}, ABOUT)
-    assert cells(html, "Exact match by kind")[1][4:] == ["none", "-"]
+    assert cells(html, "Exact match by kind")[1][4:] == ["no difference", "-"]
     assert "kind 8, kind 9 and 2 more. (Where nothing differs" in html
 
 
