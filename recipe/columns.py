@@ -22,7 +22,6 @@ class Side:
         self.max_length, self.overlong, self.dtype = max_length, overlong, np.dtype(token_dtype(vocab_size))
         self.counts = {"truncated": 0, "dropped_overlong": 0, "dropped_without_answer": 0}
         self.too_long: list[str] = []
-        self.num_trained = 0
         self._ids, self._trained, self._ends = bytearray(), bytearray(), array("q", [0])
         self._files: list[str] = []
         self._places: list[str] = []
@@ -51,10 +50,9 @@ class Side:
                 return False
             input_ids, trained = input_ids[: self.max_length], trained[: self.max_length]
             self.counts["truncated"] += 1
-        self._ids += input_ids.astype(self.dtype).tobytes()
-        self._trained += trained.tobytes()
+        self._ids += input_ids.astype(self.dtype).data
+        self._trained += trained.data
         self._ends.append(self._ends[-1] + len(input_ids))
-        self.num_trained += int(np.count_nonzero(trained[1:]))
         return True
 
     @property
@@ -66,6 +64,12 @@ class Side:
     def num_tokens(self) -> int:
         """Tokens of all kept rows."""
         return self._ends[-1]
+
+    @property
+    def num_trained(self) -> int:
+        """Trained tokens of all kept rows, but each row's first, which nothing before it predicts."""
+        trained, starts = np.frombuffer(self._trained, bool), np.frombuffer(self._ends, np.int64)[:-1]
+        return int(np.count_nonzero(trained) - np.count_nonzero(trained[starts]))
 
     def sequences(self, packed: list[list[int]]) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
         """(input_ids, trained) of the kept rows that each sequence holds."""

@@ -225,4 +225,5 @@ def _ranks(told: dict[str, Any], backend: Any) -> dict[bytes, int] | None:
             return None
     elif any(len(backend.model.tokenize(token)) != 1 for token in dict.fromkeys(made)):
         return None
-    return {bytes(letters[letter] for letter in token): vocab[token] for token in tokens}
+    to_bytes = {ord(letter): byte for letter, byte in letters.items()}  # as Latin-1, whose characters are the bytes
+    return {token.translate(to_bytes).encode("latin-1"): vocab[token] for token in tokens}
