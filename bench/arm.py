@@ -192,9 +192,9 @@ def trl_sft(plan: dict[str, Any], out: Path, *, tuned: bool) -> None:
 
 def ours(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on: str) -> None:
     """Arms D and E: fetch, prepare and train of the recipe, in this process."""
-    from recipe import train as stage
-    from recipe.fetch import DataParams, ModelParams, fetch_data, fetch_model
-    from recipe.prepare import SequenceParams, prepare
+    from recipe.fetch.stage import DataParams, ModelParams, fetch_data, fetch_model
+    from recipe.prepare.stage import SequenceParams, prepare
+    from recipe.train import stage
 
     if not deterministic:
         import torch
@@ -245,7 +245,7 @@ def main() -> None:
     plan["dtype"] = "bfloat16" if chosen.arm in BF16_ARMS else "auto"
     out = chosen.work / chosen.arm
     if kind == "E":
-        from recipe.modeling import pin_processor
+        from recipe.model.load import pin_processor
 
         pin_processor(plan["dtype"])  # read when torch is loaded
     import torch

@@ -63,9 +63,9 @@ def isolation(base: Path) -> float:
     """The largest difference between an example's logits packed and alone, relative to the largest logit."""
     import torch
 
-    from recipe.attention import bounded
-    from recipe.modeling import load_base
-    from recipe.packing import collate
+    from recipe.model.load import load_base
+    from recipe.model.packed_attention import bounded
+    from recipe.tokens.packing import collate
 
     manifest = {"id": "x", "path": str(base), "converted": False, "remote_code": False, "files": []}
     model = load_base(manifest, Path("/"), 0, packed=True)

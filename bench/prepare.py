@@ -25,16 +25,16 @@ from pathlib import Path
 from typing import Any
 
 from bench.train import OPTIONAL, REQUIRED, ROOT
-from recipe.prompts import render
-from recipe.rows import BadRow, pick_columns, read_rows
+from recipe.text.readers import BadRow, pick_columns, read_rows
+from recipe.text.templates import render
 
 COLUMNS = {"instruction": "instruction", "input": "input", "output": "output"}
 
 
 def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
     """fetch@data and prepare; returns the seconds of both."""
-    from recipe.fetch import DataParams, ModelParams, fetch_data, fetch_model
-    from recipe.prepare import SequenceParams, prepare
+    from recipe.fetch.stage import DataParams, ModelParams, fetch_data, fetch_model
+    from recipe.prepare.stage import SequenceParams, prepare
 
     fetch_model(
         ModelParams(source=str(base), id="bench", revision=None, trust_remote_code=False), Path("/"), work / "b"
@@ -58,7 +58,7 @@ def analysis(rows: Path, base: Path, work: Path, max_length: int) -> float:
     """analyze; returns its seconds. prepare runs before, in a process of its own, whose memory does not count."""
     from multiprocessing import get_context
 
-    from recipe.analyze import AnalyzeParams, analyze
+    from recipe.analyze.stage import AnalyzeParams, analyze
 
     before = get_context("spawn").Process(target=ours, args=(rows, base, work, max_length))
     before.start()

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.arm import ARMS
-from recipe.prompts import render
-from recipe.rows import BadRow, pick_columns, read_rows
+from recipe.text.readers import BadRow, pick_columns, read_rows
+from recipe.text.templates import render
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
@@ -88,7 +88,7 @@ def lay_out(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "learning_rate": options.learning_rate, "target_modules": _targets(options.target_modules), "seed": 1,
         "num_threads": options.threads, "tokens_per_step": options.batch_size * options.max_length,
         "tokens_per_row": sum(lengths) / len(lengths), "score_every": 0,
-        # A padding token of its own, as recipe/tokenization.py adds it.
+        # A padding token of its own, as recipe/tokens/tokenizer.py adds it.
         "pad_token_id": len(tokenizer) if pad is None or pad == tokenizer.eos_token_id else pad,
         "vocab_size": config.vocab_size, "quantization": options.quantization, "memory_gb": options.memory_gb,
         "activation_checkpointing": options.activation_checkpointing,
@@ -152,7 +152,7 @@ def parameters_in_matmuls(base: str) -> int:
     """Parameters that a token is multiplied with: all but a lookup table that is not the head."""
     from transformers import AutoConfig
 
-    from recipe.memory import count_parameters
+    from recipe.planning.memory_estimate import count_parameters
 
     config = AutoConfig.from_pretrained(base)
     return count_parameters(config) - (0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size)

@@ -16,7 +16,7 @@ from containers import cloned, engine, image, place, wheel  # noqa: F401 - fixtu
 from hypothesis import settings
 from runs import commit, finished, real, swept  # noqa: F401 - recipes that ran through, once for all
 
-from recipe.prompts import ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT
+from recipe.text.templates import ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -39,7 +39,7 @@ def write_jsonl(path, rows):
 
 def plain_base(folder, num_tokens=0, **options):
     """The base model in a folder, with nothing known of its files."""
-    from recipe.modeling import load_base
+    from recipe.model.load import load_base
 
     manifest = {"id": "tiny", "path": str(folder), "converted": False, "remote_code": False, "files": []}
     return load_base(manifest, Path("/"), num_tokens, **options)
@@ -106,7 +106,7 @@ def tiny_base(tmp_path_factory):
 @pytest.fixture(scope="session")
 def fetched_base(tiny_base, tmp_path_factory):
     """models/base/ as fetch makes it of the tiny base."""
-    from recipe.fetch import ModelParams, fetch_model
+    from recipe.fetch.stage import ModelParams, fetch_model
 
     made = tmp_path_factory.mktemp("fetched") / "base"
     params = ModelParams(source=str(tiny_base), id="tiny", revision=None, trust_remote_code=False)
@@ -120,7 +120,7 @@ def fetched_base(tiny_base, tmp_path_factory):
 @pytest.fixture
 def sequence_params():
     """SequenceParams with some keys changed."""
-    from recipe.prepare import SequenceParams
+    from recipe.prepare.stage import SequenceParams
 
     def make(**changes):
         values = {
@@ -142,7 +142,7 @@ def sequence_params():
 @pytest.fixture
 def raw(tmp_path):
     """data/raw/ as fetch makes it: the rows of each split in a file, and the manifest."""
-    from recipe.fetch import DataParams, fetch_data
+    from recipe.fetch.stage import DataParams, fetch_data
 
     def make(train, validation=None):
         source = tmp_path / "source"
@@ -163,7 +163,7 @@ def raw(tmp_path):
 @pytest.fixture
 def prepared(raw, fetched_base, sequence_params, tmp_path):
     """data/prepared/ of some rows with the tiny base's tokenizer."""
-    from recipe.prepare import prepare
+    from recipe.prepare.stage import prepare
 
     def make(train, validation=None, **changes):
         made = tmp_path / "prepared"
@@ -180,7 +180,7 @@ def no_progress(items, what, total=None):
 @pytest.fixture
 def train_params():
     """TrainParams for a run of seconds, with some keys changed."""
-    from recipe.train import TrainParams
+    from recipe.train.stage import TrainParams
 
     def make(**changes):
         values = {
@@ -208,7 +208,7 @@ def train_params():
 @pytest.fixture
 def trained(prepared, fetched_base, train_params, tmp_path):
     """A trained adapter; returns the folder that holds prepared/, adapter/, train.json and loss.csv."""
-    from recipe.train import LoraParams, train
+    from recipe.train.stage import LoraParams, train
 
     def make(rows=None, folder=None, lora=None, log=lambda values, step: None, **changes):
         if not (tmp_path / "prepared").exists():
@@ -233,7 +233,7 @@ def trained(prepared, fetched_base, train_params, tmp_path):
 
 def evaluate_in(folder, base, **changes):
     """Evaluate what `trained` made in a folder, with some keys of EvaluateParams changed."""
-    from recipe.evaluate import EvaluateParams, evaluate
+    from recipe.evaluate.stage import EvaluateParams, evaluate
 
     params = EvaluateParams(**{"num_prompts": 4, "max_new_tokens": 5, "batch_tokens": 600, "tasks": [], **changes})
     return evaluate(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from recipe.files import sha256_file
+from recipe.core.io import sha256_file
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {

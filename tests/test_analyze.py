@@ -4,13 +4,13 @@ import re
 import pytest
 from conftest import alpaca, no_progress, toy_rows
 
-from recipe.analyze import AnalyzeParams, analyze, quantiles, share_above, show
-from recipe.errors import DataError
-from recipe.figures import cumulative, histogram, histogram_edges, pairs_of_bars
-from recipe.files import sha256_tree
-from recipe.overview import some, wrapped
-from recipe.pages import Part, page, preformatted, table
-from recipe.prepare import prepare
+from recipe.analyze.report import some, wrapped
+from recipe.analyze.stage import AnalyzeParams, analyze, quantiles, share_above, show
+from recipe.core.errors import DataError
+from recipe.core.io import sha256_tree
+from recipe.prepare.stage import prepare
+from recipe.report.html import Part, page, preformatted, table
+from recipe.report.svg import cumulative, histogram, histogram_edges, pairs_of_bars
 
 
 def test_quantiles_are_by_nearest_rank():

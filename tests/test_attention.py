@@ -4,7 +4,8 @@ import torch
 from conftest import plain_base
 from transformers import Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
-from recipe.attention import (
+from recipe.core.errors import ParamsError
+from recipe.model.packed_attention import (
     BORDERS,
     _attend_at_once,
     attend_by_document,
@@ -13,8 +14,7 @@ from recipe.attention import (
     flash_dtype,
     isolates,
 )
-from recipe.errors import ParamsError
-from recipe.packing import collate
+from recipe.tokens.packing import collate
 
 
 def test_gradients_of_an_adapter_are_those_of_the_dense_mask(tiny_base):

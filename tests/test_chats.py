@@ -8,10 +8,10 @@ from conftest import no_progress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.chats import ChatTemplate, alpaca_messages, read_messages
-from recipe.errors import DataError, ParamsError
-from recipe.packing import read_sequences
-from recipe.prepare import prepare, tokenize
+from recipe.core.errors import DataError, ParamsError
+from recipe.prepare.stage import prepare, tokenize
+from recipe.text.chat_templates import ChatTemplate, alpaca_messages, read_messages
+from recipe.tokens.packing import read_sequences
 
 # The shape of the templates in use: Llama 3's, and Gemma's (which refuses a system message).
 LLAMA = (
@@ -27,7 +27,7 @@ GEMMA = (
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_base):
-    from recipe.tokenization import give_padding_token, load_tokenizer
+    from recipe.tokens.tokenizer import give_padding_token, load_tokenizer
 
     made = load_tokenizer(tiny_base)
     names = ["<|im_start|>", "<|im_end|>", "<|start|>", "<|stop|>", "<|eot|>"]
@@ -183,7 +183,7 @@ def test_a_templates_clock_is_stopped(tokenizer):
 
 
 def test_an_added_token_that_is_not_special_is_plain_text(tiny_base):
-    from recipe.tokenization import load_tokenizer
+    from recipe.tokens.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tiny_base)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
@@ -198,7 +198,7 @@ def test_a_forged_token_is_refused_when_answering_too(tokenizer):
 
 
 def test_chats_that_open_alike_are_not_one_question(tokenizer):
-    from recipe.examples import Example
+    from recipe.prepare.examples import Example
 
     template = ChatTemplate(tokenizer, "chatml")
     keys = [

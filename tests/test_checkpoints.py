@@ -1,4 +1,4 @@
-from recipe.checkpoints import is_complete, mark_complete, newest_complete
+from recipe.train.checkpoints import is_complete, mark_complete, newest_complete
 
 
 def checkpoint(folder, step):

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import ROOT, alpaca, edit, toy_rows, write_jsonl
 
-from recipe.cli import main
+from recipe.cli.commands import main
 
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
 
@@ -47,7 +47,8 @@ def seconds(function):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys; from recipe.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    code = "import sys; from recipe.cli.commands import main\n"
+    code += "try: main(['--help'])\nexcept SystemExit: print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     heavy = {"torch", "trl", "mlflow", "transformers", "pandas", "pydantic", "numpy"}
     assert not heavy & set(done.stdout.split())
@@ -55,7 +56,8 @@ def test_help_imports_nothing_heavy():
 
 
 def test_checking_params_imports_nothing_heavy(copy):
-    code = "import sys; from recipe.cli import main\ntry: main(['params'])\nexcept SystemExit: print(*sys.modules)"
+    code = "import sys; from recipe.cli.commands import main\n"
+    code += "try: main(['params'])\nexcept SystemExit: print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=True)
     assert not {"torch", "trl", "mlflow", "transformers"} & set(done.stdout.split())
 
@@ -163,7 +165,7 @@ def test_a_plan_says_that_a_cpu_has_no_bf16(quick, monkeypatch):
 
 
 def test_the_link_leads_to_the_last_registered_run(quick):
-    from recipe.notes import remember
+    from recipe.cli.run_metadata import remember
 
     assert recipe(quick, "link").stdout == "http://127.0.0.1:5000/#/experiments\n"
     remember(quick / ".recipe", "register", {"experiment_id": "3", "run_id": "abc"})

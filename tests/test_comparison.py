@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from recipe import comparison
-from recipe.comparison import (
+from recipe.report import comparison
+from recipe.report.comparison import (
     FEWEST_ROWS,
     ScoredRow,
     by_group,

@@ -3,7 +3,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.copies import SIMILAR, Copies, triples
+from recipe.analyze.duplicates import SIMILAR, Copies, triples
 
 WORDS = "the a fox dog runs over under lazy quick brown river house tree stone green cold warm bright old new".split()
 

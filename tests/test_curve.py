@@ -1,6 +1,6 @@
 import pytest
 
-from recipe.curve import last_loss
+from recipe.report.loss_curve import last_loss
 
 
 def test_the_last_loss_spans_at_least_one_interval_of_the_log():

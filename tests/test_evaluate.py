@@ -5,11 +5,11 @@ from conftest import evaluate_in, no_progress, plain_base, toy_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.comparison import ScoredRow, headline
-from recipe.errors import DataError
-from recipe.evaluate import batches, compared_rows, score
-from recipe.files import sha256_tree
-from recipe.packing import collate, read_sequences
+from recipe.core.errors import DataError
+from recipe.core.io import sha256_tree
+from recipe.evaluate.stage import batches, compared_rows, score
+from recipe.report.comparison import ScoredRow, headline
+from recipe.tokens.packing import collate, read_sequences
 
 
 def groups_in(folder):
@@ -98,13 +98,13 @@ def test_no_prompts_leave_exact_match_out(trained, fetched_base):
 
 
 def test_an_exact_match_is_the_whole_answer(trained, fetched_base, monkeypatch):
-    import recipe.evaluate
+    import recipe.evaluate.stage
 
     folder = trained()
     wanted = [
         json.loads(line)["completion"] for line in (folder / "prepared" / "validation.jsonl").read_text().splitlines()
     ]
     answers = [wanted[0], *(f"{answer} and more" for answer in wanted[1:])]
-    monkeypatch.setattr(recipe.evaluate, "generate", lambda *_: answers)
+    monkeypatch.setattr(recipe.evaluate.stage, "generate", lambda *_: answers)
     results = evaluate_in(folder, fetched_base, num_prompts=len(wanted))
     assert results["adapter"]["exact_match"] == pytest.approx(1 / len(wanted), abs=1e-6)

@@ -4,10 +4,10 @@ import shutil
 import pytest
 from conftest import ROOT, alpaca, write_jsonl
 
-from recipe.errors import DataError, ParamsError, RecipeError
-from recipe.fetch import DataParams, ModelParams, fetch_data, fetch_model
-from recipe.files import sha256_file, sha256_tree
-from recipe.tokenization import load_tokenizer
+from recipe.core.errors import DataError, ParamsError, RecipeError
+from recipe.core.io import sha256_file, sha256_tree
+from recipe.fetch.stage import DataParams, ModelParams, fetch_data, fetch_model
+from recipe.tokens.tokenizer import load_tokenizer
 
 
 def data(source="rows", train="train", validation=None, sha256=None, **changes):

@@ -5,8 +5,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from recipe.errors import MachineError
-from recipe.files import (
+from recipe.core.errors import MachineError
+from recipe.core.io import (
     new_folder,
     only_one,
     read_json,
@@ -74,8 +74,8 @@ def test_only_one_process_holds_the_lock(tmp_path):
         pass
     with only_one(tmp_path / "lock", "a stage"):
         code = (
-            "import sys; from pathlib import Path; from recipe.files import only_one\n"
-            "from recipe.errors import MachineError\n"
+            "import sys; from pathlib import Path; from recipe.core.io import only_one\n"
+            "from recipe.core.errors import MachineError\n"
             "try:\n  with only_one(Path(sys.argv[1]), 'a stage'): pass\n"
             "except MachineError as e: print(e)\n"
         )

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, edit, toy_rows
 from hub_server import FakeHub, blob_id
 
-from recipe.files import sha256_tree
+from recipe.core.io import sha256_tree
 
 MODEL, DATA = "owner/tiny", "owner/rows"
 
@@ -112,7 +112,7 @@ def with_data(hub, folder, parquet):
 
 
 def test_a_commit_that_looks_like_a_number_is_written_as_text(folder, hub, model_files):
-    from recipe.params import load_yaml
+    from recipe.core.config import load_yaml
 
     for commit in ("1234567890" * 4, "12345e6789" + "0" * 30):
         hub.add("model", MODEL, model_files, commit=commit)
@@ -414,7 +414,7 @@ def test_two_fetches_at_once_share_the_cache(with_model, hub, tmp_path):
 
 
 def test_git_blob_id_is_gits(tmp_path):
-    from recipe.transfer import git_blob_id
+    from recipe.fetch.download import git_blob_id
 
     (tmp_path / "a").write_bytes(b"some bytes\n")
     wanted = subprocess.run(["git", "hash-object", "a"], cwd=tmp_path, capture_output=True, text=True, check=True)

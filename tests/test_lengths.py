@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe import lengths as module
-from recipe.lengths import candidates, limits, recommend
+from recipe.analyze import max_length as module
+from recipe.analyze.max_length import candidates, limits, recommend
 
 
 def of(rows, chosen):

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from recipe.lora import draw_kept, fuse
+from recipe.model.fused_lora import draw_kept, fuse
 
 
 class Given(nn.Module):
@@ -75,7 +75,7 @@ def test_outputs_and_gradients_are_pefts(p, shape):
 
 def test_the_gradient_is_the_functions_own():
     """By finite differences, in fp64, with the same mask in every call."""
-    from recipe.lora import AddLora
+    from recipe.model.fused_lora import AddLora
 
     y, x, a, b = (torch.randn(shape, dtype=torch.float64) for shape in [(5, 6), (5, 4), (3, 4), (6, 3)])
     given = [one.requires_grad_() for one in (y, x, a, b)]

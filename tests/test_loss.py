@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from recipe import loss as module
-from recipe.loss import chunk_tokens, head_loss
+from recipe.model import chunked_loss as module
+from recipe.model.chunked_loss import chunk_tokens, head_loss
 
 
 @pytest.fixture(params=[1, 7, 30, 1000])

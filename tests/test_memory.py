@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 from transformers import GPT2Config, LlamaConfig, Qwen3Config
 
-from recipe.memory import count_parameters, training_need
+from recipe.planning.memory_estimate import count_parameters, training_need
 
 LORA = SimpleNamespace(r=16, alpha=32, dropout=0.05, target_modules="all-linear")
 XGEN = LlamaConfig(vocab_size=51200, hidden_size=4096, num_hidden_layers=32, num_attention_heads=32,
@@ -20,16 +20,16 @@ XGEN = LlamaConfig(vocab_size=51200, hidden_size=4096, num_hidden_layers=32, num
 # One real step of the recipe's own trainer in a process of its own; prints its peak beyond what was there before.
 MEASURE = """
 import json, sys
-from recipe.modeling import pin_processor
+from recipe.model.load import pin_processor
 given = json.loads(sys.argv[1])
 pin_processor(given["train"]["dtype"])
 import torch, trl, transformers, peft
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from peft import LoraConfig
-from recipe.attention import bounded, register_attention
-from recipe.packing import collate, located
-from recipe.train import TrainParams, trainer_config
-from recipe.trainer import PackedTrainer
+from recipe.model.packed_attention import bounded, register_attention
+from recipe.tokens.packing import collate, located
+from recipe.train.stage import TrainParams, trainer_config
+from recipe.train.sft import PackedTrainer
 from datasets import Dataset
 from pathlib import Path
 import numpy as np
@@ -148,9 +148,9 @@ def test_a_gpt2_has_its_known_size():
 
 
 def test_what_does_not_fit_names_the_key_to_change(monkeypatch):
-    from recipe import fit
-    from recipe.here import sections
-    from recipe.params import read_params
+    from recipe.cli.context import sections
+    from recipe.core.config import read_params
+    from recipe.planning import memory_check as fit
 
     params = read_params(ROOT / "presets/xgen-7b-alpaca/params.yaml", sections())
     plain = {"quantization": "none", "activation_checkpointing": "off", "micro_batch_tokens": 4096}
@@ -170,9 +170,9 @@ def test_what_does_not_fit_names_the_key_to_change(monkeypatch):
 
 
 def test_auto_recomputes_activations_only_where_memory_asks_for_it(monkeypatch):
-    from recipe import fit
-    from recipe.here import sections
-    from recipe.params import read_params
+    from recipe.cli.context import sections
+    from recipe.core.config import read_params
+    from recipe.planning import memory_check as fit
 
     params = read_params(ROOT / "presets/xgen-7b-alpaca/params.yaml", sections())
     params["train"] = params["train"].model_copy(update={"quantization": "none"})
@@ -191,7 +191,7 @@ def test_what_can_be_traced_and_what_is_refused():
     """A family with an attention of its own is traced with that; the rest gives a line, never a traceback."""
     from transformers import FalconConfig, GPTJConfig, GPTNeoConfig, T5Config
 
-    from recipe.errors import ParamsError
+    from recipe.core.errors import ParamsError
 
     small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 500}
     settings = {

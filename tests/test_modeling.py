@@ -6,16 +6,16 @@ import pytest
 import torch
 from conftest import plain_base
 
-from recipe.answering import answer
-from recipe.errors import DataError, MachineError, ParamsError
-from recipe.modeling import (
+from recipe.core.errors import DataError, MachineError, ParamsError
+from recipe.model.generate import answer
+from recipe.model.load import (
     check_target_modules,
     find_base,
     load_adapter,
     quantization_config,
     save_adapter,
 )  # fmt: skip
-from recipe.tokenization import load_tokenizer
+from recipe.tokens.tokenizer import load_tokenizer
 
 
 @pytest.fixture

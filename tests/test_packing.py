@@ -5,7 +5,7 @@ from conftest import plain_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.packing import IGNORED, collate, located, pack_best_fit, read_sequences, write_sequences
+from recipe.tokens.packing import IGNORED, collate, located, pack_best_fit, read_sequences, write_sequences
 
 
 @settings(max_examples=200, deadline=None)

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from recipe.errors import ParamsError
-from recipe.here import sections
-from recipe.params import find_value, read_params
+from recipe.cli.context import sections
+from recipe.core.config import find_value, read_params
+from recipe.core.errors import ParamsError
 
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 

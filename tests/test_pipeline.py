@@ -8,9 +8,9 @@ import pytest
 from conftest import ROOT, edit
 from ruamel.yaml import YAML
 
-from recipe.errors import MachineError, ParamsError
-from recipe.here import sections
-from recipe.pipeline import Paths, fingerprint, read_paths, repository
+from recipe.cli.context import sections
+from recipe.core.errors import MachineError, ParamsError
+from recipe.core.paths import Paths, fingerprint, read_paths, repository
 
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 STAGES = {name: entry.get("do", entry) for name, entry in PIPELINE["stages"].items()}

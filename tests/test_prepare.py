@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from conftest import alpaca, no_progress, toy_rows
 
-from recipe.errors import DataError
-from recipe.examples import in_validation
-from recipe.files import sha256_tree
-from recipe.packing import read_sequences
-from recipe.prepare import collector_spared, prepare, tokenize
-from recipe.prompts import render
-from recipe.tokenization import load_tokenizer
+from recipe.core.errors import DataError
+from recipe.core.io import sha256_tree
+from recipe.prepare.examples import in_validation
+from recipe.prepare.stage import collector_spared, prepare, tokenize
+from recipe.text.templates import render
+from recipe.tokens.packing import read_sequences
+from recipe.tokens.tokenizer import load_tokenizer
 
 
 def meta(folder):
@@ -165,7 +165,7 @@ def test_dropped_bad_rows_stand_in_quarantine(prepared):
 
 
 def test_a_batch_of_bad_rows_alone_is_dropped_like_any_other(prepared, monkeypatch):
-    monkeypatch.setattr("recipe.prepare.BATCH_ROWS", 2)
+    monkeypatch.setattr("recipe.prepare.stage.BATCH_ROWS", 2)
     made = prepared([*BAD[:2], *toy_rows(20), *BAD[:2]], on_bad_row="drop")
     assert meta(made)["rows"]["quarantined"] == 4 and meta(made)["rows"]["read"] == 24
 
@@ -209,7 +209,7 @@ def test_a_misspelled_column_is_an_error_and_a_missing_optional_one_is_not(prepa
 
 
 def test_line_separators_and_odd_kinds_survive(prepared):
-    from recipe.files import read_json_lines
+    from recipe.core.io import read_json_lines
 
     columns = {"instruction": "instruction", "output": "output", "input": "input", "kind": "kind"}
     rows = [

@@ -12,9 +12,9 @@ import pytest
 from conftest import ROOT, edit
 from hub_server import FakeHub
 
-from recipe.here import sections
-from recipe.params import read_params
-from recipe.xgen import GPT2, GPT2_REVISION
+from recipe.cli.context import sections
+from recipe.core.config import read_params
+from recipe.fetch.xgen_tokenizer import GPT2, GPT2_REVISION
 
 PRESETS = sorted(path.parent for path in ROOT.glob("presets/*/params.yaml"))
 
@@ -265,10 +265,10 @@ def test_a_preset_runs_whole_on_repositories_in_its_shape(repository, shared, tm
 
 @pytest.mark.parametrize("family", ["Qwen3", "Gemma", "Mistral", "GPTNeoX", "GPT2"])
 def test_another_family_goes_through_train_and_evaluate(family, raw, sequence_params, train_params, tmp_path):
-    from recipe.evaluate import EvaluateParams, evaluate
-    from recipe.fetch import ModelParams, fetch_model
-    from recipe.prepare import prepare
-    from recipe.train import LoraParams, train
+    from recipe.evaluate.stage import EvaluateParams, evaluate
+    from recipe.fetch.stage import ModelParams, fetch_model
+    from recipe.prepare.stage import prepare
+    from recipe.train.stage import LoraParams, train
 
     (tmp_path / "model").mkdir()
     small_repository(tmp_path / "model", small_config(family))

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.prompts import Turn, asked, render, render_prompt
+from recipe.text.templates import Turn, asked, render, render_prompt
 
 
 def test_alpacas_prompt_with_and_without_input():

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.quality import cut_off, flaws, masked, odd_characters, script
+from recipe.analyze.text_checks import cut_off, flaws, masked, odd_characters, script
 
 NONE = [
     "Write to alice@example.com, or to bob@mail.example.org.",

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
-from recipe import ranks
-from recipe.ranks import (
+from recipe.prepare import tiktoken_encoder as ranks
+from recipe.prepare.tiktoken_encoder import (
     GPT2_PATTERN,
     GPT2_PATTERN_SIMPLE,
     LLAMA3_PATTERN,
@@ -24,7 +24,7 @@ from recipe.ranks import (
     rank_encoder,
     split_ascii,
 )
-from recipe.tokenization import encode
+from recipe.tokens.tokenizer import encode
 
 
 def ours(tokenizer, texts):
@@ -219,7 +219,7 @@ def test_prepare_writes_the_same_bytes_either_way(prepared, monkeypatch):
     rows = [*toy_rows(60), {"instruction": "Über", "input": "", "output": "naïve <|endoftext|>"}]
     files = []
     for number in (0, 10**9):
-        monkeypatch.setattr("recipe.prepare.RANKS_FROM_ROWS", number)
+        monkeypatch.setattr("recipe.prepare.stage.RANKS_FROM_ROWS", number)
         made = prepared(rows)
         files.append({path.name: path.read_bytes() for path in sorted(made.iterdir())})
     assert files[0] == files[1] and len(files[0]) == 6

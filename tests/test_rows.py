@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.errors import DataError
-from recipe.rows import BadRow, Row, pick_columns, read_rows
+from recipe.core.errors import DataError
+from recipe.text.readers import BadRow, Row, pick_columns, read_rows
 
 ROWS = [{"instruction": 'a, "b"', "output": "two\nlines"}, {"instruction": "ü 漢 🙂", "output": "x"}]
 texts = st.text(st.characters(exclude_categories=["Cs"]))

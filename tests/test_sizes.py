@@ -5,8 +5,8 @@ import json
 import pytest
 from conftest import no_progress, write_jsonl
 
-from recipe.errors import DataError
-from recipe.sizes import local_text, text_tokens
+from recipe.core.errors import DataError
+from recipe.planning.token_estimate import local_text, text_tokens
 
 COLUMNS = {"instruction", "input", "output"}
 
@@ -25,9 +25,9 @@ def parquet(shared, tmp_path):
 
 def test_the_tokens_of_alpaca_are_stated_within_a_tenth(parquet, shared, tmp_path):
     """Only the columns that the template reads count, and what it writes around them does."""
-    from recipe.fetch import DataParams, fetch_data
-    from recipe.prepare import SequenceParams, prepare
-    from recipe.xgen import build_tokenizer
+    from recipe.fetch.stage import DataParams, fetch_data
+    from recipe.fetch.xgen_tokenizer import build_tokenizer
+    from recipe.prepare.stage import SequenceParams, prepare
 
     for theirs, ours in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt")):
         (tmp_path / ours).symlink_to(shared / "gpt2" / theirs)

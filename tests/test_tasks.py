@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, evaluate_in
 
-import recipe.tasks
-from recipe.errors import MachineError
+import recipe.evaluate.lm_eval
+from recipe.core.errors import MachineError
 
 TASK = """task: sums
 dataset_path: json
@@ -30,8 +30,8 @@ metric_list:
 """
 ASK = """
 import sys
-from recipe.errors import RecipeError
-from recipe.tasks import load_tasks, run_tasks
+from recipe.core.errors import RecipeError
+from recipe.evaluate.lm_eval import load_tasks, run_tasks
 for names in {bad}:
     try:
         load_tasks(names)
@@ -52,11 +52,11 @@ def test_without_the_harness_the_command_that_installs_it_is_named(trained, fetc
     with pytest.raises(MachineError, match=r"hellaswag, and .* is not installed.*pip install .*tasks\.lock"):
         evaluate_in(folder, fetched_base, tasks=["hellaswag"])
     assert not (folder / "report").exists()
-    assert (ROOT / recipe.tasks.LOCK).is_file()
+    assert (ROOT / recipe.evaluate.lm_eval.LOCK).is_file()
 
 
 def test_no_task_needs_no_harness():
-    assert recipe.tasks.run_tasks({}, None, None) == {}
+    assert recipe.evaluate.lm_eval.run_tasks({}, None, None) == {}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,10 @@ def with_harness(tmp_path_factory):
     (Path(own) / "rest.pth").write_text(sysconfig.get_path("purelib") + "\n")
     pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "-q", "--no-deps"]
     done = subprocess.run(
-        [*pip, "--require-hashes", "-r", ROOT / recipe.tasks.LOCK], capture_output=True, text=True, check=False
+        [*pip, "--require-hashes", "-r", ROOT / recipe.evaluate.lm_eval.LOCK],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if "Could not find a version" in done.stderr or "Temporary failure" in done.stderr:
         pytest.skip("no package registry: lm-evaluation-harness can't be installed")

@@ -10,11 +10,11 @@ import torch
 from conftest import ROOT, evaluate_in, plain_base
 from runs import mlflow_server
 
-from recipe.errors import Stopped, TrackingError
-from recipe.modeling import load_adapter
-from recipe.pipeline import home
-from recipe.register import RegistryParams, register
-from recipe.tokenization import load_tokenizer
+from recipe.core.errors import Stopped, TrackingError
+from recipe.core.paths import home
+from recipe.model.load import load_adapter
+from recipe.register.stage import RegistryParams, register
+from recipe.tokens.tokenizer import load_tokenizer
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def store(tmp_path, monkeypatch):
 
 
 def tracker(store, fingerprint="f" * 64, **changes):
-    from recipe.registry import Versions
+    from recipe.tracking.mlflow_registry import Versions
 
     facts = {
         "name": "tiny-r4",

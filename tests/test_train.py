@@ -6,12 +6,12 @@ import pytest
 import torch
 from conftest import plain_base, toy_rows
 
-from recipe.checkpoints import newest_complete
-from recipe.curve import read_curve
-from recipe.errors import MachineError, ParamsError, Stopped, TrainingError
-from recipe.files import sha256_tree
-from recipe.modeling import load_adapter, load_base
-from recipe.train import LoraParams
+from recipe.core.errors import MachineError, ParamsError, Stopped, TrainingError
+from recipe.core.io import sha256_tree
+from recipe.model.load import load_adapter, load_base
+from recipe.report.loss_curve import read_curve
+from recipe.train.checkpoints import newest_complete
+from recipe.train.stage import LoraParams
 
 LORA = LoraParams(r=4, alpha=8, dropout=0.1, target_modules="all-linear")
 
@@ -106,7 +106,7 @@ def test_numbers_are_logged_as_training_goes(trained):
 
 
 def test_a_loss_that_is_no_number_stops_training_and_names_the_step(trained, monkeypatch):
-    import recipe.train
+    import recipe.train.stage
 
     def broken(*arguments, **options):
         model = load_base(*arguments, **options)
@@ -114,7 +114,7 @@ def test_a_loss_that_is_no_number_stops_training_and_names_the_step(trained, mon
             model.model.norm.weight.fill_(math.nan)
         return model
 
-    monkeypatch.setattr(recipe.train, "load_base", broken)
+    monkeypatch.setattr(recipe.train.stage, "load_base", broken)
     with pytest.raises(TrainingError, match=r"the loss is nan .* at step 2. Lower train.learning_rate"):
         trained()
 
@@ -172,7 +172,7 @@ def test_fewer_tokens_at_once_than_a_sequence_are_refused(trained):
 
 
 def test_a_cpu_trains_in_bf16_where_it_has_it(trained, tmp_path, monkeypatch):
-    from recipe.modeling import torch_dtype
+    from recipe.model.load import torch_dtype
 
     plain = read_curve(trained(folder=tmp_path / "a", num_epochs=3) / "loss.csv")
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True, "avx2": True})
@@ -202,7 +202,7 @@ def test_gradients_reach_through_a_quantised_base(tiny_base, quantization):
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from recipe.lora import fuse
+    from recipe.model.fused_lora import fuse
 
     model = plain_base(tiny_base, 0, quantization=quantization, packed=True)
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
@@ -231,10 +231,10 @@ def test_gradients_reach_through_a_quantised_base(tiny_base, quantization):
 
 def test_the_loss_on_trained_tokens_alone_is_trls_own(trained, tmp_path, monkeypatch):
     """The same training with TRL's loss, which scores every position, ends in nearly the same place."""
-    import recipe.trainer
+    import recipe.train.sft
 
     ours = trained(folder=tmp_path / "a")
-    monkeypatch.setattr(recipe.trainer, "_head_is_all", lambda *_: False)
+    monkeypatch.setattr(recipe.train.sft, "_head_is_all", lambda *_: False)
     theirs = trained(folder=tmp_path / "b")
     for one, other in zip(read_curve(ours / "loss.csv"), read_curve(theirs / "loss.csv"), strict=True):
         for name in ("step", "loss", "learning_rate", "grad_norm"):
@@ -242,7 +242,7 @@ def test_the_loss_on_trained_tokens_alone_is_trls_own(trained, tmp_path, monkeyp
 
 
 def test_a_model_with_more_than_a_linear_head_is_found(tiny_base):
-    from recipe.trainer import _head_is_all
+    from recipe.train.sft import _head_is_all
 
     model = plain_base(tiny_base, 0, packed=True)
     parts = model, model.base_model, model.get_output_embeddings()
@@ -260,7 +260,7 @@ def test_a_model_with_more_than_a_linear_head_is_found(tiny_base):
 
 def test_a_training_cut_off_after_its_last_checkpoint_takes_no_step_more(trained, tmp_path, monkeypatch):
     """With a fraction of an epoch, transformers would take one more from there."""
-    import recipe.train
+    import recipe.train.stage
 
     whole = outputs(trained(folder=tmp_path / "a", num_epochs=1.5))
 
@@ -271,7 +271,7 @@ def test_a_training_cut_off_after_its_last_checkpoint_takes_no_step_more(trained
         raise CutError
 
     with monkeypatch.context() as patch, pytest.raises(CutError):
-        patch.setattr(recipe.train, "save_adapter", cut)
+        patch.setattr(recipe.train.stage, "save_adapter", cut)
         trained(folder=tmp_path / "b", num_epochs=1.5)
     trained(folder=tmp_path / "b", num_epochs=1.5)
     assert outputs(tmp_path / "b") == whole

@@ -1,6 +1,6 @@
 import pytest
 
-from recipe.units import shown_bytes, shown_time
+from recipe.core.format import shown_bytes, shown_time
 
 
 @pytest.mark.parametrize(

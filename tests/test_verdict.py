@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from recipe.verdict import about, pictures, report_page
+from recipe.evaluate.report import about, pictures, report_page
 
 RESULTS = {
     "rows": 2,

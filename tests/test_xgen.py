@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-from recipe.errors import DataError
-from recipe.ranks import rank_encoder
-from recipe.tokenization import encode, give_padding_token, load_tokenizer
-from recipe.xgen import GPT2_FILES, SPACES, SPECIALS, TABS, build_tokenizer, is_xgen
+from recipe.core.errors import DataError
+from recipe.fetch.xgen_tokenizer import GPT2_FILES, SPACES, SPECIALS, TABS, build_tokenizer, is_xgen
+from recipe.prepare.tiktoken_encoder import rank_encoder
+from recipe.tokens.tokenizer import encode, give_padding_token, load_tokenizer
 
 NUM_STRINGS = 20_000
 

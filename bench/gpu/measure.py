@@ -96,7 +96,7 @@ def attention() -> bool:
     """`attend_by_document` beside each document's own attention in fp64, forward and gradients; and its cost."""
     import torch
 
-    from recipe.attention import attend_by_document
+    from recipe.model.packed_attention import attend_by_document
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lengths = [1, 2, 31, 64, 333, 593] if not DRY else [1, 2, 31, 64]
@@ -156,7 +156,7 @@ def _attention_cost() -> None:
     """Milliseconds of one layer's attention, forward and backward, at the 7B shape's width."""
     import torch
 
-    from recipe.attention import attend_by_document, bounded
+    from recipe.model.packed_attention import attend_by_document, bounded
 
     lengths = [256] * 16
     positions = torch.cat([torch.arange(length) for length in lengths])[None]

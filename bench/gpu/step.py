@@ -31,9 +31,9 @@ WARM, TIMED, PROFILED = (4, 6, 2) if not DRY else (1, 2, 1)  # optimizer steps
 
 def prepared_rows() -> Path:
     """A folder with prepared rows and a base manifest without hashes: reading 13.8 GB twice would take the time."""
-    from recipe.fetch import DataParams, base_tokenizer, fetch_data
-    from recipe.prepare import SequenceParams, prepare
-    from recipe.tokenization import give_padding_token
+    from recipe.fetch.stage import DataParams, base_tokenizer, fetch_data
+    from recipe.prepare.stage import SequenceParams, prepare
+    from recipe.tokens.tokenizer import give_padding_token
 
     folder = WORK / "step"
     if (folder / "base").is_dir():
@@ -67,7 +67,7 @@ def train(
     """Train on the base with `callback` watching; returns the params that it was trained with."""
     from transformers import trainer
 
-    from recipe import train as stage
+    from recipe.train import stage
 
     folder = prepared_rows()
     set_up = stage.be_deterministic
@@ -136,7 +136,7 @@ def peaks() -> bool:
     """Peak memory with activation checkpointing, in bf16 and in nf4, beside the estimate."""
     from transformers import AutoConfig
 
-    from recipe.memory import training_need
+    from recipe.planning.memory_estimate import training_need
 
     meta = json.loads((prepared_rows() / "prepared/meta.json").read_text())
     fraction = meta["tokens"]["train_trained"] / meta["tokens"]["train"]
@@ -265,7 +265,7 @@ def parts() -> bool:
         print(f"{value:9.3f} ms  {name}", flush=True)
         keep(f"ms, {name}", round(value, 4))
 
-    from recipe.lora import AddLora, draw_kept
+    from recipe.model.fused_lora import AddLora, draw_kept
 
     seed = torch.zeros((), dtype=torch.int64)
     for inputs, outputs in ((hidden, hidden), (hidden, wide), (wide, hidden)):
@@ -328,14 +328,14 @@ def parts() -> bool:
                     lambda *qkv: torch.nn.functional.scaled_dot_product_attention(*qkv, is_causal=True), q, q, q
                 ),
             )
-    from recipe.attention import attend_by_document
+    from recipe.model.packed_attention import attend_by_document
 
     positions = torch.cat([torch.arange(TOKENS // 32)] * 32)[None].to(device)
     note(
         "attend_by_document, 32 examples",
         lambda: there_and_back(lambda *qkv: attend_by_document(None, *qkv, None, position_ids=positions)[0], q, q, q),
     )
-    from recipe.loss import head_loss
+    from recipe.model.chunked_loss import head_loss
 
     head = torch.nn.Linear(hidden, 51200 if not DRY else 500, bias=False).to(**kind).requires_grad_(False)
     for count in (400, TOKENS):

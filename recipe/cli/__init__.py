@@ -1,0 +1,1 @@
+"""The command line: the stages' commands and those for people."""

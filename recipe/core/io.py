@@ -1,0 +1,132 @@
+"""Reading and writing files so that an output is whole or not there, and the same on every machine.
+
+Used by every stage. A file or folder is made beside its final place under a temporary name and then renamed.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from recipe.core.errors import DataError, MachineError
+
+CHUNK_BYTES = 1 << 20
+
+
+def sha256_bytes(data: bytes) -> str:
+    """The sha256 of `data` in lower-case hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file's bytes in lower-case hex, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_tree(path: Path) -> str:
+    """One sha256 for a file, or for a folder: of its files' relative names and sha256, in the order of their names.
+
+    Compiled Python does not count.
+    """
+    if path.is_file():
+        return sha256_file(path)
+    files = sorted(
+        file.relative_to(path).as_posix()
+        for file in path.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    )
+    return sha256_listing({name: sha256_file(path / name) for name in files})
+
+
+def sha256_listing(files: dict[str, str]) -> str:
+    """One sha256 for a listing {name: sha256}, whatever the order of its keys."""
+    return sha256_bytes("".join(f"{sha}  {name}\n" for name, sha in sorted(files.items())).encode())
+
+
+def json_text(value: object) -> str:
+    """Indented JSON with a final newline; keys stay in the order given. NaN and infinity are refused."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file that an earlier stage made."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MachineError(f"{path} is missing: an earlier stage makes it. Run `dvc repro`.") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}.") from None
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of a file with one JSON value a line. (`splitlines` would break at U+2028 within a string.)"""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text with `\\n` line ends, whole or not at all. Makes the parent folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `json_text(value)`, whole or not at all."""
+    write_text(path, json_text(value))
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` when the block ends well and leaves nothing when it does not.
+
+    What stood at `path` before is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def only_one(path: Path, what: str) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path` for the block; the kernel lets go of it however the process ends.
+
+    DVC's own lock looks at process ids, so it does not see another container, and a trainer that outlives its DVC.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise MachineError(
+                f"{what} is already running here ({holder} holds {path}). Wait for it, or end it."
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        yield

@@ -1,0 +1,158 @@
+"""Stage evaluate: the base beside the adapter, on the validation rows.
+
+Reads data/prepared/, models/base/ and models/adapter/. Makes metrics/evaluate.json (loss, perplexity, token accuracy,
+exact match, each for both, and their differences with 95% intervals; the tasks of lm-evaluation-harness that
+evaluate.tasks names) and reports/evaluation/ (index.html and its pictures; groups.json, the measures by kind and by
+length; generations.jsonl).
+
+    python -m recipe evaluate
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from recipe.core.config import Section
+from recipe.core.io import new_folder, read_json, read_json_lines, write_json, write_text
+from recipe.evaluate.lm_eval import load_tasks, run_tasks
+from recipe.evaluate.report import about, pictures, report_page
+from recipe.model.generate import answer
+from recipe.model.load import be_deterministic, load_adapter, load_base
+from recipe.report.comparison import SIDES, ScoredRow, by_group, overall
+from recipe.tokens.packing import IGNORED, collate, read_sequences
+from recipe.tokens.tokenizer import encode_prompts, load_tokenizer
+
+Scores = list[tuple[float, int, int]]  # of each row: the sum of its losses, how many tokens are right, and of how many
+NUM_THREADS = 2  # fixed: another number sums in another order, and gives other last digits
+Progress = Callable[[Iterator[Any], str, int], Iterator[Any]]
+
+
+class EvaluateParams(Section):
+    """How much is evaluated, and how much at once."""
+
+    num_prompts: int = Field(ge=0, description="validation rows answered in full")
+    max_new_tokens: int = Field(ge=1)
+    batch_tokens: int = Field(ge=1, description="tokens at once")
+    tasks: list[str] = Field(description="of lm-evaluation-harness: names, or YAML files")
+
+
+def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
+    """Indices of rows in batches of like length, each at most `batch_tokens` tokens when padded (or one row)."""
+    made: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (lengths[index], index)):
+        if made and (len(made[-1]) + 1) * lengths[index] <= batch_tokens:
+            made[-1].append(index)
+        else:
+            made.append([index])
+    return made
+
+
+def score(model: Any, rows: Any, pad_token_id: int, batch_tokens: int, progress: Progress) -> Scores:
+    """For each row: the sum of its trained tokens' losses (nats), how many the model ranks first, and their number."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    scores: Scores = [(0.0, 0, 0)] * len(rows)
+    lengths = [int(row["seq_lengths"][0]) for row in rows]
+    chosen = batches(lengths, batch_tokens)
+    for indices in progress(iter(chosen), "loss", len(chosen)):
+        batch = collate([rows[index] for index in indices], pad_token_id)
+        labels = batch["labels"][:, 1:].to(model.device)
+        with torch.inference_mode():
+            # Padding stands on the right, where causal attention keeps every real token from seeing it.
+            logits = model(input_ids=batch["input_ids"].to(model.device), use_cache=False).logits[:, :-1]
+            for index, row_logits, row_labels in zip(indices, logits, labels, strict=True):
+                trained = row_labels != IGNORED
+                picked, wanted = row_logits[trained].float(), row_labels[trained]
+                loss = cross_entropy(picked, wanted, reduction="sum").item()
+                scores[index] = (loss, int((picked.argmax(-1) == wanted).sum()), len(wanted))
+    return scores
+
+
+def generate(
+    model: Any, tokenizer: Any, prompts: list[str], params: EvaluateParams, meta: dict[str, Any], progress: Progress,
+    what: str,
+) -> list[str]:  # fmt: skip
+    """Greedy answers in the prompts' order."""
+    ids = encode_prompts(tokenizer, prompts, chat=meta["chat_template"] is not None)
+    ends = {"pad_token_id": meta["pad_token_id"], "end_token_ids": meta["end_token_ids"]}
+    made = [""] * len(prompts)
+    chosen = batches([len(one) + params.max_new_tokens for one in ids], params.batch_tokens)
+    for indices in progress(iter(chosen), what, len(chosen)):
+        answers = answer(model, [ids[index] for index in indices], params.max_new_tokens, **ends)
+        for index, tokens in zip(indices, answers, strict=True):
+            made[index] = tokenizer.decode(tokens, skip_special_tokens=True)
+    return made
+
+
+def compared_rows(
+    lengths: list[int], kinds: list[str], scores: dict[str, Scores], answered: dict[int, dict[str, Any]]
+) -> list[ScoredRow]:
+    """The validation rows with what base and adapter made of them; `answered` by the index of the row."""
+    made = []
+    for index, (length, kind) in enumerate(zip(lengths, kinds, strict=True)):
+        base, adapter = (scores[side][index] for side in SIDES)
+        one = answered.get(index)
+        matches = None if one is None else (one["base_matches"], one["adapter_matches"])
+        made.append(ScoredRow(kind, length, base[2], (base[0], adapter[0]), (base[1], adapter[1]), matches))
+    return made
+
+
+def evaluate(
+    params: EvaluateParams, *, folder: Path, prepared: Path, base: Path, adapter: Path, training: Path,
+    metrics: Path, report: Path, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Score both, write metrics and report, and return the metrics."""
+    tasks = load_tasks(params.tasks) if params.tasks else {}
+    be_deterministic(NUM_THREADS)
+    manifest, meta, trained = read_json(base / "manifest.json"), read_json(prepared / "meta.json"), read_json(training)
+    tokenizer = load_tokenizer(base / "tokenizer")
+    loaded = load_base(manifest, folder, len(tokenizer), trained["quantization"])
+    model = load_adapter(loaded, adapter, manifest)
+    rows = read_sequences(prepared / "validation.arrow")
+    answers = read_json_lines(prepared / "validation.jsonl")
+
+    pad = meta["pad_token_id"]
+    scores = {"adapter": score(model, rows, pad, params.batch_tokens, progress)}
+    with model.disable_adapter():
+        scores["base"] = score(model, rows, pad, params.batch_tokens, progress)
+
+    promptable = [index for index, one in enumerate(answers) if one["prompt"]]
+    count = min(params.num_prompts, len(promptable))
+    chosen = [promptable[index * len(promptable) // count] for index in range(count)]  # evenly spread over the rows
+    prompts = [answers[index]["prompt"] for index in chosen]
+    made = {"adapter": generate(model, tokenizer, prompts, params, meta, progress, "adapter answers")}
+    task_scores = {"adapter": run_tasks(tasks, model, tokenizer)}
+    with model.disable_adapter():
+        made["base"] = generate(model, tokenizer, prompts, params, meta, progress, "base answers")
+        task_scores["base"] = run_tasks(tasks, model, tokenizer)
+    generations = []
+    for place, index in enumerate(chosen):
+        one = answers[index] | {side: made[side][place] for side in SIDES}
+        matches = {f"{side}_matches": one[side].strip() == one["completion"].strip() for side in SIDES}
+        generations.append(one | matches)
+    lengths = [int(row["seq_lengths"][0]) for row in rows]
+    kinds = [one["kind"] for one in answers]
+    compared = compared_rows(lengths, kinds, scores, dict(zip(chosen, generations, strict=True)))
+    groups = by_group(compared)
+    results: dict[str, Any] = {
+        "rows": len(rows),
+        "prompts": count,
+        **overall(compared),
+    }
+    if tasks:
+        results["tasks"] = {task: {side: task_scores[side][task] for side in SIDES} for task in task_scores["base"]}
+    with new_folder(report) as target:
+        lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in generations)
+        write_text(target / "generations.jsonl", "".join(lines))
+        write_json(target / "groups.json", groups)
+        drawn = pictures(groups)
+        for name, picture in drawn.items():
+            write_text(target / f"{name}.svg", picture)
+        said = about(manifest["id"], meta, trained)
+        write_text(target / "index.html", report_page(results, groups, generations, drawn, said))
+    write_json(metrics, results)
+    return results

@@ -1,0 +1,1 @@
+"""Stage fetch: the rows and the base model, checked, in the recipe folder."""

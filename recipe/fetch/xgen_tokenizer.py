@@ -1,0 +1,107 @@
+"""XGen-7B's tokenizer, native: GPT-2's vocabulary and XGen's own tokens on the `tokenizers` library.
+
+XGen's repository has it as remote code on tiktoken, which fails on every transformers since 4.34. The layout
+(Salesforce/xgen-7b-8k-base, tokenization_xgen.py):
+
+    0-50255       GPT-2's ranks
+    50256         <|endoftext|>
+    50257-50286   runs of 31 to 2 spaces
+    50287-50294   runs of 9 to 2 tabs
+    50295-50312   special tokens
+
+The runs are ranks of the byte-pair encoding, not added tokens: a run is found where merging leads to it, inside the
+pieces that GPT-2's pattern cuts. tests/test_xgen.py compares with tiktoken.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from recipe.core.errors import DataError
+from recipe.core.io import sha256_file
+
+GPT2 = "openai-community/gpt2"
+GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+# The sha256 that tiktoken pins for OpenAI's encoder.json and vocab.bpe (tiktoken_ext/openai_public.py); the Hub's
+# vocab.json and merges.txt are the same bytes.
+GPT2_FILES = {
+    "vocab.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+END_TOKEN = "<|endoftext|>"
+SPACES = range(31, 1, -1)  # lengths of the runs, in the order of their ids
+TABS = range(9, 1, -1)
+SPECIALS = tuple(
+    f"<{name}>"
+    for name in (
+        "fim_prefix", "fim_middle", "fim_suffix", "fim_pad", "filename", "gh_stars", "issue_start", "issue_comment",
+        "issue_closed", "jupyter_start", "jupyter_text", "jupyter_code", "jupyter_output", "empty_output",
+        "commit_before", "commit_msg", "commit_after", "reponame",
+    )
+)  # fmt: skip
+PADDING_TOKEN = "<fim_pad>"
+MAX_POSITIONS = 8192
+
+
+def is_xgen(tokenizer_config: dict[str, Any]) -> bool:
+    """Whether a repository's tokenizer_config.json is that of an XGen model."""
+    return "XgenTokenizer" in (tokenizer_config.get("tokenizer_class"), tokenizer_config.get("slow_tokenizer_class"))
+
+
+def byte_characters() -> dict[int, str]:
+    """GPT-2's character for each byte: itself where it is printable, else one from 256 on, in the bytes' order."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    characters = {byte: chr(byte) for byte in printable}
+    rest = [byte for byte in range(256) if byte not in characters]
+    return characters | {byte: chr(256 + number) for number, byte in enumerate(rest)}
+
+
+def vocabulary(gpt2: dict[str, int]) -> dict[str, int]:
+    """Ids by token, in byte characters: GPT-2's, the end token its last, then the runs."""
+    characters = byte_characters()
+    runs = [characters[0x20] * length for length in SPACES] + [characters[0x09] * length for length in TABS]
+    return gpt2 | {run: len(gpt2) + number for number, run in enumerate(runs)}
+
+
+def merges(ranks: dict[str, int]) -> list[tuple[str, str]]:
+    """Every split of a token into two tokens, in the order of the token's rank.
+
+    tiktoken merges the neighbours whose union has the lowest rank, whatever the two are. A merge list says the same
+    when it holds every pair with that union, at the union's place.
+    """
+    made = []
+    ranks = {token: rank for token, rank in ranks.items() if token != END_TOKEN}  # it is no rank: nothing merges to it
+    for token in sorted(ranks, key=ranks.__getitem__):
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in ranks and right in ranks:
+                made.append((left, right))
+    return made
+
+
+def build_tokenizer(gpt2_folder: Path) -> Any:
+    """The tokenizer as a PreTrainedTokenizerFast, from GPT-2's files in a folder. Raises DataError for others."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    for name, sha256 in GPT2_FILES.items():
+        found = sha256_file(gpt2_folder / name) if (gpt2_folder / name).is_file() else "no such file"
+        if found != sha256:
+            raise DataError(f"{name} in {gpt2_folder} is not GPT-2's: expected sha256 {sha256}, found {found}.")
+    ranks = vocabulary(json.loads((gpt2_folder / "vocab.json").read_text(encoding="utf-8")))
+    # A piece that is a token as a whole is that token (ignore_merges), as in tiktoken.
+    tokenizer = Tokenizer(models.BPE(vocab=ranks, merges=merges(ranks), ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in (END_TOKEN, *SPECIALS)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_TOKEN,
+        eos_token=END_TOKEN,
+        unk_token=END_TOKEN,
+        pad_token=PADDING_TOKEN,
+        clean_up_tokenization_spaces=False,
+        model_max_length=MAX_POSITIONS,
+    )

@@ -1,0 +1,183 @@
+"""What a recipe will need, before anything large is downloaded: what `recipe plan` prints.
+
+Exact where a stage has run already; else estimated, and said so.
+"""
+
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recipe.core.errors import DataError, MachineError
+from recipe.core.format import shown_bytes, shown_time
+from recipe.core.hub_cache import converted_folder, snapshot_folder
+from recipe.core.io import read_json
+from recipe.core.paths import Paths
+from recipe.fetch.hub import check_pinned, download, list_repository
+from recipe.fetch.splits import dataset_splits, local_split_files
+from recipe.fetch.weights import CONFIGS, TOKENIZERS, weight_names
+from recipe.model.load import torch_dtype
+from recipe.planning.memory_check import check_memory, choose_checkpointing, load_config, machine_memory, missing_gpu
+from recipe.planning.token_estimate import hub_text, local_text, text_tokens
+from recipe.prepare.examples import check_columns
+
+EFFICIENCY = 0.5  # of the matmul's speed that a training step reaches; 0.61 was measured on a CPU (docs/RESULTS.md)
+TRAINED_FRACTION = 0.5  # of the tokens, where prepare has not counted them
+PARTS = {
+    "weights": "weights of the frozen base",
+    "adapter": "adapter, its gradients and optimiser",
+    "activations": "activations kept for the backward pass",
+    "logits": "logits and their gradients",
+    "other": "the rest (CUDA's own, a quantised layer expanded)",
+}
+
+
+@dataclass
+class Plan:
+    """Lines to show, by heading, and what stands in the way."""
+
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        """The plan as a table, and its verdict."""
+        rows = [f"{name:<10}{value}" for name, value in self.lines]
+        verdict = [f"does not fit: {problem}" for problem in self.problems] or ["fits this machine"]
+        return "\n".join([*rows, "", *verdict])
+
+
+def matmul_speed(dtype: Any) -> float:
+    """Floating-point operations a second of a large matmul in a torch dtype; the best of a few tries."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    size = 8192 if cuda else 1024
+    left = torch.ones((size, size), dtype=dtype, device="cuda" if cuda else "cpu")
+    best = 0.0
+    for _ in range(4):
+        started = time.perf_counter()
+        product = left @ left
+        if cuda:
+            torch.cuda.synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+        del product
+    return best
+
+
+def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
+    """The whole plan of a recipe folder. Asks the Hub for listings and the model's config alone."""
+    plan = Plan()
+    rows, tokens, download_bytes = _plan_data(plan, params, folder)
+    config_folder = _plan_model(plan, params, folder, download_bytes)
+    meta = read_json(paths.prepared / "meta.json") if (paths.prepared / "meta.json").is_file() else None
+    sequence, train = params["sequence"], params["train"]
+    fraction = TRAINED_FRACTION if sequence.loss_on == "completion" else 1.0
+    if meta:
+        rows, tokens = meta["rows"]["train"], meta["tokens"]["train"]
+        fraction = meta["tokens"]["train_trained"] / tokens
+    elif params["data"].validation is None:
+        share = 1 - sequence.validation_fraction
+        rows, tokens = int(rows * share), int(tokens * share)
+    mark = "" if meta else " (estimated)"
+    sequences = meta["sequences"]["train"] if meta else max(tokens // sequence.max_length, 1)
+    steps = int(-(-sequences * train.num_epochs // train.batch_size))
+    plan.lines.append(("rows", f"{rows:,} to train on{mark}" if rows else "not known before prepare"))
+    plan.lines.append(("tokens", f"{tokens:,} in {sequences:,} sequences of {sequence.max_length:,}{mark}"))
+    plan.lines.append(("steps", f"{steps:,} of {train.batch_size} sequences{mark}"))
+
+    config = load_config(config_folder)
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest and sequence.max_length > longest:
+        plan.problems.append(f"sequence.max_length is {sequence.max_length:,}; the model has {longest:,} positions.")
+    params = choose_checkpointing(params, config, fraction)
+    need, problems = check_memory(params, config, fraction)
+    device, memory = machine_memory()
+    plan.problems += problems
+    if need is None:
+        plan.lines.append(("memory", f"not known: {type(config).__name__} can't be traced"))
+        return plan
+    plan.lines.append(("memory", f"{shown_bytes(need.peak)} of {shown_bytes(memory)} ({device}), of which"))
+    again = params["train"].activation_checkpointing == "on"
+    kept = {**PARTS, "activations": PARTS["activations"] + (", or made again there" if again else "")}
+    for part, meaning in kept.items():
+        plan.lines.append(("", f"{shown_bytes(getattr(need, part)):>10} {meaning}"))
+    reason = missing_gpu(need.parameters)
+    try:
+        dtype = torch_dtype(train.dtype)
+    except MachineError as error:
+        reason = reason or str(error)
+    if reason:
+        plan.problems.append(reason)
+    else:
+        speed = matmul_speed(dtype)
+        seconds = need.flops_per_token * tokens * train.num_epochs / (speed * EFFICIENCY)
+        basis = f"{need.flops_per_token / 1e9:.3g} GFLOP a token, half of the {speed / 1e12:.2f} TFLOP/s of a matmul"
+        plan.lines.append(("time", f"about {shown_time(seconds)} of training (estimated: {basis} measured now)"))
+    return plan
+
+
+def _plan_data(plan: Plan, params: dict[str, Any], folder: Path) -> tuple[int, int, int]:
+    """Say where the rows come from; their number and tokens (0 where unknown), and the bytes to download."""
+    data, sequence = params["data"], params["sequence"]
+    columns = set(sequence.columns.values())
+    if data.source != "hub":
+        files = local_split_files(folder, data.source, data.splits)
+        size = sum(file.stat().st_size for paths in files.values() for file in paths)
+        plan.lines.append(("data", f"{data.source}: {shown_bytes(size)}, nothing to download"))
+        rows, text, seen = local_text(files["train"], columns)
+        try:
+            check_columns(sequence.template, sequence.columns, seen, [file.name for file in files["train"]])
+        except DataError as error:
+            plan.problems.append(str(error))
+        return rows, text_tokens(sequence.template, rows, text), 0
+    name, revision = check_pinned("data", data.id, data.revision)
+    listing, splits = dataset_splits(name, revision, data.subset, data.splits)
+    wanted = {split: [listing.files[path] for path in paths] for split, paths in splits.items()}
+    snapshot = snapshot_folder("dataset", name, revision)
+    lacking = sum(file.size for files in wanted.values() for file in files if not (snapshot / file.path).is_file())
+    plan.lines.append(("data", f"{name}@{revision[:8]}: {shown_bytes(lacking)} to download{_license(listing.license)}"))
+    rows, text = hub_text(name, revision, wanted["train"], columns)
+    return rows, text_tokens(sequence.template, rows, text), lacking
+
+
+def _plan_model(plan: Plan, params: dict[str, Any], folder: Path, also: int) -> Path:
+    """Say what the model costs in downloads and disk, with the rows' `also`; the folder that holds its config."""
+    from huggingface_hub.constants import HF_HOME
+
+    model = params["model"]
+    if model.source != "hub":
+        plan.lines.append(("model", f"{model.source}: nothing to download"))
+        return folder / model.source
+    _, revision = check_pinned("model", model.id, model.revision)
+    listing = list_repository("model", model.id, revision)
+    snapshot = snapshot_folder("model", model.id, revision)
+    weights = weight_names(listing.files)
+    wanted = [name for name in (*CONFIGS, *TOKENIZERS, *weights) if name in listing.files]
+    done = converted_folder(model.id, revision).is_dir()
+    if done:
+        wanted = [name for name in wanted if name not in weights]
+    lacking = sum(listing.files[name].size for name in wanted if not (snapshot / name).is_file())
+    converted = any(name.endswith(".bin") for name in weights) and not done
+    needed = also + lacking + (sum(listing.files[name].size for name in weights) if converted else 0)
+    home = Path(HF_HOME)
+    while not home.is_dir():
+        home = home.parent
+    free = shutil.disk_usage(home).free
+    plan.lines.append(
+        ("model", f"{model.id}@{revision[:8]}: {shown_bytes(lacking)} to download{_license(listing.license)}")
+    )
+    copies = " (the .bin weights and their safetensors)" if converted else ""
+    plan.lines.append(("disk", f"{shown_bytes(needed)} in {HF_HOME}{copies}, {shown_bytes(free)} free"))
+    if needed > free:
+        plan.problems.append(f"{shown_bytes(needed)} of disk are needed. Set HF_HOME to a folder on a larger disk.")
+    configs = [listing.files[name] for name in CONFIGS if name in listing.files]
+    return download("model", model.id, revision, configs)
+
+
+def _license(stated: str | None) -> str:
+    """The licence as the source states it, with a word where it forbids commercial use."""
+    if not stated:
+        return ", no licence stated"
+    forbids = "-nc" in stated.lower() or "non-commercial" in stated.lower()
+    return f", licence {stated}" + (" (no commercial use)" if forbids else "")

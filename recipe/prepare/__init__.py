@@ -1,0 +1,1 @@
+"""Stage prepare: rows become packed token sequences."""

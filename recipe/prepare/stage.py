@@ -1,0 +1,220 @@
+"""Stage prepare: rows become token sequences, once.
+
+Reads data/raw/ and models/base/tokenizer/. Makes data/prepared/:
+    train.arrow         packed sequences: input_ids, trained (which tokens the loss counts), seq_lengths
+    validation.arrow    one example a sequence, in the order of validation.jsonl
+    validation.jsonl    their prompts, completions and kinds
+    rows.arrow          every row that was read well: its split, place, characters, tokens, and those before the answer
+    quarantine.jsonl    the rows that were left out, and why (with on_bad_row: drop)
+    meta.json           what was chosen, and what was counted
+
+    python -m recipe prepare
+"""
+
+import gc
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from recipe.core.config import Section
+from recipe.core.errors import DataError
+from recipe.core.io import new_folder, read_json, sha256_bytes, sha256_file, sha256_listing, write_json, write_text
+from recipe.prepare.examples import Example, Splitter, read_examples, report_bad_rows
+from recipe.prepare.tiktoken_encoder import Encode, rank_encoder
+from recipe.prepare.token_store import Side, check_overlong, write_facts
+from recipe.text.chat_templates import ChatTemplate
+from recipe.text.readers import BadRow
+from recipe.text.templates import CHATS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Template, Turn
+from recipe.tokens.packing import batched, pack_best_fit, write_sequences
+from recipe.tokens.tokenizer import encode, leading_ids, load_tokenizer
+
+BATCH_ROWS = 2000
+SELDOM = 200_000  # new objects between two runs of the garbage collector
+RANKS_FROM_ROWS = 2000  # of fewer, the faster encoder is not made before the plain one is done
+Progress = Callable[[Iterator[Any], str], Iterator[Any]]
+
+
+class SequenceParams(Section):
+    """How a row becomes a sequence of tokens."""
+
+    template: Template
+    chat_template: str | None = Field(description="a name, or Jinja text; null is the tokenizer's own")
+    columns: dict[str, str]
+    max_length: int = Field(ge=8, description="tokens in a packed sequence")
+    overlong: Literal["truncate", "drop", "error"]
+    loss_on: Literal["completion", "all"]
+    packing: bool
+    validation_fraction: float = Field(gt=0, lt=1)
+    on_bad_row: Literal["error", "drop"]
+
+    @model_validator(mode="after")
+    def _columns_fit_the_template(self) -> "SequenceParams":
+        if self.chat_template is not None and self.template not in CHATS:
+            raise ValueError(f"chat_template is for the templates {' and '.join(CHATS)}; {self.template} has its own")
+        required, optional = REQUIRED_COLUMNS[self.template], OPTIONAL_COLUMNS[self.template]
+        missing = [name for name in required if name not in self.columns]
+        unknown = [name for name in self.columns if name not in (*required, *optional, "kind")]
+        if missing:
+            raise ValueError(f"columns: the template {self.template} needs {', '.join(missing)}")
+        if unknown:
+            raise ValueError(f"columns: the template {self.template} has no {', '.join(unknown)}")
+        return self
+
+
+def tokenize(
+    turns: list[list[Turn]], tokenizer: Any, *, loss_on: str, chat: bool = False, plain: Encode | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each row (input_ids, trained), uint32 and bool: prompt and completion of every turn, with the end token.
+
+    The end token is trained. Prompt and completion are encoded apart, as they are when the model answers. `plain` is a
+    faster way to the ids of text in which special tokens are plain text.
+    """
+    if not turns:
+        return
+
+    def encoded(texts: list[str], *, special_tokens: bool = False) -> Iterator[np.ndarray]:
+        if plain and not special_tokens:
+            return iter(plain(texts))
+        return (np.array(ids, np.uint32) for ids in encode(tokenizer, texts, special_tokens=special_tokens))
+
+    prompts = encoded([turn.prompt for row in turns for turn in row], special_tokens=chat)
+    completions = encoded([turn.completion for row in turns for turn in row])
+    leading = np.array([] if chat else leading_ids(tokenizer), np.uint32)
+    ends = {end: np.array([_end_id(tokenizer, end)], np.uint32) for end in {turn.end for row in turns for turn in row}}
+    parts, counted, sizes = [], [], []
+    for row in turns:
+        parts.append(leading)
+        for turn in row:
+            parts += [next(prompts), next(completions), ends[turn.end]]
+        counted += [loss_on == "all", *[loss_on == "all", True, True] * len(row)]
+        sizes.append(1 + 3 * len(row))
+    # One array for all rows, and views of it: an array for each would take as long as encoding its text.
+    lengths = [len(part) for part in parts]
+    ids, trained = np.concatenate(parts), np.repeat(counted, lengths)
+    borders = np.cumsum([0, *lengths])[np.cumsum([0, *sizes])].tolist()
+    for start, stop in pairwise(borders):
+        yield ids[start:stop], trained[start:stop]
+
+
+def _end_id(tokenizer: Any, end: str | None) -> int:
+    return tokenizer.eos_token_id if end is None else tokenizer.convert_tokens_to_ids(end)
+
+
+@contextmanager
+def collector_spared() -> Iterator[None]:
+    """Keep the garbage collector from going through all modules and all rows again and again: a fifth of the time here.
+
+    It finds what refers to itself; rows do not, and are gone without it.
+    """
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(SELDOM, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+
+
+def prepare(
+    params: SequenceParams, data: Path, tokenizer_folder: Path, made: Path, progress: Progress
+) -> dict[str, Any]:
+    """Make data/prepared/ and return its meta.json."""
+    manifest = read_json(data / "manifest.json")
+    tokenizer = load_tokenizer(tokenizer_folder)
+    chat = ChatTemplate(tokenizer, params.chat_template) if params.template in CHATS else None
+    files = {
+        split: {file["name"]: data / file["name"] for file in manifest["files"] if file["split"] == split}
+        for split in ("validation", "train")
+    }
+    num_ids = 1 + max(tokenizer.get_vocab().values())  # more than the tokens, where ids are left out
+    bad: dict[str, list[BadRow]] = {"train": [], "validation": []}
+    sides = {name: Side(params.max_length, params.overlong, num_ids) for name in ("train", "validation")}
+    splitter = Splitter(params.validation_fraction, validation_is_given=bool(files["validation"]))
+    answers: list[dict[str, str]] = []
+    plain, looked_for_ranks = None, False
+    with collector_spared():
+        for split, paths in files.items():
+            rows = read_examples(paths, params.template, params.columns, chat) if paths else iter(())
+            for batch in batched(progress(rows, f"tokenising {split}"), BATCH_ROWS):
+                bad[split] += [row for row in batch if isinstance(row, BadRow)]
+                if params.on_bad_row == "error" and (bad["train"] or bad["validation"]):
+                    continue  # all that is left to do is to name the others
+                examples = [row for row in batch if isinstance(row, Example)]
+                if not looked_for_ranks and len(batch) >= RANKS_FROM_ROWS:
+                    plain, looked_for_ranks = rank_encoder(tokenizer), True
+                turns = [one.turns for one in examples]
+                made_tokens = tokenize(turns, tokenizer, loss_on=params.loss_on, chat=chat is not None, plain=plain)
+                for one, tokens in zip(examples, made_tokens, strict=True):
+                    side = splitter.side(split, one)
+                    if sides[side].add(one, *tokens) and side == "validation":
+                        answers.append({"prompt": one.prompt, "completion": one.turns[-1].completion, "kind": one.kind})
+    refused = bad["train"] + bad["validation"]
+    if refused and params.on_bad_row == "error":
+        raise DataError(report_bad_rows(refused) + "\nMend them, or set sequence.on_bad_row to drop.")
+    splitter.check()
+    train, validation = sides["train"], sides["validation"]
+    check_overlong(train.too_long + validation.too_long, params.max_length)
+    if not train.num_tokens or not validation.num_tokens:
+        raise DataError("no row is left to train or validate on: all are longer than sequence.max_length.")
+
+    with new_folder(made) as target:
+        packed = pack_best_fit(train.lengths, params.max_length) if params.packing else _alone(train)
+        write_sequences(target / "train.arrow", train.sequences(packed), num_ids)
+        write_sequences(target / "validation.arrow", validation.sequences(_alone(validation)), num_ids)
+        write_text(target / "validation.jsonl", _lines(answers))
+        quarantined = [{"file": b.file, "place": b.place, "reason": b.reason, "content": b.content} for b in refused]
+        write_text(target / "quarantine.jsonl", _lines(quarantined))
+        write_facts(target / "rows.arrow", [side.facts(name) for name, side in sides.items()])
+        held = validation.sequences(_alone(validation))
+        meta = {
+            "template": params.template,
+            "chat_template": chat.source if chat else None,
+            "columns": params.columns,
+            "loss_on": params.loss_on,
+            "max_length": params.max_length,
+            "overlong": params.overlong,
+            "packing": params.packing,
+            "tokenizer_sha256": sha256_listing({f.name: sha256_file(f) for f in sorted(tokenizer_folder.iterdir())}),
+            "vocab_size": len(tokenizer),
+            "eos_token_id": tokenizer.eos_token_id,
+            "end_token_ids": chat.ends if chat else [tokenizer.eos_token_id],
+            "pad_token_id": tokenizer.pad_token_id,
+            "license": manifest.get("license"),
+            "data": [{"name": file["name"], "sha256": file["sha256"]} for file in manifest["files"]],
+            "rows": {
+                "read": sum(splitter.count.values()) + len(refused), "quarantined": len(refused),
+                **{name: count + validation.counts[name] for name, count in train.counts.items()},
+                "train": len(train.lengths), "validation": len(validation.lengths),
+            },
+            "tokens": {
+                "train": train.num_tokens,
+                "train_trained": train.num_trained,
+                "validation": validation.num_tokens,
+                "validation_trained": validation.num_trained,
+            },
+            "sequences": {
+                "train": len(packed), "filled": round(train.num_tokens / (len(packed) * params.max_length), 4)
+            },
+            # The same rows, tokens and mask: then two adapters' validation losses can be compared.
+            "validation_sha256": sha256_bytes(
+                b"".join(ids.astype("<u4").tobytes() + trained.tobytes() for [(ids, trained)] in held)
+            ),
+        }  # fmt: skip
+        write_json(target / "meta.json", meta)
+    return meta
+
+
+def _alone(side: Side) -> list[list[int]]:
+    """Every kept row as a sequence of its own."""
+    return [[index] for index in range(len(side.lengths))]
+
+
+def _lines(values: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)

@@ -1,0 +1,1 @@
+"""Stage register: the adapter as a version in the MLflow registry."""

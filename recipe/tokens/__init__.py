@@ -1,0 +1,1 @@
+"""Token ids: the tokenizer, and packing examples into sequences."""

@@ -1,0 +1,58 @@
+"""Loads a tokenizer from its folder, and gives one a padding token where it needs it."""
+
+from pathlib import Path
+from typing import Any
+
+from recipe.core.errors import DataError
+
+PADDING_TOKEN = "<|pad|>"
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer in a folder, as transformers reads it, without the network; fetch alone may allow remote code."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # noqa: BLE001 - of odd files, both libraries raise KeyError, TypeError, plain Exception
+        first = (str(error).strip() or "?").splitlines()[0]
+        raise DataError(
+            f"{folder} holds no tokenizer that transformers can read: {type(error).__name__}: {first}"
+        ) from None
+
+
+def give_padding_token(tokenizer: Any) -> None:
+    """Set a padding token that is not the end token.
+
+    Where both are one, as in the tutorial, a mask that finds padding by its id takes the end token out of training,
+    and the model never learns to stop.
+    """
+    if tokenizer.eos_token_id is None:
+        raise DataError("the tokenizer has no end token, so an answer could never end. Choose another base model.")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PADDING_TOKEN})
+
+
+def leading_ids(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before every text: its begin token, or nothing."""
+    ids = list(tokenizer("")["input_ids"])
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id else ids
+
+
+def encode(tokenizer: Any, texts: list[str], *, special_tokens: bool = False) -> list[list[int]]:
+    """The token ids of each text, with no token added.
+
+    The name of a special token in a text is plain text, but with `special_tokens`, for what a chat template wrote.
+    """
+    if not texts:
+        return []
+    options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+    return tokenizer(texts, split_special_tokens=not special_tokens, **options)["input_ids"]
+
+
+def encode_prompts(tokenizer: Any, prompts: list[str], *, chat: bool) -> list[list[int]]:
+    """The ids of prompts to answer, each begun as in training: a chat template writes its own begin token."""
+    if chat:
+        return encode(tokenizer, prompts, special_tokens=True)
+    leading = leading_ids(tokenizer)
+    return [leading + ids for ids in encode(tokenizer, prompts)]

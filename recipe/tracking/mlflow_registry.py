@@ -1,0 +1,119 @@
+"""MLflow's registry: an adapter becomes a version of a model, and its run shows what it can do.
+
+The versions of a model, with numbers, lineage and the alias `champion`; the run has the reports and the answers.
+"""
+
+import importlib.metadata
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from recipe.register.stage import ALIAS, Adapter
+from recipe.tracking.mlflow_run import Tracker, explained
+
+# isort: split
+import mlflow
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+GENERATIONS = "generations.json"  # the table's artifact, which the UI opens as one
+EXAMPLES = {
+    "alpaca": {"instruction": "What is the sum of the numbers?", "input": "12 + 30"},
+    "text": {"text": "Once upon a time"},
+    "chat": {"instruction": "Name three colours."},
+    "alpaca_chat": {"instruction": "What is the sum of the numbers?", "input": "12 + 30"},
+}
+PACKAGES = ("mlflow", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
+
+
+class Versions(Tracker):
+    """A tracker that registers adapters, too. `run` is the last one's {experiment_id, run_id}."""
+
+    run: dict[str, str]
+
+    def add_version(self, adapter: Adapter) -> str:
+        """Register the adapter with its run, or find the version that it already is; the version's number."""
+        with explained(self.uri):
+            found = self.client.search_model_versions(
+                f"name = '{adapter.name}' and tags.adapter_sha256 = '{adapter.tags['adapter_sha256']}'"
+            )
+            if found:
+                version = max(found, key=lambda one: int(one.version))
+                self.run = {"experiment_id": self.experiment_id(), "run_id": str(version.run_id)}
+                for tag, value in adapter.tags.items():
+                    self.client.set_model_version_tag(adapter.name, version.version, tag, value)
+                return str(version.version)
+            run_id = self.find_run(finished=True)
+            missed = run_id is None
+            run_id = self.start(run_id, system_metrics=False)
+            self.run = {"experiment_id": self.experiment_id(), "run_id": run_id}
+            try:
+                if missed:
+                    for point in adapter.curve:
+                        step = int(point["step"])
+                        mlflow.log_metrics({f"train/{k}": v for k, v in point.items() if k != "step"}, step=step)
+                mlflow.log_metrics(adapter.metrics)
+                mlflow.log_artifacts(str(adapter.report), "evaluation")
+                mlflow.log_artifacts(str(adapter.analysis), "analysis")
+                # A table is added to; a run that was logged to before the registry failed has it.
+                has = {one.path for one in self.client.list_artifacts(run_id)}
+                if adapter.generations and GENERATIONS not in has:
+                    mlflow.log_table(_columns(adapter.generations), GENERATIONS)
+                mlflow.set_tag("mlflow.note.content", adapter.card)
+                version = self._log_model(adapter)
+            finally:
+                mlflow.end_run()
+            return version
+
+    def _log_model(self, adapter: Adapter) -> str:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            # It would have type hints decide the schema; served.py has none, and the signature is given. (A filter
+            # set when this file is loaded loses to those that MLflow's own imports set later.)
+            warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method.*")
+            example = EXAMPLES[adapter.template]
+            card = Path(folder) / "MODEL_CARD.md"
+            card.write_text(adapter.card, encoding="utf-8")
+            info = mlflow.pyfunc.log_model(
+                name="adapter",
+                python_model=str(self.repository / "recipe" / "served.py"),
+                code_paths=[str(self.repository / "recipe")],
+                artifacts={
+                    "adapter": str(adapter.folder),
+                    "tokenizer": str(adapter.tokenizer),
+                    "base_manifest": str(adapter.base_manifest),
+                    "prepared_meta": str(adapter.prepared_meta),
+                    "training": str(adapter.training),
+                    "model_card": str(card),
+                },
+                signature=ModelSignature(
+                    inputs=Schema([ColSpec("string", name, required=name != "input") for name in example]),
+                    outputs=Schema([ColSpec("string")]),
+                    params=ParamSchema([ParamSpec("max_new_tokens", "long", 256)]),
+                ),
+                input_example=[example],
+                pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in PACKAGES],
+                metadata=adapter.tags,
+            )
+        version = str(mlflow.register_model(info.model_uri, adapter.name, tags=adapter.tags).version)
+        self.client.update_model_version(adapter.name, version, adapter.headline)
+        return version
+
+    def champion(self, name: str) -> tuple[str, dict[str, str]] | None:
+        """The version under the alias and its tags, or None."""
+        with explained(self.uri):
+            if ALIAS not in self.client.get_registered_model(name).aliases:
+                return None
+            version = self.client.get_model_version_by_alias(name, ALIAS)
+            return str(version.version), version.tags
+
+    def decided(self, name: str, version: str, sentence: str, *, moves: bool) -> None:
+        """Show beside the version how it compared with the champion, and move the alias to it where it `moves`."""
+        with explained(self.uri):
+            self.client.set_model_version_tag(name, version, "promotion", sentence)
+            if moves:
+                self.client.set_registered_model_alias(name, ALIAS, version)
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}

@@ -1,0 +1,206 @@
+"""MLflow: one run a training, below one for the sweep. With registry.py and served.py, all that imports mlflow.
+
+The store is MLFLOW_TRACKING_URI where that is set, else SQLite in mlflow/ of the repository. A server that is away
+never stops a training: the run is then made afterwards, by register, from the loss curve and the metrics.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+# No message to MLflow's makers; no pickle from an artifact; a dead server is given up after seconds, not minutes.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.exceptions import MlflowException
+
+from recipe.cli.run_metadata import run_address
+from recipe.core.errors import Stopped, TrackingError
+from recipe.core.paths import home
+
+# What a store that is away, misspelled or without its driver raises.
+AWAY = (MlflowException, ImportError, OSError)
+
+# The UI shows runs and charts first, not the traces of an agent; and says what the runs are.
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "One run is one training. Its description says whether the adapter is better than its base; "
+    "its artifacts hold the reports on the data and on the result.",
+}
+SYSTEM_METRICS_SECONDS = 5
+MAX_PARAM_CHARS = 6000  # the store's limit
+
+
+class Tracker:
+    """One experiment on one tracking server. Opens no connection before it is used."""
+
+    def __init__(self, repository: Path, experiment: str, run_facts: dict[str, Any]) -> None:
+        """`run_facts`: name, fingerprint, params ({key: value}), tags and datasets ([{name, digest, context}])."""
+        self.repository, self.experiment, self.facts = repository, experiment, run_facts
+        store = home(repository) / "mlflow"
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store / 'mlflow.db'}"
+        self.artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else (store / "artifacts").as_uri()
+        if self.artifacts:
+            store.mkdir(exist_ok=True)
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """The client, made at its first use."""
+        return MlflowClient(self.uri)
+
+    def experiment_id(self) -> str:
+        """The experiment's id; it is made where it is missing."""
+        found = self.client.get_experiment_by_name(self.experiment)
+        if found is None:
+            return self.client.create_experiment(
+                self.experiment, artifact_location=self.artifacts, tags=EXPERIMENT_TAGS
+            )
+        if found.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"the MLflow experiment {self.experiment!r} was deleted. Restore it "
+                f"(`mlflow experiments restore -x {found.experiment_id}`) or change registry.experiment."
+            )
+        return found.experiment_id
+
+    def find_run(self, *, finished: bool) -> str | None:
+        """The newest run of this training that ended well, or that was cut off or stopped."""
+        for status in ("FINISHED",) if finished else ("RUNNING", "KILLED"):
+            runs = self.client.search_runs(
+                [self.experiment_id()],
+                f"tags.fingerprint = '{self.facts['fingerprint']}' and attributes.status = '{status}'",
+                max_results=1,
+            )
+            if runs:
+                return runs[0].info.run_id
+        return None
+
+    def start(self, run_id: str | None, *, system_metrics: bool) -> str:
+        """Start a run, or go on with one, with its params, tags and datasets; its id."""
+        name, experiment_id = self.facts["name"], self.experiment_id()
+        run = mlflow.start_run(
+            run_id=run_id,
+            experiment_id=experiment_id,
+            run_name=None if run_id else name,
+            log_system_metrics=system_metrics,
+        )
+        if run_id is None:
+            values = {key: str(value)[:MAX_PARAM_CHARS] for key, value in self.facts["params"].items()}
+            mlflow.log_params(values)
+            mlflow.set_tags({**self.facts["tags"], **self._sweep_tags(), "fingerprint": self.facts["fingerprint"]})
+            for dataset in self.facts["datasets"]:
+                source = CodeDatasetSource(tags={"mlflow.source.name": dataset["name"]})
+                mlflow.log_input(
+                    MetaDataset(source, name=dataset["name"], digest=dataset["sha256"][:36]),
+                    context=dataset["context"],
+                    tags={"sha256": dataset["sha256"]},
+                )
+        return run.info.run_id
+
+    def _sweep_tags(self) -> dict[str, str]:
+        """What makes the run of a `dvc exp run` a child of its sweep: of all that began at the same commit."""
+        baseline, name = os.environ.get("DVC_EXP_BASELINE_REV"), os.environ.get("DVC_EXP_NAME", "")
+        if not baseline:
+            return {}
+        parent = self._sweep(baseline)
+        if parent is None:
+            note = f"The runs of `dvc exp run` from commit `{baseline}`. Choose some below it, and Compare."
+            tags = {"sweep": baseline, "mlflow.note.content": note}
+            made = self.client.create_run(self.experiment_id(), tags=tags, run_name=f"sweep from {baseline[:7]}")
+            self.client.set_terminated(made.info.run_id)
+            parent = self._sweep(baseline)
+            if parent != made.info.run_id:  # another run of the sweep began at the same time, and was first
+                self.client.delete_run(made.info.run_id)
+        return {"mlflow.parentRunId": str(parent), "dvc_experiment": name}
+
+    def _sweep(self, baseline: str) -> str | None:
+        """The first run that stands for the experiments from a commit."""
+        first = ["attributes.start_time ASC", "attributes.run_id ASC"]
+        found = self.client.search_runs(
+            [self.experiment_id()], f"tags.sweep = '{baseline}'", max_results=1, order_by=first
+        )
+        return found[0].info.run_id if found else None
+
+    @contextmanager
+    def training(self) -> Iterator[Callable[[dict[str, float], int], None]]:
+        """A run for the block, and the function that logs numbers at a step to it. Goes on without the server."""
+        alive = True
+
+        def tell(error: Exception) -> None:
+            nonlocal alive
+            alive = False
+            reason = first_line(error)
+            print(f"MLflow at {shown(self.uri)} does not answer; register will log this training. ({reason})")
+
+        def log(values: dict[str, float], step: int) -> None:
+            if not alive:
+                return
+            try:
+                mlflow.log_metrics({f"train/{name}": value for name, value in values.items()}, step=step)
+            except AWAY as error:
+                tell(error)
+
+        try:
+            run_id = self.start(self.find_run(finished=False), system_metrics=True)
+            print(f"MLflow run: {self.link(run_id)}")
+        except AWAY as error:
+            tell(error)
+        status = "FAILED"
+        try:
+            yield log
+            # A run with a gap does not count: register makes a whole one from the curve.
+            status = "FINISHED" if alive else "FAILED"
+        except Stopped:
+            status = "KILLED" if alive else "FAILED"
+            raise
+        finally:
+            if mlflow.active_run():
+                try:
+                    mlflow.end_run(status)
+                except AWAY as error:
+                    tell(error)
+
+    def link(self, run_id: str) -> str:
+        """Where to look at a run."""
+        if self.uri.startswith("http"):
+            return run_address(shown(self.uri), self.experiment_id(), run_id)
+        return f"{self.facts['name']} in experiment {self.experiment} (`make mlflow-ui` opens it)"
+
+
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """MLflow's errors as one line."""
+    try:
+        yield
+    except AWAY as error:
+        reason = first_line(error)
+        raise TrackingError(
+            f"MLflow at {shown(uri)} could not register the adapter: {reason}. The adapter is safe in the recipe "
+            "folder; run `dvc repro` again when the server answers."
+        ) from None
+
+
+def first_line(error: Exception) -> str:
+    """The head of MLflow's message, without the password that an address may hold."""
+    return re.sub(r"//[^/@\s]+@", "//", str(error).strip().splitlines()[0])[:200]
+
+
+def shown(uri: str) -> str:
+    """The address without a password."""
+    scheme, _, rest = uri.partition("://")
+    return f"{scheme}://{rest.rsplit('@', 1)[-1]}"

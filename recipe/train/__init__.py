@@ -1,0 +1,1 @@
+"""Stage train: LoRA on the packed sequences."""
