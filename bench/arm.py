@@ -192,8 +192,10 @@ def trl_sft(plan: dict[str, Any], out: Path, *, tuned: bool) -> None:
 
 def ours(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on: str) -> None:
     """Arms D and E: fetch, prepare and train of the recipe, in this process."""
-    from recipe.fetch.stage import DataParams, ModelParams, fetch_data, fetch_model
-    from recipe.prepare.stage import SequenceParams, prepare
+    from recipe.fetch.params import DataParams, ModelParams
+    from recipe.fetch.stage import fetch_data, fetch_model
+    from recipe.prepare.params import SequenceParams
+    from recipe.prepare.stage import prepare
     from recipe.train import stage
 
     if not deterministic:
@@ -245,7 +247,7 @@ def main() -> None:
     plan["dtype"] = "bfloat16" if chosen.arm in BF16_ARMS else "auto"
     out = chosen.work / chosen.arm
     if kind == "E":
-        from recipe.model.load import pin_processor
+        from recipe.model.processor import pin_processor
 
         pin_processor(plan["dtype"])  # read when torch is loaded
     import torch

@@ -33,8 +33,10 @@ COLUMNS = {"instruction": "instruction", "input": "input", "output": "output"}
 
 def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
     """fetch@data and prepare; returns the seconds of both."""
-    from recipe.fetch.stage import DataParams, ModelParams, fetch_data, fetch_model
-    from recipe.prepare.stage import SequenceParams, prepare
+    from recipe.fetch.params import DataParams, ModelParams
+    from recipe.fetch.stage import fetch_data, fetch_model
+    from recipe.prepare.params import SequenceParams
+    from recipe.prepare.stage import prepare
 
     fetch_model(
         ModelParams(source=str(base), id="bench", revision=None, trust_remote_code=False), Path("/"), work / "b"
@@ -58,7 +60,8 @@ def analysis(rows: Path, base: Path, work: Path, max_length: int) -> float:
     """analyze; returns its seconds. prepare runs before, in a process of its own, whose memory does not count."""
     from multiprocessing import get_context
 
-    from recipe.analyze.stage import AnalyzeParams, analyze
+    from recipe.analyze.params import AnalyzeParams
+    from recipe.analyze.stage import analyze
 
     before = get_context("spawn").Process(target=ours, args=(rows, base, work, max_length))
     before.start()

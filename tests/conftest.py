@@ -106,7 +106,8 @@ def tiny_base(tmp_path_factory):
 @pytest.fixture(scope="session")
 def fetched_base(tiny_base, tmp_path_factory):
     """models/base/ as fetch makes it of the tiny base."""
-    from recipe.fetch.stage import ModelParams, fetch_model
+    from recipe.fetch.params import ModelParams
+    from recipe.fetch.stage import fetch_model
 
     made = tmp_path_factory.mktemp("fetched") / "base"
     params = ModelParams(source=str(tiny_base), id="tiny", revision=None, trust_remote_code=False)
@@ -120,7 +121,7 @@ def fetched_base(tiny_base, tmp_path_factory):
 @pytest.fixture
 def sequence_params():
     """SequenceParams with some keys changed."""
-    from recipe.prepare.stage import SequenceParams
+    from recipe.prepare.params import SequenceParams
 
     def make(**changes):
         values = {
@@ -142,7 +143,8 @@ def sequence_params():
 @pytest.fixture
 def raw(tmp_path):
     """data/raw/ as fetch makes it: the rows of each split in a file, and the manifest."""
-    from recipe.fetch.stage import DataParams, fetch_data
+    from recipe.fetch.params import DataParams
+    from recipe.fetch.stage import fetch_data
 
     def make(train, validation=None):
         source = tmp_path / "source"
@@ -180,7 +182,7 @@ def no_progress(items, what, total=None):
 @pytest.fixture
 def train_params():
     """TrainParams for a run of seconds, with some keys changed."""
-    from recipe.train.stage import TrainParams
+    from recipe.train.params import TrainParams
 
     def make(**changes):
         values = {
@@ -208,7 +210,8 @@ def train_params():
 @pytest.fixture
 def trained(prepared, fetched_base, train_params, tmp_path):
     """A trained adapter; returns the folder that holds prepared/, adapter/, train.json and loss.csv."""
-    from recipe.train.stage import LoraParams, train
+    from recipe.train.params import LoraParams
+    from recipe.train.stage import train
 
     def make(rows=None, folder=None, lora=None, log=lambda values, step: None, **changes):
         if not (tmp_path / "prepared").exists():
@@ -233,7 +236,8 @@ def trained(prepared, fetched_base, train_params, tmp_path):
 
 def evaluate_in(folder, base, **changes):
     """Evaluate what `trained` made in a folder, with some keys of EvaluateParams changed."""
-    from recipe.evaluate.stage import EvaluateParams, evaluate
+    from recipe.evaluate.params import EvaluateParams
+    from recipe.evaluate.stage import evaluate
 
     params = EvaluateParams(**{"num_prompts": 4, "max_new_tokens": 5, "batch_tokens": 600, "tasks": [], **changes})
     return evaluate(

@@ -4,8 +4,9 @@ import re
 import pytest
 from conftest import alpaca, no_progress, toy_rows
 
+from recipe.analyze.params import AnalyzeParams
 from recipe.analyze.report import some, wrapped
-from recipe.analyze.stage import AnalyzeParams, analyze, quantiles, share_above, show
+from recipe.analyze.stage import analyze, quantiles, share_above, show
 from recipe.core.errors import DataError
 from recipe.core.io import sha256_tree
 from recipe.prepare.stage import prepare

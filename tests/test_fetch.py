@@ -6,7 +6,8 @@ from conftest import ROOT, alpaca, write_jsonl
 
 from recipe.core.errors import DataError, ParamsError, RecipeError
 from recipe.core.io import sha256_file, sha256_tree
-from recipe.fetch.stage import DataParams, ModelParams, fetch_data, fetch_model
+from recipe.fetch.params import DataParams, ModelParams
+from recipe.fetch.stage import fetch_data, fetch_model
 from recipe.tokens.tokenizer import load_tokenizer
 
 

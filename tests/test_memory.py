@@ -20,7 +20,7 @@ XGEN = LlamaConfig(vocab_size=51200, hidden_size=4096, num_hidden_layers=32, num
 # One real step of the recipe's own trainer in a process of its own; prints its peak beyond what was there before.
 MEASURE = """
 import json, sys
-from recipe.model.load import pin_processor
+from recipe.model.processor import pin_processor
 given = json.loads(sys.argv[1])
 pin_processor(given["train"]["dtype"])
 import torch, trl, transformers, peft
@@ -28,7 +28,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from peft import LoraConfig
 from recipe.model.packed_attention import bounded, register_attention
 from recipe.tokens.packing import collate, located
-from recipe.train.stage import TrainParams, trainer_config
+from recipe.train.params import TrainParams
+from recipe.train.stage import trainer_config
 from recipe.train.sft import PackedTrainer
 from datasets import Dataset
 from pathlib import Path

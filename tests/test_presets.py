@@ -265,10 +265,13 @@ def test_a_preset_runs_whole_on_repositories_in_its_shape(repository, shared, tm
 
 @pytest.mark.parametrize("family", ["Qwen3", "Gemma", "Mistral", "GPTNeoX", "GPT2"])
 def test_another_family_goes_through_train_and_evaluate(family, raw, sequence_params, train_params, tmp_path):
-    from recipe.evaluate.stage import EvaluateParams, evaluate
-    from recipe.fetch.stage import ModelParams, fetch_model
+    from recipe.evaluate.params import EvaluateParams
+    from recipe.evaluate.stage import evaluate
+    from recipe.fetch.params import ModelParams
+    from recipe.fetch.stage import fetch_model
     from recipe.prepare.stage import prepare
-    from recipe.train.stage import LoraParams, train
+    from recipe.train.params import LoraParams
+    from recipe.train.stage import train
 
     (tmp_path / "model").mkdir()
     small_repository(tmp_path / "model", small_config(family))

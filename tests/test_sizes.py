@@ -25,9 +25,11 @@ def parquet(shared, tmp_path):
 
 def test_the_tokens_of_alpaca_are_stated_within_a_tenth(parquet, shared, tmp_path):
     """Only the columns that the template reads count, and what it writes around them does."""
-    from recipe.fetch.stage import DataParams, fetch_data
+    from recipe.fetch.params import DataParams
+    from recipe.fetch.stage import fetch_data
     from recipe.fetch.xgen_tokenizer import build_tokenizer
-    from recipe.prepare.stage import SequenceParams, prepare
+    from recipe.prepare.params import SequenceParams
+    from recipe.prepare.stage import prepare
 
     for theirs, ours in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt")):
         (tmp_path / ours).symlink_to(shared / "gpt2" / theirs)

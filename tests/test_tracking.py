@@ -13,7 +13,8 @@ from runs import mlflow_server
 from recipe.core.errors import Stopped, TrackingError
 from recipe.core.paths import home
 from recipe.model.load import load_adapter
-from recipe.register.stage import RegistryParams, register
+from recipe.register.params import RegistryParams
+from recipe.register.stage import register
 from recipe.tokens.tokenizer import load_tokenizer
 
 

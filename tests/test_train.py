@@ -11,7 +11,7 @@ from recipe.core.io import sha256_tree
 from recipe.model.load import load_adapter, load_base
 from recipe.report.loss_curve import read_curve
 from recipe.train.checkpoints import newest_complete
-from recipe.train.stage import LoraParams
+from recipe.train.params import LoraParams
 
 LORA = LoraParams(r=4, alpha=8, dropout=0.1, target_modules="all-linear")
 
@@ -172,7 +172,7 @@ def test_fewer_tokens_at_once_than_a_sequence_are_refused(trained):
 
 
 def test_a_cpu_trains_in_bf16_where_it_has_it(trained, tmp_path, monkeypatch):
-    from recipe.model.load import torch_dtype
+    from recipe.model.processor import torch_dtype
 
     plain = read_curve(trained(folder=tmp_path / "a", num_epochs=3) / "loss.csv")
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True, "avx2": True})

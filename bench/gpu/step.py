@@ -31,8 +31,10 @@ WARM, TIMED, PROFILED = (4, 6, 2) if not DRY else (1, 2, 1)  # optimizer steps
 
 def prepared_rows() -> Path:
     """A folder with prepared rows and a base manifest without hashes: reading 13.8 GB twice would take the time."""
-    from recipe.fetch.stage import DataParams, base_tokenizer, fetch_data
-    from recipe.prepare.stage import SequenceParams, prepare
+    from recipe.fetch.params import DataParams
+    from recipe.fetch.stage import base_tokenizer, fetch_data
+    from recipe.prepare.params import SequenceParams
+    from recipe.prepare.stage import prepare
     from recipe.tokens.tokenizer import give_padding_token
 
     folder = WORK / "step"

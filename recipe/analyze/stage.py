@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from recipe.analyze.max_length import limits, recommend
+from recipe.analyze.params import AnalyzeParams
 from recipe.analyze.report import (
     RULE,
     TUTORIAL_CHARS,
@@ -35,7 +35,6 @@ from recipe.analyze.report import (
 )
 from recipe.analyze.scan import Columns, Progress, as_text, read_all, take
 from recipe.analyze.text_checks import masked
-from recipe.core.config import Section
 from recipe.core.errors import DataError
 from recipe.core.io import new_folder, read_json, write_json, write_text
 from recipe.report.html import page
@@ -44,13 +43,6 @@ from recipe.tokens.tokenizer import load_tokenizer
 
 TOP_TOKENS = 100
 PACKED_EXAMPLES = (2, 4)  # rows in the sequence that is shown, at least and at most, where one has so many
-
-
-class AnalyzeParams(Section):
-    """What the report shows."""
-
-    num_rows: int = Field(ge=1, description="rows in the table")
-    num_bins: int = Field(ge=1, description="bars of a histogram")
 
 
 def quantiles(values: Sequence[int]) -> dict[str, float]:

@@ -180,7 +180,7 @@ def chat(base: bool) -> None:
         recipe chat
         echo "What is 12 + 30?" | recipe chat
     """
-    from recipe.model.load import pin_processor
+    from recipe.model.processor import pin_processor
 
     pin_processor()
     from recipe.cli.chat import open_chat

@@ -13,12 +13,12 @@ HERE = Path()
 
 def sections() -> dict[str, Any]:
     """The class of every section of params.yaml."""
-    from recipe.analyze.stage import AnalyzeParams
-    from recipe.evaluate.stage import EvaluateParams
-    from recipe.fetch.stage import DataParams, ModelParams
-    from recipe.prepare.stage import SequenceParams
-    from recipe.register.stage import RegistryParams
-    from recipe.train.stage import LoraParams, TrainParams
+    from recipe.analyze.params import AnalyzeParams
+    from recipe.evaluate.params import EvaluateParams
+    from recipe.fetch.params import DataParams, ModelParams
+    from recipe.prepare.params import SequenceParams
+    from recipe.register.params import RegistryParams
+    from recipe.train.params import LoraParams, TrainParams
 
     return {
         "data": DataParams,

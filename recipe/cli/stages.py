@@ -150,7 +150,7 @@ def train(force: bool) -> None:
     """Train the adapter; a killed run goes on where it was."""
 
     def run(params: dict[str, Any], paths: Any) -> str:
-        from recipe.model.load import pin_processor
+        from recipe.model.processor import pin_processor
 
         pin_processor(params["train"].dtype)
         from recipe.cli.run_metadata import installed_lock, remember
@@ -176,7 +176,7 @@ def train(force: bool) -> None:
 @click.command()
 def evaluate() -> None:
     """Score the base beside the adapter on the validation rows."""
-    from recipe.model.load import pin_processor
+    from recipe.model.processor import pin_processor
 
     pin_processor()
 
@@ -201,7 +201,7 @@ def register() -> None:
 
     On another server: MLFLOW_TRACKING_URI=http://... recipe register
     """
-    from recipe.model.load import pin_processor
+    from recipe.model.processor import pin_processor
 
     pin_processor()
 

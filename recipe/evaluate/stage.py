@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from recipe.core.config import Section
 from recipe.core.io import new_folder, read_json, read_json_lines, write_json, write_text
 from recipe.evaluate.lm_eval import load_tasks, run_tasks
+from recipe.evaluate.params import EvaluateParams
 from recipe.evaluate.report import about, pictures, report_page
 from recipe.model.generate import answer
-from recipe.model.load import be_deterministic, load_adapter, load_base
+from recipe.model.load import load_adapter, load_base
+from recipe.model.processor import be_deterministic
 from recipe.report.comparison import SIDES, ScoredRow, by_group, overall
 from recipe.tokens.packing import IGNORED, collate, read_sequences
 from recipe.tokens.tokenizer import encode_prompts, load_tokenizer
@@ -28,15 +27,6 @@ from recipe.tokens.tokenizer import encode_prompts, load_tokenizer
 Scores = list[tuple[float, int, int]]  # of each row: the sum of its losses, how many tokens are right, and of how many
 NUM_THREADS = 2  # fixed: another number sums in another order, and gives other last digits
 Progress = Callable[[Iterator[Any], str, int], Iterator[Any]]
-
-
-class EvaluateParams(Section):
-    """How much is evaluated, and how much at once."""
-
-    num_prompts: int = Field(ge=0, description="validation rows answered in full")
-    max_new_tokens: int = Field(ge=1)
-    batch_tokens: int = Field(ge=1, description="tokens at once")
-    tasks: list[str] = Field(description="of lm-evaluation-harness: names, or YAML files")
 
 
 def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:

@@ -15,13 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from recipe.core.config import Section
 from recipe.core.errors import DataError, ParamsError
 from recipe.core.hub_cache import converted_folder
 from recipe.core.io import new_folder, read_json, sha256_file, sha256_listing, write_json
 from recipe.fetch.hub import check_pinned, download, in_turn, list_repository, stated_license
+from recipe.fetch.params import DataParams, ModelParams
 from recipe.fetch.splits import dataset_splits, local_split_files
 from recipe.fetch.weights import CONFIGS, TOKENIZERS, asks_for_code, check_weights, convert, is_converted, weight_names
 from recipe.fetch.xgen_tokenizer import GPT2, GPT2_FILES, GPT2_REVISION, build_tokenizer, is_xgen
@@ -30,32 +28,6 @@ from recipe.tokens.tokenizer import give_padding_token, load_tokenizer
 HUB = "hub"
 Check = Callable[[Path], None]
 MANIFEST = "manifest.json"
-
-
-class DataParams(Section):
-    """Where the rows come from. Watched whole by DVC, with the source itself."""
-
-    source: str = Field(min_length=1, description="a file or folder of rows, or `hub`")
-    id: str | None = Field(description="the dataset's name on the Hub")
-    revision: str | None = Field(description="the dataset's 40-digit commit on the Hub")
-    subset: str | None = Field(description="of a dataset on the Hub that has several; null is its default")
-    sha256: str | dict[str, str] | None = Field(description="of the source file, or of each file of a folder")
-    train: str = Field(min_length=1, description="the split to train on")
-    validation: str | None = Field(description="the split to validate on; null cuts one from the training rows")
-
-    @property
-    def splits(self) -> dict[str, str]:
-        """The wanted splits: our name, and the source's."""
-        return {"train": self.train} | ({} if self.validation is None else {"validation": self.validation})
-
-
-class ModelParams(Section):
-    """Where the base model comes from."""
-
-    source: str = Field(min_length=1, description="a folder in transformers' layout, or `hub`")
-    id: str = Field(min_length=1, description="the model's name")
-    revision: str | None = Field(description="the model's 40-digit commit on the Hub")
-    trust_remote_code: bool = Field(description="run the model's own Python code")
 
 
 def check_sha256(params: DataParams, found: dict[str, str]) -> None:

@@ -6,7 +6,8 @@ recipe/planning/activation_trace.py traces; here its bytes are summed with those
 from dataclasses import dataclass
 from typing import Any
 
-from recipe.model.load import Dtype, check_target_modules
+from recipe.model.load import check_target_modules
+from recipe.model.processor import Dtype
 from recipe.planning.activation_trace import empty_model, trace
 
 # Bytes a parameter of a quantised linear layer. nf4: half a byte, an 8-bit scale for each block of 64 and a 32-bit one

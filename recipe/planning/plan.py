@@ -17,7 +17,7 @@ from recipe.core.paths import Paths
 from recipe.fetch.hub import check_pinned, download, list_repository
 from recipe.fetch.splits import dataset_splits, local_split_files
 from recipe.fetch.weights import CONFIGS, TOKENIZERS, weight_names
-from recipe.model.load import torch_dtype
+from recipe.model.processor import torch_dtype
 from recipe.planning.memory_check import check_memory, choose_checkpointing, load_config, machine_memory, missing_gpu
 from recipe.planning.token_estimate import hub_text, local_text, text_tokens
 from recipe.prepare.examples import check_columns

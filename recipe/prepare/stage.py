@@ -17,20 +17,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field, model_validator
 
-from recipe.core.config import Section
 from recipe.core.errors import DataError
 from recipe.core.io import new_folder, read_json, sha256_bytes, sha256_file, sha256_listing, write_json, write_text
 from recipe.prepare.examples import Example, Splitter, read_examples, report_bad_rows
+from recipe.prepare.params import SequenceParams
 from recipe.prepare.tiktoken_encoder import Encode, rank_encoder
 from recipe.prepare.token_store import Side, check_overlong, write_facts
 from recipe.text.chat_templates import ChatTemplate
 from recipe.text.readers import BadRow
-from recipe.text.templates import CHATS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Template, Turn
+from recipe.text.templates import CHATS, Turn
 from recipe.tokens.packing import batched, pack_best_fit, write_sequences
 from recipe.tokens.tokenizer import encode, leading_ids, load_tokenizer
 
@@ -38,33 +37,6 @@ BATCH_ROWS = 2000
 SELDOM = 200_000  # new objects between two runs of the garbage collector
 RANKS_FROM_ROWS = 2000  # of fewer, the faster encoder is not made before the plain one is done
 Progress = Callable[[Iterator[Any], str], Iterator[Any]]
-
-
-class SequenceParams(Section):
-    """How a row becomes a sequence of tokens."""
-
-    template: Template
-    chat_template: str | None = Field(description="a name, or Jinja text; null is the tokenizer's own")
-    columns: dict[str, str]
-    max_length: int = Field(ge=8, description="tokens in a packed sequence")
-    overlong: Literal["truncate", "drop", "error"]
-    loss_on: Literal["completion", "all"]
-    packing: bool
-    validation_fraction: float = Field(gt=0, lt=1)
-    on_bad_row: Literal["error", "drop"]
-
-    @model_validator(mode="after")
-    def _columns_fit_the_template(self) -> "SequenceParams":
-        if self.chat_template is not None and self.template not in CHATS:
-            raise ValueError(f"chat_template is for the templates {' and '.join(CHATS)}; {self.template} has its own")
-        required, optional = REQUIRED_COLUMNS[self.template], OPTIONAL_COLUMNS[self.template]
-        missing = [name for name in required if name not in self.columns]
-        unknown = [name for name in self.columns if name not in (*required, *optional, "kind")]
-        if missing:
-            raise ValueError(f"columns: the template {self.template} needs {', '.join(missing)}")
-        if unknown:
-            raise ValueError(f"columns: the template {self.template} has no {', '.join(unknown)}")
-        return self
 
 
 def tokenize(

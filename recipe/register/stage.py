@@ -9,25 +9,15 @@ took the version. The same adapter is registered once; on another server, `recip
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from pydantic import Field
-
-from recipe.core.config import Section
 from recipe.core.io import read_json, read_json_lines, sha256_tree, write_json
+from recipe.register.params import RegistryParams
 from recipe.report.comparison import Groups, headline
 from recipe.report.loss_curve import read_curve
 from recipe.text.templates import asked
 
 ALIAS = "champion"
-
-
-class RegistryParams(Section):
-    """Where the adapter goes."""
-
-    name: str = Field(min_length=1, pattern=r"^[^/:.%\"']+$", description="of the registered model")
-    experiment: str = Field(min_length=1, description="the MLflow experiment")
-    promote: Literal["if_better", "always", "never"]
 
 
 @dataclass(frozen=True)

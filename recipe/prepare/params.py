@@ -1,0 +1,35 @@
+"""The section `sequence` of params.yaml."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from recipe.core.config import Section
+from recipe.text.templates import CHATS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Template
+
+
+class SequenceParams(Section):
+    """How a row becomes a sequence of tokens."""
+
+    template: Template
+    chat_template: str | None = Field(description="a name, or Jinja text; null is the tokenizer's own")
+    columns: dict[str, str]
+    max_length: int = Field(ge=8, description="tokens in a packed sequence")
+    overlong: Literal["truncate", "drop", "error"]
+    loss_on: Literal["completion", "all"]
+    packing: bool
+    validation_fraction: float = Field(gt=0, lt=1)
+    on_bad_row: Literal["error", "drop"]
+
+    @model_validator(mode="after")
+    def _columns_fit_the_template(self) -> "SequenceParams":
+        if self.chat_template is not None and self.template not in CHATS:
+            raise ValueError(f"chat_template is for the templates {' and '.join(CHATS)}; {self.template} has its own")
+        required, optional = REQUIRED_COLUMNS[self.template], OPTIONAL_COLUMNS[self.template]
+        missing = [name for name in required if name not in self.columns]
+        unknown = [name for name in self.columns if name not in (*required, *optional, "kind")]
+        if missing:
+            raise ValueError(f"columns: the template {self.template} needs {', '.join(missing)}")
+        if unknown:
+            raise ValueError(f"columns: the template {self.template} has no {', '.join(unknown)}")
+        return self
