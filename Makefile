@@ -1,5 +1,5 @@
-# `make help` lists the targets. Everything runs in .venv, made from a hashed lock; Python 3.11 and pip are all it needs.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# `make help` lists the targets. Everything runs in .venv, which requirements/install creates from hashed locks.
+# PYTHON=... names another interpreter for it.
 # The lock that is installed already, unless another is named: `make env LOCK=cuda` installs anew.
 INSTALLED := $(patsubst requirements/%.lock,%,$(shell sed 's/.* //' .venv/recipe-lock.sha256 2>/dev/null))
 LOCK ?= $(or $(INSTALLED),cpu)
@@ -26,21 +26,8 @@ env: $(VENV)/recipe-lock.sha256  ## Make .venv from requirements/cpu.lock (LOCK=
 ifneq ($(INSTALLED),$(LOCK))
 .PHONY: $(VENV)/recipe-lock.sha256
 endif
-$(VENV)/recipe-lock.sha256: requirements/$(LOCK).lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
-	  echo "error: this needs Python 3.11, and $(PYTHON) is $$($(PYTHON) --version 2>&1). Install it, or name it: make PYTHON=..." >&2; exit 4; }
-	$(PYTHON) -m venv $(VENV)
-	@# The CPU build of torch comes from pip's configured links where they have it, else from the PyTorch project.
-	@# Its index is named at the second try only: one that can't be reached costs pip minutes.
-	@mkdir -p $(VENV)/log; echo "installing requirements/$(LOCK).lock"; \
-	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes -r requirements/$(LOCK).lock \
-	  2>$(VENV)/log/pip.txt || { \
-	  grep -q 'No matching distribution found for torch' $(VENV)/log/pip.txt \
-	    || { grep -v '^WARNING' $(VENV)/log/pip.txt >&2; exit 4; }; \
-	  $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes -r requirements/$(LOCK).lock \
-	    --extra-index-url $(PYTORCH_INDEX); }
-	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
-	@sha256sum requirements/$(LOCK).lock > $@
+$(VENV)/recipe-lock.sha256: requirements/$(LOCK).lock requirements/tools.lock requirements/install pyproject.toml
+	@PYTHON="$(PYTHON)" requirements/install $(LOCK) $(VENV)
 
 demo: env  ## Run the embedded default from rows to registered adapter, and say where to look
 	dvc repro
@@ -136,21 +123,24 @@ services-backup:  ## Write both stores into a file (BACKUP=FILE)
 services-restore:  ## Bring both stores back from a file (BACKUP=FILE)
 	@docker/services restore "$(or $(BACKUP),services.backup)"
 
-# Where torch's CPU wheel lies, if not on the PyTorch project's index: make lock FIND_LINKS=/folder
-lock:  ## Compile the hashed locks from requirements/*.in (needs uv)
-	uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
-	  $(if $(FIND_LINKS),--find-links $(FIND_LINKS),--extra-index-url $(PYTORCH_INDEX)) --no-emit-find-links --no-emit-index-url \
-	  --custom-compile-command 'make lock' -o requirements/cpu.lock $(addprefix requirements/,cpu.in runtime.in dev.in)
-	uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url \
-	  --custom-compile-command 'make lock' -o requirements/cuda.lock $(addprefix requirements/,cuda.in runtime.in dev.in)
-	uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url \
-	  --custom-compile-command 'make lock' -o requirements/server.lock requirements/server.in
-	uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url \
-	  --custom-compile-command 'make lock' -c requirements/cpu.lock -o requirements/browser.lock requirements/browser.in
-	@# torch is the environment's own, with CUDA or without.
-	uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url \
-	  $(if $(FIND_LINKS),--find-links $(FIND_LINKS),--extra-index-url $(PYTORCH_INDEX)) --no-emit-find-links --no-emit-package torch \
-	  --custom-compile-command 'make lock' -c requirements/cpu.lock -o requirements/tasks.lock requirements/tasks.in
+# Where torch's CPU wheel is, if not on the PyTorch project's index: make lock FIND_LINKS=/folder
+COMPILE := uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+  --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
+CPU_TORCH = $(if $(FIND_LINKS),--find-links $(FIND_LINKS),--extra-index-url $(PYTORCH_INDEX))
+lock: env  ## Compile the hashed locks from requirements/*.in
+	$(COMPILE) $(CPU_TORCH) -o requirements/cpu.lock $(addprefix requirements/,cpu.in stages.in)
+	$(COMPILE) -o requirements/cuda.lock $(addprefix requirements/,cuda.in stages.in)
+	@# Beside either: what is in them already is left out, at the same versions.
+	$(COMPILE) -c requirements/cpu.lock -c requirements/cuda.lock -o requirements/tools.lock requirements/tools.in \
+	  $$(sed -n 's/^\([A-Za-z0-9_.-]*\)==.*/--no-emit-package \1/p' requirements/cpu.lock)
+	$(COMPILE) -c requirements/cpu.lock -c requirements/tools.lock -o requirements/browser.lock requirements/browser.in
+	$(COMPILE) $(CPU_TORCH) -c requirements/cpu.lock -c requirements/tools.lock --no-emit-package torch \
+	  -o requirements/tasks.lock requirements/tasks.in
+	$(COMPILE) -o requirements/server.lock requirements/server.in
+	$(COMPILE) -o requirements/uv.lock requirements/uv.in
+
+presets: env  ## Give the presets the root's dvc.yaml, after a change of it
+	@for folder in presets/*/; do sed "s|^  - root: \.$$|  - root: ../..|" dvc.yaml > "$$folder/dvc.yaml"; done
 
 clean:  ## Remove what the pipeline made here; DVC's cache and MLflow's store stay
 	rm -rf data models reports metrics .recipe

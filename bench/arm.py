@@ -192,6 +192,7 @@ def trl_sft(plan: dict[str, Any], out: Path, *, tuned: bool) -> None:
 
 def ours(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on: str) -> None:
     """Arms D and E: fetch, prepare and train of the recipe, in this process."""
+    from recipe.core.paths import Paths
     from recipe.fetch.params import DataParams, ModelParams
     from recipe.fetch.stage import fetch_data, fetch_model
     from recipe.prepare.params import SequenceParams
@@ -203,17 +204,21 @@ def ours(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on: str) 
 
         stage.be_deterministic = torch.set_num_threads
     columns = {"instruction": "instruction", "input": "input", "output": "output"}
+    paths = Paths(
+        folder=Path("/"), raw=out / "raw", base=out / "base", prepared=out / "prepared", adapter=out / "adapter",
+        train_metrics=out / "train.json", loss_curve=out / "loss.csv",
+    )  # fmt: skip
     data = DataParams(
         source=plan["rows"], id=None, revision=None, subset=None, sha256=None, train="train", validation="validation"
     )
-    fetch_data(data, Path("/"), out / "raw")
+    fetch_data(data, paths)
     base = ModelParams(source=plan["base"], id="bench", revision=None, trust_remote_code=False)
-    fetch_model(base, Path("/"), out / "base")
+    fetch_model(base, paths)
     sequence = SequenceParams(
         template="alpaca", chat_template=None, columns=columns, max_length=plan["max_length"], overlong="truncate",
         loss_on=loss_on, packing=True, validation_fraction=0.05, on_bad_row="error",
     )  # fmt: skip
-    prepare(sequence, out / "raw", out / "base" / "tokenizer", out / "prepared", lambda items, *_: items)
+    prepare(sequence, paths, lambda items, *_: items)
     targets = plan["target_modules"]
     params = stage.TrainParams(
         num_epochs=1, batch_size=plan["batch_size"], micro_batch_tokens=plan["micro_batch_tokens"],
@@ -230,10 +235,7 @@ def ours(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on: str) 
         if plan["stop_after"] and step > plan["stop_after"]:
             sys.exit(STOPPED)
 
-    stage.train(
-        lora, params, folder=Path("/"), prepared=out / "prepared", base=out / "base", adapter=out / "adapter",
-        metrics=out / "train.json", curve=out / "loss.csv", checkpoints=out / "checkpoints", log=log,
-    )  # fmt: skip
+    stage.train(lora, params, paths, out / "checkpoints", log)
 
 
 def main() -> None:

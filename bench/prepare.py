@@ -31,6 +31,15 @@ from recipe.text.templates import render
 COLUMNS = {"instruction": "instruction", "input": "input", "output": "output"}
 
 
+def paths_in(work: Path) -> Any:
+    """Where the stages write, in a folder."""
+    from recipe.core.paths import Paths
+
+    return Paths(
+        folder=Path("/"), raw=work / "raw", base=work / "b", prepared=work / "prepared", analysis=work / "report"
+    )
+
+
 def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
     """fetch@data and prepare; returns the seconds of both."""
     from recipe.fetch.params import DataParams, ModelParams
@@ -38,9 +47,8 @@ def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
     from recipe.prepare.params import SequenceParams
     from recipe.prepare.stage import prepare
 
-    fetch_model(
-        ModelParams(source=str(base), id="bench", revision=None, trust_remote_code=False), Path("/"), work / "b"
-    )
+    paths = paths_in(work)
+    fetch_model(ModelParams(source=str(base), id="bench", revision=None, trust_remote_code=False), paths)
     sequence = SequenceParams(
         template="alpaca", chat_template=None, columns=COLUMNS, max_length=max_length, overlong="truncate",
         loss_on="completion", packing=True, validation_fraction=0.01, on_bad_row="error",
@@ -51,8 +59,8 @@ def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
     data = DataParams(
         source=str(rows), id=None, revision=None, subset=None, sha256=None, train="train", validation=None
     )
-    fetch_data(data, Path("/"), work / "raw")
-    prepare(sequence, work / "raw", work / "b" / "tokenizer", work / "prepared", lambda items, *_: items)
+    fetch_data(data, paths)
+    prepare(sequence, paths, lambda items, *_: items)
     return time.monotonic() - started
 
 
@@ -76,10 +84,7 @@ def analysis(rows: Path, base: Path, work: Path, max_length: int) -> float:
     ):
         importlib.import_module(module)
     started = time.monotonic()
-    analyze(
-        AnalyzeParams(num_rows=5, num_bins=50), work / "raw", work / "prepared", work / "b" / "tokenizer",
-        work / "report", lambda items, *_: items,
-    )  # fmt: skip
+    analyze(AnalyzeParams(num_rows=5, num_bins=50), paths_in(work), lambda items, *_: items)
     return time.monotonic() - started
 
 

@@ -1,5 +1,28 @@
-"""`python -m recipe STAGE`: what dvc.yaml runs, so that the code that runs is the code in the recipe folder."""
+"""Starts the package that is beside this file, whatever else is installed: `python -P recipe/__main__.py STAGE`.
 
-from recipe.cli.commands import main
+dvc.yaml runs stages this way, so the code that runs is the code that DVC hashed: with any environment, in a clone, in
+the container, in `dvc exp run --temp`. With -P nothing in the working directory can be imported: a user's own
+`datasets.py` must not shadow a library.
+"""
 
-main()
+import importlib.util
+import sys
+from pathlib import Path
+
+
+def load_package(folder: Path) -> None:
+    """Make `import recipe` mean the package in `folder`."""
+    spec = importlib.util.spec_from_file_location(
+        "recipe", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec and spec.loader
+    package = importlib.util.module_from_spec(spec)
+    sys.modules["recipe"] = package
+    spec.loader.exec_module(package)
+
+
+if __name__ == "__main__":
+    load_package(Path(__file__).resolve().parent)
+    from recipe.cli.commands import main
+
+    main(prog_name="recipe")

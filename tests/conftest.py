@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 # As the command line does it: one code path on every processor, nothing asked of the Hub.
@@ -20,6 +21,7 @@ from recipe.text.templates import ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+RECIPE = [sys.executable, "-P", str(ROOT / "recipe" / "__main__.py")]  # the command line in a process of its own
 
 
 # The same examples at every run; HYPOTHESIS_PROFILE=default looks at new ones.
@@ -43,6 +45,18 @@ def plain_base(folder, num_tokens=0, **options):
 
     manifest = {"id": "tiny", "path": str(folder), "converted": False, "remote_code": False, "files": []}
     return load_base(manifest, Path("/"), num_tokens, **options)
+
+
+def paths_in(out, **changes):
+    """Paths of a recipe's outputs in a folder, as short names; sources and manifests count from `/`."""
+    from recipe.core.paths import Paths
+
+    names = {
+        "local": ".recipe", "raw": "raw", "base": "base", "prepared": "prepared", "analysis": "report",
+        "adapter": "adapter", "train_metrics": "train.json", "loss_curve": "loss.csv",
+        "evaluate_metrics": "evaluate.json", "evaluation": "report", "receipt": "registered.json",
+    }  # fmt: skip
+    return Paths(**{"folder": Path("/"), **{name: out / path for name, path in names.items()}, **changes})
 
 
 def edit(path, old, new):
@@ -111,7 +125,7 @@ def fetched_base(tiny_base, tmp_path_factory):
 
     made = tmp_path_factory.mktemp("fetched") / "base"
     params = ModelParams(source=str(tiny_base), id="tiny", revision=None, trust_remote_code=False)
-    fetch_model(params, Path("/"), made)
+    fetch_model(params, paths_in(made.parent, base=made))
     manifest = json.loads((made / "manifest.json").read_text())
     manifest["path"] = str(tiny_base)
     (made / "manifest.json").write_text(json.dumps(manifest))
@@ -156,7 +170,7 @@ def raw(tmp_path):
         params = DataParams(
             source="source", id=None, revision=None, subset=None, sha256=None, train="train", validation=split
         )
-        fetch_data(params, tmp_path, tmp_path / "raw")
+        fetch_data(params, paths_in(tmp_path, folder=tmp_path))
         return tmp_path / "raw"
 
     return make
@@ -168,9 +182,9 @@ def prepared(raw, fetched_base, sequence_params, tmp_path):
     from recipe.prepare.stage import prepare
 
     def make(train, validation=None, **changes):
-        made = tmp_path / "prepared"
-        prepare(sequence_params(**changes), raw(train, validation), fetched_base / "tokenizer", made, no_progress)
-        return made
+        paths = paths_in(tmp_path, raw=raw(train, validation), base=fetched_base)
+        prepare(sequence_params(**changes), paths, no_progress)
+        return paths.prepared
 
     return make
 
@@ -220,14 +234,9 @@ def trained(prepared, fetched_base, train_params, tmp_path):
         train(
             lora or LoraParams(r=4, alpha=8, dropout=0.1, target_modules="all-linear"),
             train_params(**changes),
-            folder=Path("/"),
-            prepared=tmp_path / "prepared",
-            base=fetched_base,
-            adapter=target / "adapter",
-            metrics=target / "train.json",
-            curve=target / "loss.csv",
-            checkpoints=target / "checkpoints",
-            log=log,
+            paths_in(target, prepared=tmp_path / "prepared", base=fetched_base),
+            target / "checkpoints",
+            log,
         )
         return target
 
@@ -240,11 +249,7 @@ def evaluate_in(folder, base, **changes):
     from recipe.evaluate.stage import evaluate
 
     params = EvaluateParams(**{"num_prompts": 4, "max_new_tokens": 5, "batch_tokens": 600, "tasks": [], **changes})
-    return evaluate(
-        params, folder=Path("/"), prepared=folder / "prepared", base=base, adapter=folder / "adapter",
-        training=folder / "train.json", metrics=folder / "evaluate.json", report=folder / "report",
-        progress=no_progress,
-    )  # fmt: skip
+    return evaluate(params, paths_in(folder, base=base), no_progress)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import json
 import re
 
 import pytest
-from conftest import alpaca, no_progress, toy_rows
+from conftest import alpaca, no_progress, paths_in, toy_rows
 
 from recipe.analyze.params import AnalyzeParams
 from recipe.analyze.report import some, wrapped
@@ -34,9 +34,8 @@ def test_a_row_in_full_is_wrapped_at_50_after_the_tutorials_rule():
 @pytest.fixture
 def report(prepared, fetched_base, tmp_path):
     def make(rows, validation=None, **changes):
-        made = prepared(rows, validation, **changes)
-        params, tokenizer = AnalyzeParams(num_rows=5, num_bins=10), fetched_base / "tokenizer"
-        summary = analyze(params, tmp_path / "raw", made, tokenizer, tmp_path / "report", no_progress)
+        prepared(rows, validation, **changes)
+        summary = analyze(AnalyzeParams(num_rows=5, num_bins=10), paths_in(tmp_path, base=fetched_base), no_progress)
         return summary, tmp_path / "report"
 
     return make
@@ -110,9 +109,9 @@ def test_files_of_one_name_in_folders_of_their_own_are_kept_apart(raw, fetched_b
         (data / file["name"]).rename(data / file["split"] / "0.jsonl")
         file["name"] = f"{file['split']}/0.jsonl"
     (data / "manifest.json").write_text(json.dumps(manifest))
-    made, tokenizer = tmp_path / "prepared", fetched_base / "tokenizer"
-    prepare(sequence_params(on_bad_row="drop"), data, tokenizer, made, no_progress)
-    summary = analyze(AnalyzeParams(num_rows=5, num_bins=10), data, made, tokenizer, tmp_path / "report", no_progress)
+    paths = paths_in(tmp_path, raw=data, base=fetched_base)
+    prepare(sequence_params(on_bad_row="drop"), paths, no_progress)
+    summary = analyze(AnalyzeParams(num_rows=5, num_bins=10), paths, no_progress)
     assert summary["flaws"]["validation rows that are nearly in training"]["places"] == ["validation/0.jsonl, line 2"]
     html = (tmp_path / "report" / "index.html").read_text()
     assert toy_rows(1)[0]["instruction"] in html.split("The first rows</h2>")[1].split("Three rows")[0]

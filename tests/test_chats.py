@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from conftest import no_progress
+from conftest import no_progress, paths_in
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -156,9 +156,17 @@ def test_prepare_takes_chats_and_reports_the_bad_ones(tokenizer, raw, sequence_p
     rows.append({"messages": chat("<|im_end|>", "b")})
     params = {"template": "chat", "chat_template": "chatml", "columns": {"messages": "messages"}}
     with pytest.raises(DataError, match=r"train.jsonl, line 41: message 1 \(user\) holds the special token"):
-        prepare(sequence_params(**params), raw(rows), tmp_path / "tokenizer", tmp_path / "made", no_progress)
+        prepare(
+            sequence_params(**params),
+            paths_in(tmp_path, raw=raw(rows), base=tmp_path, prepared=tmp_path / "made"),
+            no_progress,
+        )
     params["on_bad_row"] = "drop"
-    meta = prepare(sequence_params(**params), raw(rows), tmp_path / "tokenizer", tmp_path / "made", no_progress)
+    meta = prepare(
+        sequence_params(**params),
+        paths_in(tmp_path, raw=raw(rows), base=tmp_path, prepared=tmp_path / "made"),
+        no_progress,
+    )
     assert meta["rows"]["quarantined"] == 1 and meta["rows"]["train"] + meta["rows"]["validation"] == 40
     assert "im_start" in meta["chat_template"] and len(meta["end_token_ids"]) == 2
     row = read_sequences(tmp_path / "made" / "validation.arrow")[0]
@@ -171,7 +179,7 @@ def test_alpaca_rows_through_a_chat_template(tokenizer, raw, sequence_params, tm
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     rows = [{"instruction": f"Say {n}", "input": "", "output": str(n)} for n in range(40)]
     params = sequence_params(template="alpaca_chat", chat_template="plain")
-    meta = prepare(params, raw(rows), tmp_path / "tokenizer", tmp_path / "made", no_progress)
+    meta = prepare(params, paths_in(tmp_path, raw=raw(rows), base=tmp_path, prepared=tmp_path / "made"), no_progress)
     assert meta["rows"]["train"] + meta["rows"]["validation"] == 40
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT, alpaca, edit, toy_rows, write_jsonl
+from conftest import RECIPE, ROOT, alpaca, edit, toy_rows, write_jsonl
 
 from recipe.cli.commands import main
 
@@ -19,7 +19,7 @@ ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ
 
 def recipe(folder, *arguments, given=None):
     return subprocess.run(
-        [sys.executable, "-m", "recipe", *map(str, arguments)],
+        [*RECIPE, *map(str, arguments)],
         cwd=folder, capture_output=True, text=True, input=given, env=ENVIRONMENT, check=False,
     )  # fmt: skip
 
@@ -31,7 +31,7 @@ def copy(tmp_path):
     folder.mkdir()
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(ROOT / name, folder / name)
-    for name in ("recipe", "hub", "demo", "requirements"):
+    for name in ("recipe", "demo", "requirements"):
         (folder / name).symlink_to(ROOT / name)
     return folder
 
@@ -85,7 +85,6 @@ def test_a_key_of_params_is_printed(copy):
 
 
 def test_outside_a_recipe_folder_it_says_so(tmp_path):
-    (tmp_path / "recipe").symlink_to(ROOT / "recipe")
     done = recipe(tmp_path, "train")
     assert done.returncode == 2 and "params.yaml is missing. Run this in a recipe folder" in done.stderr
 
@@ -103,10 +102,11 @@ def quick(copy, tiny_base, tmp_path):
     return copy / "presets" / "quick"
 
 
-def test_a_new_recipe_has_its_params_with_comments_and_links(quick, copy):
-    assert sorted(path.name for path in quick.iterdir()) == ["dvc.yaml", "hub", "params.yaml", "recipe"]
-    assert (quick / "dvc.yaml").read_bytes() == (copy / "dvc.yaml").read_bytes()
-    assert (quick / "recipe").readlink().as_posix() == "../../recipe"
+def test_a_new_recipe_has_its_params_with_comments_and_the_roots_pipeline(quick, copy):
+    assert sorted(path.name for path in quick.iterdir()) == ["dvc.yaml", "params.yaml"]
+    ours, roots = (quick / "dvc.yaml").read_text().splitlines(), (copy / "dvc.yaml").read_text().splitlines()
+    differing = [pair for pair in zip(ours, roots, strict=True) if pair[0] != pair[1]]
+    assert differing == [("  - root: ../..", "  - root: .")]
     text = (quick / "params.yaml").read_text()
     assert text.startswith("# The recipe quick.") and "# rank of the update" in text
     assert recipe(quick, "params", "data.validation").stdout == "test\n"
@@ -126,6 +126,7 @@ def test_a_new_recipe_without_options_leads_to_the_same_files(copy):
 def test_a_new_recipe_of_what_is_on_the_hub(copy):
     done = recipe(copy, "new", "other", "--data", "tatsu-lab/alpaca", "--model", "Qwen/Qwen3-0.6B-Base")
     assert done.stdout.strip().endswith("cd presets/other && recipe pin && dvc repro")
+    assert (copy / "presets" / "other" / "hub").read_text().count("\n") == 1
     for key, value in (
         ("data.source", "hub"), ("data.id", "tatsu-lab/alpaca"), ("data.validation", "null"),
         ("model.source", "hub"), ("model.id", "Qwen/Qwen3-0.6B-Base"), ("model.revision", "null"),
@@ -179,7 +180,8 @@ def test_another_lock_is_installed_anew(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "requirements").mkdir()
     (tmp_path / ".venv").mkdir()
-    for name in ("requirements/cpu.lock", "requirements/cuda.lock", "pyproject.toml", ".venv/recipe-lock.sha256"):
+    names = ("cpu.lock", "cuda.lock", "tools.lock", "install")
+    for name in (*(f"requirements/{name}" for name in names), "pyproject.toml", ".venv/recipe-lock.sha256"):
         (tmp_path / name).write_text("x  requirements/cpu.lock\n")
 
     def commands(*arguments):
@@ -188,10 +190,11 @@ def test_another_lock_is_installed_anew(tmp_path):
             ["make", "-n", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
         ).stdout
 
-    assert "pip install" not in commands("env") and "pip install" not in commands("env", "LOCK=cpu")
-    assert "-r requirements/cuda.lock" in commands("env", "LOCK=cuda")
+    assert "install" not in commands("env") and "install" not in commands("env", "LOCK=cpu")
+    assert "requirements/install cuda .venv" in commands("env", "LOCK=cuda")
     (tmp_path / ".venv/recipe-lock.sha256").write_text("x  requirements/cuda.lock\n")
-    assert "pip install" not in commands("env") and "-r requirements/cpu.lock" in commands("env", "LOCK=cpu")
+    assert "install" not in commands("env")
+    assert "requirements/install cpu .venv" in commands("env", "LOCK=cpu")
 
 
 def test_training_that_cannot_fit_is_refused_unless_forced(quick, monkeypatch):

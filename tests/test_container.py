@@ -266,7 +266,7 @@ def test_a_wider_bind_without_a_password_does_not_start():
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stop_between_two_stages_ends_the_run_before_the_next(number, code, tmp_path):
     """docker/inside/repro with a `dvc` that runs a stage, is hashing for a second, and then runs another."""
-    stage = f"{sys.executable} -m recipe params registry.name"
+    stage = f"{sys.executable} -P recipe/__main__.py params registry.name"
     run = f"{sys.executable} -c 'from recipe.cli.run_metadata import *; die_with_parent(); end_if_asked()'"
     program(
         tmp_path,

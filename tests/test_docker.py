@@ -224,7 +224,7 @@ def test_stopped_killed_and_beside_another_the_embedded_recipe_ends_in_the_same_
     engine.docker("kill", run.container())
     assert run.process.wait(30) != 0
     left = subprocess.run(
-        ["pgrep", "-f", "-u", str(USER), "python -m recipe"], capture_output=True, text=True, check=False
+        ["pgrep", "-f", "-u", str(USER), "recipe/__main__.py"], capture_output=True, text=True, check=False
     )
     assert left.stdout == "" and not engine.docker("ps", "-q", "--filter", "label=recipe-test")
 

@@ -2,7 +2,7 @@ import json
 import shutil
 
 import pytest
-from conftest import ROOT, alpaca, write_jsonl
+from conftest import ROOT, alpaca, paths_in, write_jsonl
 
 from recipe.core.errors import DataError, ParamsError, RecipeError
 from recipe.core.io import sha256_file, sha256_tree
@@ -27,7 +27,7 @@ def rows(tmp_path):
 
 
 def test_a_folder_gives_its_splits_and_a_manifest(rows):
-    fetch_data(data(validation="test"), rows, rows / "raw")
+    fetch_data(data(validation="test"), paths_in(rows, folder=rows))
     manifest = json.loads((rows / "raw" / "manifest.json").read_text())
     assert [(file["name"], file["split"]) for file in manifest["files"]] == [
         ("train-0000.jsonl", "train"),
@@ -42,10 +42,10 @@ def test_a_folder_gives_its_splits_and_a_manifest(rows):
 
 
 def test_a_file_is_one_split(rows):
-    fetch_data(data("rows/test.jsonl"), rows, rows / "raw")
+    fetch_data(data("rows/test.jsonl"), paths_in(rows, folder=rows))
     assert sorted(file.name for file in (rows / "raw").iterdir()) == ["manifest.json", "test.jsonl"]
     with pytest.raises(ParamsError, match=r"data.validation is 'test', but data.source is one file"):
-        fetch_data(data("rows/test.jsonl", validation="test"), rows, rows / "raw")
+        fetch_data(data("rows/test.jsonl", validation="test"), paths_in(rows, folder=rows))
 
 
 @pytest.mark.parametrize(
@@ -62,16 +62,16 @@ def test_a_file_is_one_split(rows):
 )
 def test_a_wrong_source_is_refused(rows, params, error, part):
     with pytest.raises(error) as raised:
-        fetch_data(params, rows, rows / "raw")
+        fetch_data(params, paths_in(rows, folder=rows))
     assert part in str(raised.value)
     assert not (rows / "raw").exists()
 
 
 def test_a_given_sha256_is_checked(rows):
     good = sha256_file(rows / "rows" / "test.jsonl")
-    fetch_data(data("rows/test.jsonl", sha256=good), rows, rows / "raw")
+    fetch_data(data("rows/test.jsonl", sha256=good), paths_in(rows, folder=rows))
     both = {name: sha256_file(rows / "rows" / name) for name in ("train-0000.jsonl", "train-0001.jsonl")}
-    fetch_data(data(sha256=both), rows, rows / "raw")
+    fetch_data(data(sha256=both), paths_in(rows, folder=rows))
     kept = sha256_tree(rows / "raw")
     for params, part in (
         (data("rows/test.jsonl", sha256="0" * 64), f"expected {'0' * 64}, found {good}"),
@@ -80,14 +80,14 @@ def test_a_given_sha256_is_checked(rows):
         (data(sha256=good), "one value for 2 files"),
     ):
         with pytest.raises((DataError, ParamsError), match=part):
-            fetch_data(params, rows, rows / "raw")
+            fetch_data(params, paths_in(rows, folder=rows))
     assert sha256_tree(rows / "raw") == kept
 
 
 def test_a_file_with_the_name_of_the_manifest_is_refused(rows):
     write_jsonl(rows / "rows" / "manifest.json", [alpaca("a", "1")])
     with pytest.raises(DataError, match="Rename it"):
-        fetch_data(data(train="manifest"), rows, rows / "raw")
+        fetch_data(data(train="manifest"), paths_in(rows, folder=rows))
 
 
 def model(source, **changes):
@@ -96,7 +96,7 @@ def model(source, **changes):
 
 def test_a_model_is_noted_by_sha256_and_its_tokenizer_kept(tiny_base, tmp_path):
     shutil.copytree(tiny_base, tmp_path / "base model")
-    fetch_model(model("base model"), tmp_path, tmp_path / "made")
+    fetch_model(model("base model"), paths_in(tmp_path, folder=tmp_path, base=tmp_path / "made"))
     manifest = json.loads((tmp_path / "made" / "manifest.json").read_text())
     assert manifest["path"] == "base model" and manifest["architecture"] == "LlamaForCausalLM"
     assert {file["name"] for file in manifest["files"]} == {
@@ -107,7 +107,7 @@ def test_a_model_is_noted_by_sha256_and_its_tokenizer_kept(tiny_base, tmp_path):
     for file in manifest["files"]:
         assert file["sha256"] == sha256_file(tiny_base / file["name"])
     first = sha256_tree(tmp_path / "made")
-    fetch_model(model("base model"), tmp_path, tmp_path / "made")
+    fetch_model(model("base model"), paths_in(tmp_path, folder=tmp_path, base=tmp_path / "made"))
     assert sha256_tree(tmp_path / "made") == first
 
 
@@ -139,7 +139,7 @@ def test_a_folder_that_is_no_model_is_refused(tiny_base, tmp_path, change, part)
     shutil.copytree(tiny_base, tmp_path / "base")
     change(tmp_path / "base")
     with pytest.raises(RecipeError, match=part):
-        fetch_model(model("base"), tmp_path, tmp_path / "made")
+        fetch_model(model("base"), paths_in(tmp_path, folder=tmp_path, base=tmp_path / "made"))
     assert not (tmp_path / "made").exists()
 
 

@@ -6,12 +6,11 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, edit, toy_rows
+from conftest import RECIPE, ROOT, edit, toy_rows
 from hub_server import FakeHub, blob_id
 
 from recipe.core.io import sha256_tree
@@ -51,7 +50,7 @@ def folder(tmp_path, hub):
     made = tmp_path / "recipe-folder"
     made.mkdir()
     shutil.copy(ROOT / "dvc.yaml", made / "dvc.yaml")
-    for name in ("recipe", "hub", "requirements"):
+    for name in ("recipe", "requirements"):
         (made / name).symlink_to(ROOT / name)
     text = (ROOT / "params.yaml").read_text()
     text = text.replace("source: demo/rows ", "source: hub ").replace("source: demo/base ", "source: hub ")
@@ -66,7 +65,7 @@ def environment(folder, hub, **more):
 
 def recipe(folder, hub, *arguments, code=0, **more):
     done = subprocess.run(
-        [sys.executable, "-m", "recipe", *arguments], cwd=folder, env=environment(folder, hub, **more),
+        [*RECIPE, *arguments], cwd=folder, env=environment(folder, hub, **more),
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
     )  # fmt: skip
     assert done.returncode == code, done.stdout
@@ -248,9 +247,7 @@ def test_a_cut_off_file_goes_on_where_it_ended(with_large_model, hub):
 def test_a_killed_fetch_goes_on_in_the_next_one(with_large_model, hub):
     with_model = with_large_model
     hub.fail("model.safetensors", "slow")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "recipe", "fetch", "model"], cwd=with_model, env=environment(with_model, hub)
-    )
+    process = subprocess.Popen([*RECIPE, "fetch", "model"], cwd=with_model, env=environment(with_model, hub))
     cdn, deadline = f"/cdn/{hashlib.sha256(large(hub)).hexdigest()}", time.monotonic() + 60
     while hub.sent[cdn] < len(large(hub)) * 0.6 and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -403,7 +400,7 @@ def test_two_fetches_at_once_share_the_cache(with_model, hub, tmp_path):
     hub.fail("model.safetensors", "slow")
     both = [
         subprocess.Popen(
-            [sys.executable, "-m", "recipe", "fetch", "model"], cwd=place, env=environment(with_model, hub),
+            [*RECIPE, "fetch", "model"], cwd=place, env=environment(with_model, hub),
             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for place in (with_model, other)

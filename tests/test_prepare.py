@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import alpaca, no_progress, toy_rows
+from conftest import alpaca, no_progress, paths_in, toy_rows
 
 from recipe.core.errors import DataError
 from recipe.core.io import sha256_tree
@@ -195,7 +195,7 @@ def test_a_failed_prepare_leaves_what_was_there(prepared, raw, fetched_base, seq
     before = sha256_tree(made)
     data = raw([*toy_rows(20), *BAD])
     with pytest.raises(DataError):
-        prepare(sequence_params(), data, fetched_base / "tokenizer", made, no_progress)
+        prepare(sequence_params(), paths_in(tmp_path, raw=data, base=fetched_base, prepared=made), no_progress)
     assert sha256_tree(made) == before
     assert not list(tmp_path.glob(".prepared*"))
 

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, edit
+from conftest import ROOT, edit, no_progress, paths_in
 from hub_server import FakeHub
 
 from recipe.cli.context import sections
+from recipe.cli.new import HUB_FILE, pipeline_of
 from recipe.core.config import read_params
 from recipe.fetch.xgen_tokenizer import GPT2, GPT2_REVISION
 
@@ -20,16 +21,15 @@ PRESETS = sorted(path.parent for path in ROOT.glob("presets/*/params.yaml"))
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
-def test_a_preset_opens_with_its_command_and_has_the_links(preset):
+def test_a_preset_opens_with_its_command_and_has_the_roots_pipeline(preset):
     params = read_params(preset / "params.yaml", sections())
     assert params["registry"].name == preset.name
     head = (preset / "params.yaml").read_text().partition("\ndata:")[0]
     assert "dvc repro" in head and "GPU" in head and "Time: " in head
-    for link in ("recipe", "hub"):
-        assert (preset / link).resolve() == ROOT / link
-    # A copy, as DVC follows no links in earlier commits. After a change of the root's: cp dvc.yaml presets/NAME
-    assert not (preset / "dvc.yaml").is_symlink()
-    assert (preset / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
+    assert not any(path.is_symlink() for path in preset.iterdir())
+    # After a change of the root's: make presets
+    assert (preset / "dvc.yaml").read_text() == pipeline_of(ROOT)
+    assert (preset / "hub").read_text() == HUB_FILE
 
 
 def test_the_real_recipe_is_the_tutorials():
@@ -275,24 +275,12 @@ def test_another_family_goes_through_train_and_evaluate(family, raw, sequence_pa
 
     (tmp_path / "model").mkdir()
     small_repository(tmp_path / "model", small_config(family))
-    fetch_model(
-        ModelParams(source="model", id="x", revision=None, trust_remote_code=False), tmp_path, tmp_path / "base"
-    )
-    rows = [{"instruction": one["question"], "input": "", "output": one["answer"]} for one in SUMS]
-    prepare(
-        sequence_params(max_length=128), raw(rows), tmp_path / "base" / "tokenizer", tmp_path / "prepared",
-        lambda items, *_: items,
-    )  # fmt: skip
-    train(
-        LoraParams(r=4, alpha=8, dropout=0.0, target_modules="all-linear"), train_params(num_epochs=3, logging_steps=4),
-        folder=tmp_path, prepared=tmp_path / "prepared", base=tmp_path / "base", adapter=tmp_path / "adapter",
-        metrics=tmp_path / "train.json", curve=tmp_path / "loss.csv", checkpoints=tmp_path / "checkpoints",
-        log=lambda values, step: None,
-    )  # fmt: skip
-    results = evaluate(
-        EvaluateParams(num_prompts=3, max_new_tokens=4, batch_tokens=1024, tasks=[]), folder=tmp_path,
-        prepared=tmp_path / "prepared", base=tmp_path / "base", adapter=tmp_path / "adapter",
-        training=tmp_path / "train.json", metrics=tmp_path / "evaluate.json", report=tmp_path / "report",
-        progress=lambda items, *_: items,
-    )  # fmt: skip
+    paths = paths_in(tmp_path, folder=tmp_path)
+    fetch_model(ModelParams(source="model", id="x", revision=None, trust_remote_code=False), paths)
+    raw([{"instruction": one["question"], "input": "", "output": one["answer"]} for one in SUMS])
+    prepare(sequence_params(max_length=128), paths, no_progress)
+    lora = LoraParams(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
+    train(lora, train_params(num_epochs=3, logging_steps=4), paths, tmp_path / "checkpoints", lambda values, step: None)
+    params = EvaluateParams(num_prompts=3, max_new_tokens=4, batch_tokens=1024, tasks=[])
+    results = evaluate(params, paths, no_progress)
     assert results["adapter"]["loss"] < results["base"]["loss"]

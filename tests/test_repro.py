@@ -93,12 +93,14 @@ def test_a_change_reruns_what_depends_on_it_and_nothing_else(quick, tmp_path):
     assert repro() == ["prepare", "analyze", "train", "evaluate", "register"]
     write_jsonl(tmp_path / "rows" / "train.jsonl", toy_rows(81))
     assert repro() == ["fetch@data", "prepare", "analyze", "train", "evaluate", "register"]
-    # A changed comment in a file that only analyze imports; its outputs stay, so nothing runs after it.
-    code = quick.resolve().parents[1] / "recipe" / "analyze.py"
+    # A changed comment in a file of analyze's folder; its outputs stay, so nothing runs after it.
+    package = quick.resolve().parents[1] / "recipe"
+    code = package / "analyze" / "scan.py"
     code.write_text(code.read_text() + "# A comment.\n")
     assert repro() == ["analyze"]
-    cli = code.with_name("cli.py")
-    cli.write_text(cli.read_text() + "# A comment.\n")
+    for unlisted in ("cli/commands.py", "tracking/mlflow_run.py", "planning/plan.py"):
+        (package / unlisted).write_text((package / unlisted).read_text() + "# A comment.\n")
+    (package / "train" / "a stray file").write_text("x")
     assert repro() == []
 
 

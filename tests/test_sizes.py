@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import no_progress, write_jsonl
+from conftest import no_progress, paths_in, write_jsonl
 
 from recipe.core.errors import DataError
 from recipe.planning.token_estimate import local_text, text_tokens
@@ -37,12 +37,13 @@ def test_the_tokens_of_alpaca_are_stated_within_a_tenth(parquet, shared, tmp_pat
     params = DataParams(
         source="train.parquet", id=None, revision=None, subset=None, sha256=None, train="train", validation=None
     )
-    fetch_data(params, tmp_path, tmp_path / "raw")
+    paths = paths_in(tmp_path, folder=tmp_path, base=tmp_path)
+    fetch_data(params, paths)
     sequence = SequenceParams(
         template="alpaca", chat_template=None, columns={name: name for name in COLUMNS}, max_length=2048,
         overlong="truncate", loss_on="completion", packing=True, validation_fraction=0.05, on_bad_row="drop",
     )  # fmt: skip
-    meta = prepare(sequence, tmp_path / "raw", tmp_path / "tokenizer", tmp_path / "prepared", no_progress)
+    meta = prepare(sequence, paths, no_progress)
     rows, size, seen = local_text([parquet], COLUMNS)
     counted = meta["tokens"]["train"] * rows / meta["rows"]["train"]
     print(f"{rows} rows: {text_tokens('alpaca', rows, size):,} tokens stated, {counted:,.0f} counted")

@@ -6,12 +6,12 @@ import socket
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import ROOT, evaluate_in, plain_base
+from conftest import ROOT, evaluate_in, paths_in, plain_base
 from runs import mlflow_server
 
 from recipe.core.errors import Stopped, TrackingError
 from recipe.core.paths import home
+from recipe.model.generate import answer_rows
 from recipe.model.load import load_adapter
 from recipe.register.params import RegistryParams
 from recipe.register.stage import register
@@ -29,7 +29,7 @@ def store(tmp_path, monkeypatch):
 
 
 def tracker(store, fingerprint="f" * 64, **changes):
-    from recipe.tracking.mlflow_registry import Versions
+    from recipe.tracking.mlflow_registry import MlflowRegistry
 
     facts = {
         "name": "tiny-r4",
@@ -38,7 +38,7 @@ def tracker(store, fingerprint="f" * 64, **changes):
         "tags": {"git_commit": "abc"},
         "datasets": [{"name": "train.jsonl", "sha256": "a" * 64, "context": "train"}],
     }
-    return Versions(store, "tests", {**facts, **changes})
+    return MlflowRegistry(store, "tests", {**facts, **changes})
 
 
 @pytest.fixture
@@ -56,15 +56,7 @@ def evaluated(trained, fetched_base, tmp_path):
 def run_register(folder, fetched_base, registry, promote="if_better"):
     return register(
         RegistryParams(name="tiny", experiment="tests", promote=promote),
-        base=fetched_base,
-        prepared=folder / "prepared",
-        adapter=folder / "adapter",
-        training=folder / "train.json",
-        curve=folder / "loss.csv",
-        evaluation=folder / "evaluate.json",
-        report=folder / "report",
-        analysis=folder / "prepared",  # any folder: its files become artifacts
-        receipt=folder / "registered.json",
+        paths_in(folder, base=fetched_base, analysis=folder / "prepared"),  # any folder: its files become artifacts
         lineage={"git_commit": "abc", "fingerprint": registry.facts["fingerprint"]},
         registry=registry,
     )
@@ -155,7 +147,7 @@ def test_a_dead_server_never_stops_a_training(store, monkeypatch, capsys):
     assert "does not answer; register will log this training" in said and "secret" not in said
 
 
-def test_the_adapter_is_registered_once_and_loads_with_the_same_logits(
+def test_the_adapter_is_registered_once_and_answers_as_it_did_before(
     evaluated, fetched_base, store, monkeypatch, tmp_path
 ):
     import mlflow
@@ -182,16 +174,17 @@ def test_the_adapter_is_registered_once_and_loads_with_the_same_logits(
 
     monkeypatch.chdir(tmp_path)
     model = mlflow.pyfunc.load_model("models:/tiny@champion")
-    manifest = json.loads((fetched_base / "manifest.json").read_text())
-    tokenizer = load_tokenizer(fetched_base / "tokenizer")
-    ours = load_adapter(plain_base(Path(manifest["path"]), len(tokenizer)), folder / "adapter", manifest)
-    served = model.unwrap_python_model()
-    ids = torch.tensor([[5, 60, 70, 8]])
-    torch.testing.assert_close(served.model(ids).logits, ours(ids).logits, rtol=0, atol=0)
-    answers = model.predict(
-        [{"instruction": "Say number 3.", "input": "3"}, {"instruction": "Go."}], {"max_new_tokens": 3}
+    manifest, meta = (
+        json.loads(path.read_text()) for path in (fetched_base / "manifest.json", folder / "prepared/meta.json")
     )
-    assert len(answers) == 2 and all(isinstance(one, str) for one in answers)
+    tokenizer = load_tokenizer(fetched_base / "tokenizer")
+    base = plain_base(Path(manifest["path"]), len(tokenizer))
+    rows = [{"instruction": "Say number 3.", "input": "3"}, *({"instruction": f"Go {n}."} for n in range(5))]
+    untrained = answer_rows(base, tokenizer, meta, rows, 40)
+    ours = answer_rows(load_adapter(base, folder / "adapter", manifest), tokenizer, meta, rows, 40)
+    assert model.predict(rows, {"max_new_tokens": 40}) == ours != untrained
+    with pytest.raises(mlflow.exceptions.MlflowException, match="a row to answer needs instruction"):
+        model.predict([{"instruction": ""}])
     card = Path(mlflow.artifacts.download_artifacts("models:/tiny@champion")) / "artifacts" / "MODEL_CARD.md"
     assert "# A LoRA adapter of tiny" in card.read_text()
 

@@ -327,21 +327,19 @@ def _change(folder: Path, changes: dict[str, str]) -> None:
 
 
 def _command(stage: tuple[str, ...]) -> list[str]:
-    return [sys.executable, "-m", "recipe", *stage]
+    return [sys.executable, "-P", "recipe/__main__.py", *stage]
 
 
-def _environment(folder: Path) -> dict[str, str]:
-    """This process's, with the copy's own code before the working tree's."""
-    paths = [one for one in os.environ["PYTHONPATH"].split(os.pathsep) if Path(one) != ROOT]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, str(folder)])}
+def _environment() -> dict[str, str]:
+    """This process's, without the working tree: the copy's own code runs."""
+    paths = [path for path in os.environ["PYTHONPATH"].split(os.pathsep) if Path(path) != ROOT]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _stage(folder: Path, *stage: str) -> str:
     """What a stage printed; ends this check where the stage fails."""
     started = time.monotonic()
-    done = subprocess.run(
-        _command(stage), cwd=folder, env=_environment(folder), capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(_command(stage), cwd=folder, env=_environment(), capture_output=True, text=True, check=False)
     print(
         f"## {folder.name}: {' '.join(stage)}, {time.monotonic() - started:.1f} s\n{done.stdout}{done.stderr[-3000:]}",
         flush=True,
@@ -356,7 +354,7 @@ def _stage(folder: Path, *stage: str) -> str:
 def _killed(folder: Path, *stage: str) -> str:
     """train, killed after its first checkpoint and started again."""
     every = int(re.search(r"save_steps: (\d+)", (folder / "params.yaml").read_text())[1])
-    running = subprocess.Popen(_command(stage), cwd=folder, env=_environment(folder), stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(_command(stage), cwd=folder, env=_environment(), stdout=subprocess.PIPE, text=True)
     killed_at = None
     for line in running.stdout:
         found = re.match(r"step (\d+)/", line)

@@ -29,6 +29,16 @@ TOKENS = 4096 if not DRY else 1024
 WARM, TIMED, PROFILED = (4, 6, 2) if not DRY else (1, 2, 1)  # optimizer steps
 
 
+def paths_in(folder: Path) -> Any:
+    """Where the stages write, in a folder."""
+    from recipe.core.paths import Paths
+
+    return Paths(
+        folder=Path("/"), raw=folder / "raw", base=folder / "base", prepared=folder / "prepared",
+        adapter=folder / "adapter", train_metrics=folder / "train.json", loss_curve=folder / "loss.csv",
+    )  # fmt: skip
+
+
 def prepared_rows() -> Path:
     """A folder with prepared rows and a base manifest without hashes: reading 13.8 GB twice would take the time."""
     from recipe.fetch.params import DataParams
@@ -53,13 +63,13 @@ def prepared_rows() -> Path:
     data = DataParams(
         source=str(folder / "rows"), id=None, revision=None, subset=None, sha256=None, train="train", validation=None
     )
-    fetch_data(data, Path("/"), folder / "raw")
+    fetch_data(data, paths_in(folder))
     sequence = SequenceParams(
         template="alpaca", chat_template=None, max_length=TOKENS // 4, overlong="truncate", loss_on="completion",
         columns={"instruction": "instruction", "input": "input", "output": "output"}, packing=True,
         validation_fraction=0.05, on_bad_row="error",
     )  # fmt: skip
-    prepare(sequence, folder / "raw", folder / "base/tokenizer", folder / "prepared", lambda items, *_: items)
+    prepare(sequence, paths_in(folder), lambda items, *_: items)
     return folder
 
 
@@ -88,11 +98,7 @@ def train(
     out = WORK / "step" / name
     try:
         with suppress(Enough):
-            stage.train(
-                lora, params, folder=Path("/"), prepared=folder / "prepared", base=folder / "base",
-                adapter=out / "adapter", metrics=out / "train.json", curve=out / "loss.csv",
-                checkpoints=out / "checkpoints", log=lambda *_: None,
-            )  # fmt: skip
+            stage.train(lora, params, paths_in(folder), out / "checkpoints", lambda *_: None)
     finally:
         trainer.DEFAULT_CALLBACKS[:] = plain
         stage.be_deterministic = set_up

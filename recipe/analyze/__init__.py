@@ -1,1 +1,1 @@
-"""Stage analyze: a report on the rows, their lengths and what may be wrong with them."""
+"""Report what the rows look like, how long they are, and what may be wrong with them."""

@@ -5,7 +5,7 @@ survey = take(data, manifest, meta, facts, progress)    # a Survey
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,12 +13,12 @@ from typing import Any
 
 from recipe.analyze.duplicates import Copies, Found, Pairs
 from recipe.analyze.text_checks import flaws, masked, script
+from recipe.core.services import Progress
 from recipe.text.chat_templates import read_messages
 from recipe.text.readers import BadRow, Row, read_rows, safe
 
 KEPT_PLACES = 100  # of the rows with a flaw, those that are named
 KEPT_EXAMPLES = 3  # pairs of copies that are shown in full
-Progress = Callable[[Iterator[Any], str, int], Iterator[Any]]
 SEEN_AS = {
     "same": "rows that stand twice",
     "same_question": "questions with another answer earlier",

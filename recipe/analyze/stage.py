@@ -33,10 +33,12 @@ from recipe.analyze.report import (
     token_parts,
     wrapped,
 )
-from recipe.analyze.scan import Columns, Progress, as_text, read_all, take
+from recipe.analyze.scan import Columns, as_text, read_all, take
 from recipe.analyze.text_checks import masked
 from recipe.core.errors import DataError
 from recipe.core.io import new_folder, read_json, write_json, write_text
+from recipe.core.paths import Paths
+from recipe.core.services import Progress, Services
 from recipe.report.html import page
 from recipe.report.svg import cumulative, histogram
 from recipe.tokens.tokenizer import load_tokenizer
@@ -108,21 +110,20 @@ def packed_example(sequences: Any, tokenizer: Any, ends: Sequence[int]) -> list[
     return rows
 
 
-def analyze(
-    params: AnalyzeParams, data: Path, prepared: Path, tokenizer_folder: Path, made: Path, progress: Progress
-) -> dict[str, Any]:
+def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str, Any]:
     """Write the report and return its numbers."""
     import pyarrow as pa
 
-    manifest, meta = read_json(data / "manifest.json"), read_json(prepared / "meta.json")
+    manifest, meta = read_json(paths.raw / "manifest.json"), read_json(paths.prepared / "meta.json")
+    prepared = paths.prepared
     with pa.memory_map(str(prepared / "rows.arrow")) as file, pa.memory_map(str(prepared / "train.arrow")) as packed:
         facts, sequences = pa.ipc.open_stream(file).read_all(), pa.ipc.open_stream(packed).read_all()
-        survey = take(data, manifest["files"], meta, facts, max(params.num_rows, 3), progress)
+        survey = take(paths.raw, manifest["files"], meta, facts, max(params.num_rows, 3), progress)
         chars, tokens = facts["num_chars"].to_pylist(), facts["num_tokens"].to_pylist()
         kinds = Counter(facts["kind"].to_pylist())
         is_train = facts["split"].to_numpy(zero_copy_only=False) == "train"
         used = vocabulary(sequences, meta["vocab_size"])
-        example = packed_example(sequences, load_tokenizer(tokenizer_folder), meta["end_token_ids"])
+        example = packed_example(sequences, load_tokenizer(paths.base / "tokenizer"), meta["end_token_ids"])
     limit = meta["max_length"]
     to_train = facts.filter(is_train)
     lengths, before = to_train["num_tokens"].to_pylist(), to_train["num_before"].to_pylist()
@@ -161,10 +162,18 @@ def analyze(
         *outcome_parts(summary, example),
     ]
     curve = "".join(f"{top},{rows},{share}\n" for top, rows, share in cumulative(tokens, params.num_bins))
-    with new_folder(made) as target:
+    with new_folder(paths.analysis) as target:
         write_json(target / "summary.json", summary)
         write_text(target / "lengths.csv", "tokens,rows,share_up_to_here\n" + curve)
         for name, picture in pictures.items():
             write_text(target / f"{name}.svg", picture)
         write_text(target / "index.html", page("What the data looks like", lead(summary), parts))
     return summary
+
+
+def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
+    """`analyze`: what may be wrong with the rows, and where the report is."""
+    summary = analyze(params["analyze"], paths, services.progress)
+    flaws = [f"{name} ({flaw['rows']:,})" for name, flaw in summary["flaws"].items()]
+    found = f"may be wrong: {', '.join(flaws)}" if flaws else "nothing looks wrong with the rows"
+    return f"{found}\nreport: {paths.analysis / 'index.html'}"

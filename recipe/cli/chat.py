@@ -19,7 +19,7 @@ def open_chat(folder: Path, paths: Paths, *, with_adapter: bool) -> Callable[[st
         raise MachineError(f"there is no adapter at {paths.adapter} yet. Run `dvc repro`, or ask with --base.")
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
     tokenizer = load_tokenizer(paths.base / "tokenizer")
-    quantization: Quantization = read_json(paths.training)["quantization"] if with_adapter else "none"
+    quantization: Quantization = read_json(paths.train_metrics)["quantization"] if with_adapter else "none"
     model = load_base(manifest, folder, len(tokenizer), quantization)
     if with_adapter:
         model = load_adapter(model, paths.adapter, manifest)

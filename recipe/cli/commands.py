@@ -3,17 +3,16 @@
 Heavy packages are imported inside the commands, so that `recipe --help` stays quick.
 """
 
-import logging
 import os
 import sys
-import warnings
 from typing import Any
 
 import click
 
 from recipe.cli import context
 from recipe.cli.context import HERE
-from recipe.cli.stages import STAGES
+from recipe.cli.stages import COMMANDS
+from recipe.core.environment import configure_libraries
 from recipe.core.errors import RecipeError
 
 NETWORK = {"fetch", "pin", "plan"}  # the commands that may ask the Hub
@@ -54,27 +53,11 @@ def main(ctx: click.Context) -> None:
         recipe chat                talk to the trained adapter
         recipe new my-recipe --data rows.jsonl
     """
-    # Said once for every stage: only fetch reaches for the network, and nothing is reported to anyone.
-    if ctx.invoked_subcommand in NETWORK:
-        logging.getLogger("httpx2").setLevel(logging.WARNING)
-        if not sys.stderr.isatty():
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    else:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["HF_HUB_DISABLE_XET"] = "1"  # plain HTTP is what the tests try
-    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # transformers would ask a service to convert .bin weights
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # bitsandbytes, which PEFT imports, asks for kernels from the Hub on a CPU, and warns that it may not have them.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # PEFT 0.21 reads a property that transformers 5.23 has renamed.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    configure_libraries(network=ctx.invoked_subcommand in NETWORK)
 
 
-for stage in STAGES:
-    main.add_command(stage)
+for command in COMMANDS:
+    main.add_command(command)
 
 
 @main.command()
@@ -168,7 +151,7 @@ def show(rows: int) -> None:
     """
     from recipe.analyze.stage import show
 
-    click.echo(show(context.paths().data, rows))
+    click.echo(show(context.paths().raw, rows))
 
 
 @main.command()
@@ -209,7 +192,8 @@ def link(server: str) -> None:
         make mlflow-ui     # in the repository's root; prints it, too
         recipe link --server http://gpu-host:5000
     """
-    from recipe.cli.run_metadata import read_notes, run_address
+    from recipe.cli.run_metadata import read_notes
+    from recipe.core.format import run_address
 
     run, server = read_notes(context.paths().local).get("register", {}), server.rstrip("/")
     known = "run_id" in run

@@ -1,44 +1,36 @@
-"""The recipe folder that a command runs in: its params, checked, its paths, and a progress bar for its stages.
-
-Every stage declares the class of its own section; this file alone knows them all.
-"""
+"""The recipe folder that a command runs in: its params, checked, its paths, and a progress bar for its stages."""
 
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 HERE = Path()
+# Each is a folder of the package with params.py (its sections of params.yaml) and stage.py (its work).
+STAGES = ("fetch", "prepare", "analyze", "train", "evaluate", "register")
 
 
 def sections() -> dict[str, Any]:
-    """The class of every section of params.yaml."""
-    from recipe.analyze.params import AnalyzeParams
-    from recipe.evaluate.params import EvaluateParams
-    from recipe.fetch.params import DataParams, ModelParams
-    from recipe.prepare.params import SequenceParams
-    from recipe.register.params import RegistryParams
-    from recipe.train.params import LoraParams, TrainParams
+    """The pydantic class of every section of params.yaml: LoraParams in a stage's params.py is the section `lora`."""
+    from recipe.core.config import Section
 
-    return {
-        "data": DataParams,
-        "model": ModelParams,
-        "sequence": SequenceParams,
-        "analyze": AnalyzeParams,
-        "lora": LoraParams,
-        "train": TrainParams,
-        "evaluate": EvaluateParams,
-        "registry": RegistryParams,
-    }
+    found = {}
+    for stage in STAGES:
+        module = import_module(f"recipe.{stage}.params")
+        for name, value in vars(module).items():
+            if isinstance(value, type) and issubclass(value, Section) and value.__module__ == module.__name__:
+                found[name.removesuffix("Params").lower()] = value
+    return found
 
 
 def params() -> dict[str, Any]:
     """Every section of ./params.yaml, checked."""
     from recipe.core.config import read_params
 
-    made = read_params(HERE / "params.yaml", sections())
-    made["train"].micro_batch_size(made["sequence"].max_length)  # raises where not even one sequence fits
-    return made
+    checked = read_params(HERE / "params.yaml", sections())
+    checked["train"].micro_batch_size(checked["sequence"].max_length)  # raises where not even one sequence fits
+    return checked
 
 
 def paths() -> Any:

@@ -1,11 +1,7 @@
-"""Makes a recipe folder: params.yaml of its own, a copy of dvc.yaml, and links to the shared code.
-
-A copy, since DVC reads an earlier commit's files without following links: `dvc metrics diff` would find nothing.
-"""
+"""Creates a recipe folder: its params.yaml, and the root's dvc.yaml with the path to the code in `root`."""
 
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +9,14 @@ from ruamel.yaml import YAML
 
 from recipe.core.config import load_yaml
 from recipe.core.errors import DataError, ParamsError
-from recipe.core.io import new_folder
+from recipe.core.io import new_folder, write_text
 from recipe.core.paths import repository
 
-LINKS = ("recipe", "hub")
+HUB = "hub"
+HUB_FILE = (
+    "`source: hub` in params.yaml: DVC wants a file behind every dependency, and finds this one. It never changes; "
+    "what comes from the Hub is pinned by `revision`.\n"
+)
 
 
 def source_of(given: str) -> str:
@@ -65,10 +65,22 @@ def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> 
     with new_folder(made) as target:
         with (target / "params.yaml").open("w", encoding="utf-8", newline="\n") as file:
             yaml.dump(params, file)
-        for link in LINKS:
-            (target / link).symlink_to(Path("..") / ".." / link)
-        shutil.copyfile(root / "dvc.yaml", target / "dvc.yaml")
+        write_text(target / "dvc.yaml", pipeline_of(root))
+        write_hub_file(target, params)
     return made
+
+
+def pipeline_of(root: Path) -> str:
+    """The dvc.yaml of a folder in presets/: the root's, but for where the code is."""
+    text = (root / "dvc.yaml").read_text(encoding="utf-8")
+    assert text.count("\n  - root: .\n") == 1
+    return text.replace("\n  - root: .\n", "\n  - root: ../..\n")
+
+
+def write_hub_file(folder: Path, params: Any) -> None:
+    """Write the file `hub` that DVC finds behind `source: hub`, if the params have one. It is the same everywhere."""
+    if HUB in (params["data"]["source"], params["model"]["source"]) and not (folder / HUB).exists():
+        write_text(folder / HUB, HUB_FILE)
 
 
 def _describe(params: Any, data: Path) -> None:

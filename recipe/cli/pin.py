@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from recipe.cli.new import write_hub_file
 from recipe.core.config import load_yaml
 from recipe.core.errors import ParamsError
 from recipe.core.io import write_text
@@ -22,6 +23,7 @@ def pin(path: Path, params: dict[str, Any], *, update: bool) -> str:
     with `update`, which moves it to the commit of `main`. All else in the file stays as it is, comments too.
     """
     before = path.read_text(encoding="utf-8")
+    write_hub_file(path.parent, load_yaml(path))
     text = before
     for section, kind in SECTIONS.items():
         given = params[section]

@@ -19,14 +19,14 @@ def pick(generations: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 def summary_text(paths: Paths, model_name: str) -> str:
     """The headline, numbers, three answers side by side, and the next commands."""
-    results = read_json(paths.evaluation)
+    results = read_json(paths.evaluate_metrics)
     lines = [headline(results), ""]
     lines.append(f"{'':9}{'loss':>9}{'perplexity':>12}{'token acc.':>12}{'exact':>9}")
     for side in ("base", "adapter"):
         one = results[side]
         exact = "-" if one["exact_match"] is None else f"{one['exact_match']:.1%}"
         lines.append(f"{side:9}{one['loss']:9.3f}{one['perplexity']:12,.2f}{one['token_accuracy']:12.1%}{exact:>9}")
-    for one in pick(read_json_lines(paths.report / "generations.jsonl"), SHOWN):
+    for one in pick(read_json_lines(paths.evaluation / "generations.jsonl"), SHOWN):
         question = " | ".join(asked(one["prompt"]).split("\n\n"))
         lines += ["", f"asked    {_short(question)}"]
         lines += [
@@ -41,7 +41,7 @@ def summary_text(paths: Paths, model_name: str) -> str:
     lines += [
         "",
         f"The data         {paths.analysis / 'index.html'}",
-        f"The result       {paths.report / 'index.html'}",
+        f"The result       {paths.evaluation / 'index.html'}",
         "The experiments  make mlflow-ui",
         f"The model        models:/{model_name}@champion",
         "Talk to it       recipe chat",

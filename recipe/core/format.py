@@ -25,3 +25,8 @@ def shown_time(seconds: float) -> str:
         return f"{minutes // 60} h {minutes % 60} min"
     hours = round(minutes / 60)
     return f"{hours // 24} d {hours % 24} h"
+
+
+def run_address(server: str, experiment_id: str, run_id: str) -> str:
+    """Where MLflow's UI shows a run, in its view for training rather than for agents."""
+    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"

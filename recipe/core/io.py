@@ -111,15 +111,16 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def only_one(path: Path, what: str) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path` for the block; the kernel lets go of it however the process ends.
+def file_lock(path: Path, what: str = "", *, wait: bool = False) -> Iterator[None]:
+    """Hold an exclusive lock (flock) on the file `path` for the block; the kernel releases it however the process ends.
 
-    DVC's own lock looks at process ids, so it does not see another container, and a trainer that outlives its DVC.
+    With `wait` it waits for its turn, else it raises MachineError: `what` is already running. DVC's own lock looks at
+    process ids, so it does not see another container, nor a trainer that outlives its DVC.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"

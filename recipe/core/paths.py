@@ -1,13 +1,13 @@
 """Reads dvc.yaml, the one place where paths, dependencies and params of the stages are written.
 
 paths = read_paths(Path("."))
-fingerprint(Path("."), "train")   # what train's result depends on, as one sha256
+fingerprint(Path("."), "train")    # what train's result depends on, as one sha256
 """
 
 import json
 import re
-from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from recipe.core.config import load_yaml
@@ -17,43 +17,47 @@ from recipe.core.io import sha256_bytes, sha256_tree
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
-@dataclass(frozen=True)
-class Paths:
-    """Where the stages' outputs are, relative to the recipe folder (`vars: paths` in dvc.yaml)."""
+class Paths(SimpleNamespace):
+    """Where a recipe folder's inputs and outputs are: `vars: paths` in dvc.yaml, each seen from the working directory.
 
-    data: Path
+    A new stage adds its own names in dvc.yaml alone; those below are used by more than one stage.
+    """
+
+    folder: Path  # the recipe folder; relative paths in params.yaml and in manifests start here
+    local: Path  # checkpoints and run metadata: no outputs, ignored by git
+    raw: Path
     base: Path
     prepared: Path
     analysis: Path
     adapter: Path
-    training: Path
-    curve: Path
+    train_metrics: Path
+    loss_curve: Path
+    evaluate_metrics: Path
     evaluation: Path
-    report: Path
     receipt: Path
-    # Not written in dvc.yaml: notes and checkpoints are no outputs, and git ignores them.
-    local: Path = Path(".recipe")
 
 
 def read_paths(folder: Path) -> Paths:
-    """The paths of a recipe folder."""
+    """The paths of a recipe folder. Raises ParamsError where dvc.yaml lacks one."""
     written = _variables(folder)["paths"]
-    names = {field.name for field in fields(Paths)} - {"local"}
-    if set(written) != names:
-        raise ParamsError(f"{folder / 'dvc.yaml'}: vars.paths has {sorted(written)}, not {sorted(names)}.")
-    return Paths(**{name: Path(path) for name, path in written.items()})
+    missing = [name for name in Paths.__annotations__ if name not in {*written, "folder", "local"}]
+    if missing:
+        raise ParamsError(f"{folder / 'dvc.yaml'}: vars.paths does not name {', '.join(missing)}.")
+    return Paths(
+        folder=folder, local=folder / ".recipe", **{name: folder / Path(path) for name, path in written.items()}
+    )
 
 
 def repository(folder: Path) -> Path:
     """The folder above that holds requirements/ and MLflow's store: the recipe folder itself for the root recipe."""
     here = folder.resolve()
-    return next((one for one in (here, *here.parents) if (one / "requirements").is_dir()), here)
+    return next((parent for parent in (here, *here.parents) if (parent / "requirements").is_dir()), here)
 
 
 def home(folder: Path) -> Path:
     """The repository that a user looks at: of an experiment in DVC's temporary folder, the one that started it."""
     here = repository(folder)
-    outside = (one.parents[2] for one in here.parents if one.parts[-3:] == (".dvc", "tmp", "exps"))
+    outside = (parent.parents[2] for parent in here.parents if parent.parts[-3:] == (".dvc", "tmp", "exps"))
     return repository(next(outside, here))
 
 

@@ -1,1 +1,1 @@
-"""Stage evaluate: the base model and the adapter on the validation rows."""
+"""Compare base model and adapter on the validation rows."""

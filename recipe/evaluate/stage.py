@@ -9,24 +9,23 @@ length; generations.jsonl).
 """
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from recipe.core.io import new_folder, read_json, read_json_lines, write_json, write_text
+from recipe.core.paths import Paths
+from recipe.core.services import Progress, Services
 from recipe.evaluate.lm_eval import load_tasks, run_tasks
 from recipe.evaluate.params import EvaluateParams
 from recipe.evaluate.report import about, pictures, report_page
 from recipe.model.generate import answer
 from recipe.model.load import load_adapter, load_base
-from recipe.model.processor import be_deterministic
-from recipe.report.comparison import SIDES, ScoredRow, by_group, overall
+from recipe.model.processor import be_deterministic, pin_processor
+from recipe.report.comparison import SIDES, ScoredRow, by_group, headline, overall
 from recipe.tokens.packing import IGNORED, collate, read_sequences
 from recipe.tokens.tokenizer import encode_prompts, load_tokenizer
 
 Scores = list[tuple[float, int, int]]  # of each row: the sum of its losses, how many tokens are right, and of how many
 NUM_THREADS = 2  # fixed: another number sums in another order, and gives other last digits
-Progress = Callable[[Iterator[Any], str, int], Iterator[Any]]
 
 
 def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
@@ -91,19 +90,17 @@ def compared_rows(
     return made
 
 
-def evaluate(
-    params: EvaluateParams, *, folder: Path, prepared: Path, base: Path, adapter: Path, training: Path,
-    metrics: Path, report: Path, progress: Progress,
-) -> dict[str, Any]:  # fmt: skip
+def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[str, Any]:
     """Score both, write metrics and report, and return the metrics."""
     tasks = load_tasks(params.tasks) if params.tasks else {}
     be_deterministic(NUM_THREADS)
-    manifest, meta, trained = read_json(base / "manifest.json"), read_json(prepared / "meta.json"), read_json(training)
-    tokenizer = load_tokenizer(base / "tokenizer")
-    loaded = load_base(manifest, folder, len(tokenizer), trained["quantization"])
-    model = load_adapter(loaded, adapter, manifest)
-    rows = read_sequences(prepared / "validation.arrow")
-    answers = read_json_lines(prepared / "validation.jsonl")
+    manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
+    trained = read_json(paths.train_metrics)
+    tokenizer = load_tokenizer(paths.base / "tokenizer")
+    loaded = load_base(manifest, paths.folder, len(tokenizer), trained["quantization"])
+    model = load_adapter(loaded, paths.adapter, manifest)
+    rows = read_sequences(paths.prepared / "validation.arrow")
+    answers = read_json_lines(paths.prepared / "validation.jsonl")
 
     pad = meta["pad_token_id"]
     scores = {"adapter": score(model, rows, pad, params.batch_tokens, progress)}
@@ -135,7 +132,7 @@ def evaluate(
     }
     if tasks:
         results["tasks"] = {task: {side: task_scores[side][task] for side in SIDES} for task in task_scores["base"]}
-    with new_folder(report) as target:
+    with new_folder(paths.evaluation) as target:
         lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in generations)
         write_text(target / "generations.jsonl", "".join(lines))
         write_json(target / "groups.json", groups)
@@ -144,5 +141,11 @@ def evaluate(
             write_text(target / f"{name}.svg", picture)
         said = about(manifest["id"], meta, trained)
         write_text(target / "index.html", report_page(results, groups, generations, drawn, said))
-    write_json(metrics, results)
+    write_json(paths.evaluate_metrics, results)
     return results
+
+
+def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
+    """`evaluate`: whether the adapter is better than its base, in a sentence."""
+    pin_processor()
+    return headline(evaluate(params["evaluate"], paths, services.progress))

@@ -1,1 +1,6 @@
-"""Stage fetch: the rows and the base model, checked, in the recipe folder."""
+"""Bring in the rows or the base model, and check every sha256.
+
+\b
+    recipe fetch data
+    recipe fetch model
+"""

@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 from recipe.core.errors import DataError
 from recipe.core.format import shown_bytes
-from recipe.core.io import CHUNK_BYTES, sha256_file
+from recipe.core.io import CHUNK_BYTES, file_lock, sha256_file
 
 Kind = Literal["model", "dataset"]
 Result = TypeVar("Result")
@@ -74,11 +74,9 @@ def fetch_file(
 
     `received` is told of the bytes as they come, of a negative number where some have to come again.
     """
-    from huggingface_hub.utils import WeakFileLock
-
     blobs = folder.parent.parent / "blobs"
     partial, started = _partial(blobs, file), time.monotonic()
-    with WeakFileLock(partial.with_suffix(".lock")):  # another recipe may be fetching the same file: one waits
+    with file_lock(partial.with_suffix(".lock"), wait=True):  # another recipe may be fetching the same file: one waits
         linked = folder / file.path
         if linked.is_symlink() and not is_whole(linked, file):
             linked.resolve().unlink(missing_ok=True)  # the damaged blob; its link is made anew

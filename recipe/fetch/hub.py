@@ -18,7 +18,7 @@ from typing import Any
 
 from recipe.core.errors import DataError, MachineError, ParamsError
 from recipe.core.hub_cache import snapshot_folder
-from recipe.core.io import read_json, write_json
+from recipe.core.io import file_lock, read_json, write_json
 from recipe.fetch.download import (
     TIMEOUT,
     Kind,
@@ -161,10 +161,7 @@ def _bar(total: int) -> Iterator[Received]:
 @contextmanager
 def in_turn(made: Path) -> Iterator[None]:
     """Hold a lock on what several recipes may make at once; the others wait. What a killed one left goes away."""
-    from huggingface_hub.utils import WeakFileLock
-
-    made.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(made.with_suffix(".lock")):
+    with file_lock(made.with_suffix(".lock"), wait=True):
         for left in made.parent.glob(f".{made.name}.*.tmp"):
             shutil.rmtree(left, ignore_errors=True)
         yield

@@ -18,6 +18,8 @@ from typing import Any
 from recipe.core.errors import DataError, ParamsError
 from recipe.core.hub_cache import converted_folder
 from recipe.core.io import new_folder, read_json, sha256_file, sha256_listing, write_json
+from recipe.core.paths import Paths
+from recipe.core.services import Services
 from recipe.fetch.hub import check_pinned, download, in_turn, list_repository, stated_license
 from recipe.fetch.params import DataParams, ModelParams
 from recipe.fetch.splits import dataset_splits, local_split_files
@@ -50,19 +52,19 @@ def check_sha256(params: DataParams, found: dict[str, str]) -> None:
             raise DataError(f"{name} is not the file that data.sha256 names: expected {sha256}, found {found[name]}.")
 
 
-def fetch_data(params: DataParams, folder: Path, made: Path) -> None:
-    """Copy the rows' files to `made`, byte for byte, with a manifest of their names, sizes and sha256."""
+def fetch_data(params: DataParams, paths: Paths) -> None:
+    """Copy the rows' files to paths.raw, byte for byte, with a manifest of their names, sizes and sha256."""
     about: dict[str, Any] = {"source": "files", "id": params.id}
     if params.source == HUB:
         name, revision = check_pinned("data", params.id, params.revision)
         root, splits = _rows_from_hub(params, name, revision)
         about = {"source": HUB, "id": name, "revision": revision, "license": stated_license(root)}
     else:
-        root, splits = None, local_split_files(folder, params.source, params.splits)
-    with new_folder(made) as target:
+        root, splits = None, local_split_files(paths.folder, params.source, params.splits)
+    with new_folder(paths.raw) as target:
         listed, found = [], {}
-        for split, paths in splits.items():
-            for path in paths:
+        for split, files in splits.items():
+            for path in files:
                 name = path.relative_to(root).as_posix() if root else path.name
                 if name == MANIFEST:
                     raise DataError(f"data.source: {path} has the name of fetch's own list. Rename it.")
@@ -81,8 +83,8 @@ def _rows_from_hub(params: DataParams, name: str, revision: str) -> tuple[Path, 
     return root, {split: [root / one for one in names] for split, names in splits.items()}
 
 
-def fetch_model(params: ModelParams, folder: Path, made: Path, check: Check = lambda snapshot: None) -> None:
-    """Note the base model's files in a manifest at `made`, and keep its tokenizer, with a padding token, beside it.
+def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapshot: None) -> None:
+    """List the base model's files in a manifest in paths.base, and save its tokenizer, with a padding token, there.
 
     `check` sees the folder with the config before the weights are downloaded, and may raise.
     """
@@ -91,7 +93,7 @@ def fetch_model(params: ModelParams, folder: Path, made: Path, check: Check = la
         snapshot, converted = model_from_hub(params.id, revision, check, code=params.trust_remote_code)
         source = converted_folder(params.id, revision) if converted else snapshot
     else:
-        source = snapshot = folder / params.source
+        source = snapshot = paths.folder / params.source
         converted = False
     if not (source / "config.json").is_file():
         raise DataError(f"model.source: {params.source} is no model: it has no config.json.")
@@ -108,7 +110,7 @@ def fetch_model(params: ModelParams, folder: Path, made: Path, check: Check = la
     check_weights(source, [source / name for name in names if name.endswith(".safetensors")])
     tokenizer = base_tokenizer(snapshot, code=params.trust_remote_code)
     give_padding_token(tokenizer)
-    with new_folder(made) as target:
+    with new_folder(paths.base) as target:
         tokenizer.save_pretrained(target / "tokenizer")
         kept = {file.name: sha256_file(file) for file in sorted((target / "tokenizer").iterdir())}
         manifest: dict[str, Any] = {
@@ -127,6 +129,19 @@ def fetch_model(params: ModelParams, folder: Path, made: Path, check: Check = la
             "tokenizer_sha256": sha256_listing(kept),
         }
         write_json(target / "manifest.json", manifest)
+
+
+def run_data(params: dict[str, Any], paths: Paths, services: Services) -> str:
+    """`fetch data`: what was fetched, in a line."""
+    fetch_data(params["data"], paths)
+    return f"rows: {params['data'].source} -> {paths.raw}"
+
+
+def run_model(params: dict[str, Any], paths: Paths, services: Services) -> str:
+    """`fetch model`: what was fetched, in a line."""
+    model = params["model"]
+    fetch_model(model, paths, services.check_model)
+    return f"base model: {model.id} -> {paths.base / MANIFEST}"
 
 
 def model_from_hub(name: str, revision: str, check: Check, *, code: bool) -> tuple[Path, bool]:

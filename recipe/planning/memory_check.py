@@ -9,6 +9,9 @@ from typing import Any
 
 from recipe.core.errors import MachineError
 from recipe.core.format import shown_bytes
+from recipe.core.hub_cache import base_folder
+from recipe.core.io import read_json
+from recipe.core.paths import Paths
 from recipe.planning.activation_trace import Untraceable
 from recipe.planning.memory_estimate import Need, count_parameters, training_need
 
@@ -122,3 +125,21 @@ def check_memory(params: dict[str, Any], config: Any, trained_fraction: float) -
         return need, []
     change = what_to_change(params, lambda one: need_of(one, config, trained_fraction, cuda=cuda).peak <= memory)
     return need, [f"training needs {shown_bytes(need.peak)} of memory, {device} has {shown_bytes(memory)}. {change}"]
+
+
+def fit_to_machine(params: dict[str, Any], paths: Paths, *, force: bool) -> Any:
+    """The section `train` with activation checkpointing on or off, as this machine's memory allows.
+
+    Raises MachineError where training needs more memory than the machine has; with `force`, it does not.
+    """
+    folder = base_folder(read_json(paths.base / "manifest.json"), paths.folder)
+    if not (folder / "config.json").is_file() or params["model"].trust_remote_code:
+        # train says what is missing; nothing is known of a model with its own code.
+        chosen = params["train"].activation_checkpointing
+        return params["train"].model_copy(update={"activation_checkpointing": "on" if chosen == "auto" else chosen})
+    tokens, config = read_json(paths.prepared / "meta.json")["tokens"], load_config(folder)
+    params = choose_checkpointing(params, config, tokens["train_trained"] / tokens["train"])
+    problems = [] if force else check_memory(params, config, tokens["train_trained"] / tokens["train"])[1]
+    if problems:
+        raise MachineError(f"{problems[0]} {ANYWAY}")
+    return params["train"]

@@ -1,1 +1,1 @@
-"""Stage prepare: rows become packed token sequences."""
+"""Turn the rows into packed token sequences."""

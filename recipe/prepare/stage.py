@@ -13,16 +13,17 @@ Reads data/raw/ and models/base/tokenizer/. Makes data/prepared/:
 
 import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recipe.core.errors import DataError
 from recipe.core.io import new_folder, read_json, sha256_bytes, sha256_file, sha256_listing, write_json, write_text
+from recipe.core.paths import Paths
+from recipe.core.services import Progress, Services
 from recipe.prepare.examples import Example, Splitter, read_examples, report_bad_rows
 from recipe.prepare.params import SequenceParams
 from recipe.prepare.tiktoken_encoder import Encode, rank_encoder
@@ -36,7 +37,6 @@ from recipe.tokens.tokenizer import encode, leading_ids, load_tokenizer
 BATCH_ROWS = 2000
 SELDOM = 200_000  # new objects between two runs of the garbage collector
 RANKS_FROM_ROWS = 2000  # of fewer, the faster encoder is not made before the plain one is done
-Progress = Callable[[Iterator[Any], str], Iterator[Any]]
 
 
 def tokenize(
@@ -94,15 +94,13 @@ def collector_spared() -> Iterator[None]:
         gc.unfreeze()
 
 
-def prepare(
-    params: SequenceParams, data: Path, tokenizer_folder: Path, made: Path, progress: Progress
-) -> dict[str, Any]:
-    """Make data/prepared/ and return its meta.json."""
-    manifest = read_json(data / "manifest.json")
+def prepare(params: SequenceParams, paths: Paths, progress: Progress) -> dict[str, Any]:
+    """Write data/prepared/ and return its meta.json."""
+    manifest, tokenizer_folder = read_json(paths.raw / "manifest.json"), paths.base / "tokenizer"
     tokenizer = load_tokenizer(tokenizer_folder)
     chat = ChatTemplate(tokenizer, params.chat_template) if params.template in CHATS else None
     files = {
-        split: {file["name"]: data / file["name"] for file in manifest["files"] if file["split"] == split}
+        split: {file["name"]: paths.raw / file["name"] for file in manifest["files"] if file["split"] == split}
         for split in ("validation", "train")
     }
     num_ids = 1 + max(tokenizer.get_vocab().values())  # more than the tokens, where ids are left out
@@ -112,8 +110,8 @@ def prepare(
     answers: list[dict[str, str]] = []
     plain, looked_for_ranks = None, False
     with collector_spared():
-        for split, paths in files.items():
-            rows = read_examples(paths, params.template, params.columns, chat) if paths else iter(())
+        for split, sources in files.items():
+            rows = read_examples(sources, params.template, params.columns, chat) if sources else iter(())
             for batch in batched(progress(rows, f"tokenising {split}"), BATCH_ROWS):
                 bad[split] += [row for row in batch if isinstance(row, BadRow)]
                 if params.on_bad_row == "error" and (bad["train"] or bad["validation"]):
@@ -136,7 +134,7 @@ def prepare(
     if not train.num_tokens or not validation.num_tokens:
         raise DataError("no row is left to train or validate on: all are longer than sequence.max_length.")
 
-    with new_folder(made) as target:
+    with new_folder(paths.prepared) as target:
         packed = pack_best_fit(train.lengths, params.max_length) if params.packing else _alone(train)
         write_sequences(target / "train.arrow", train.sequences(packed), num_ids)
         write_sequences(target / "validation.arrow", validation.sequences(_alone(validation)), num_ids)
@@ -181,6 +179,18 @@ def prepare(
         }  # fmt: skip
         write_json(target / "meta.json", meta)
     return meta
+
+
+def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
+    """`prepare`: what was counted, in two lines."""
+    meta = prepare(params["sequence"], paths, services.progress)
+    rows, tokens, sequences = meta["rows"], meta["tokens"], meta["sequences"]
+    left_out = rows["quarantined"] + rows["dropped_overlong"] + rows["dropped_without_answer"]
+    return (
+        f"{rows['train']:,} rows to train on, {rows['validation']:,} to validate on; {left_out:,} left out, "
+        f"{rows['truncated']:,} cut\n{tokens['train']:,} tokens, {tokens['train_trained']:,} of them trained, "
+        f"in {sequences['train']:,} sequences, {sequences['filled']:.1%} full"
+    )
 
 
 def _alone(side: Side) -> list[list[int]]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from recipe.core.io import read_json, read_json_lines, sha256_tree, write_json
+from recipe.core.paths import Paths
+from recipe.core.services import Services
 from recipe.register.params import RegistryParams
 from recipe.report.comparison import Groups, headline
 from recipe.report.loss_curve import read_curve
@@ -140,14 +142,11 @@ def model_card(
     return "\n".join(lines)
 
 
-def register(
-    params: RegistryParams, *, base: Path, prepared: Path, adapter: Path, training: Path, curve: Path, evaluation: Path,
-    report: Path, analysis: Path, receipt: Path, lineage: dict[str, str], registry: Registry,
-) -> str:  # fmt: skip
+def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], registry: Registry) -> str:
     """Register the adapter, move the alias where it should, write the receipt; what was done, in a sentence."""
-    manifest, meta = read_json(base / "manifest.json"), read_json(prepared / "meta.json")
-    trained, scores = read_json(training), read_json(evaluation)
-    sha256 = sha256_tree(adapter)
+    manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
+    trained, scores = read_json(paths.train_metrics), read_json(paths.evaluate_metrics)
+    sha256 = sha256_tree(paths.adapter)
     tags = {
         "adapter_sha256": sha256,
         "base_id": manifest["id"],
@@ -163,18 +162,18 @@ def register(
     version = registry.add_version(
         Adapter(
             name=params.name,
-            folder=adapter,
-            tokenizer=base / "tokenizer",
-            base_manifest=base / "manifest.json",
-            prepared_meta=prepared / "meta.json",
-            training=training,
-            report=report,
-            analysis=analysis,
+            folder=paths.adapter,
+            tokenizer=paths.base / "tokenizer",
+            base_manifest=paths.base / "manifest.json",
+            prepared_meta=paths.prepared / "meta.json",
+            training=paths.train_metrics,
+            report=paths.evaluation,
+            analysis=paths.analysis,
             headline=headline(scores),
-            generations=[answer_row(one) for one in read_json_lines(report / "generations.jsonl")],
+            generations=[answer_row(one) for one in read_json_lines(paths.evaluation / "generations.jsonl")],
             template=meta["template"],
-            metrics=run_metrics(scores, read_json(report / "groups.json"), trained),
-            curve=read_curve(curve),
+            metrics=run_metrics(scores, read_json(paths.evaluation / "groups.json"), trained),
+            curve=read_curve(paths.loss_curve),
             tags=tags,
             card=model_card(manifest, meta, trained, scores, tags),
         )
@@ -184,8 +183,17 @@ def register(
     if champion is None or champion[0] != version:  # how it became champion stays
         registry.decided(params.name, version, sentence, moves=moves)
     write_json(
-        receipt,
+        paths.receipt,
         {"name": params.name, "adapter_sha256": sha256, "base_sha256": manifest["sha256"],
          "validation_loss": scores["adapter"]["loss"], "validation_sha256": meta["validation_sha256"]},
     )  # fmt: skip
     return sentence
+
+
+def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
+    """`register`: which version it is, and whether it is the champion, in a sentence."""
+    registry = services.registry()
+    lineage = {**registry.facts["tags"], "fingerprint": registry.facts["fingerprint"]}
+    said = register(params["registry"], paths, lineage, registry)
+    services.remember(registry.run)
+    return said

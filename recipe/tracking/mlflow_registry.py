@@ -4,6 +4,7 @@ The versions of a model, with numbers, lineage and the alias `champion`; the run
 """
 
 import importlib.metadata
+import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -24,10 +25,11 @@ EXAMPLES = {
     "chat": {"instruction": "Name three colours."},
     "alpaca_chat": {"instruction": "What is the sum of the numbers?", "input": "12 + 30"},
 }
+PACKAGE = Path(__file__).resolve().parents[1]
 PACKAGES = ("mlflow", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
 
 
-class Versions(Tracker):
+class MlflowRegistry(Tracker):
     """A tracker that registers adapters, too. `run` is the last one's {experiment_id, run_id}."""
 
     run: dict[str, str]
@@ -68,17 +70,17 @@ class Versions(Tracker):
 
     def _log_model(self, adapter: Adapter) -> str:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            # It would have type hints decide the schema; served.py has none, and the signature is given. (A filter
-            # set when this file is loaded loses to those that MLflow's own imports set later.)
+            # It would have type hints decide the schema; the signature is given. (Set here, as MLflow's own imports set
+            # filters later than this file is loaded.)
             warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method.*")
             example = EXAMPLES[adapter.template]
             card = Path(folder) / "MODEL_CARD.md"
             card.write_text(adapter.card, encoding="utf-8")
             info = mlflow.pyfunc.log_model(
                 name="adapter",
-                python_model=str(self.repository / "recipe" / "served.py"),
-                code_paths=[str(self.repository / "recipe")],
+                python_model=str(PACKAGE / "tracking" / "pyfunc_model.py"),
                 artifacts={
+                    "code": str(shutil.copytree(PACKAGE, Path(folder) / "recipe", ignore=only_python)),
                     "adapter": str(adapter.folder),
                     "tokenizer": str(adapter.tokenizer),
                     "base_manifest": str(adapter.base_manifest),
@@ -113,6 +115,11 @@ class Versions(Tracker):
             self.client.set_model_version_tag(name, version, "promotion", sentence)
             if moves:
                 self.client.set_registered_model_alias(name, ALIAS, version)
+
+
+def only_python(folder: str, names: list[str]) -> list[str]:
+    """What copytree leaves out of a version's copy of the package: all but Python files and folders of them."""
+    return [name for name in names if not name.endswith(".py") and ("." in name or name == "__pycache__")]
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -26,9 +26,11 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.exceptions import MlflowException
 
-from recipe.cli.run_metadata import run_address
 from recipe.core.errors import Stopped, TrackingError
-from recipe.core.paths import home
+from recipe.core.format import run_address
+from recipe.core.io import read_json
+from recipe.core.paths import Paths, fingerprint, home, repository
+from recipe.tracking.lineage import lineage
 
 # What a store that is away, misspelled or without its driver raises.
 AWAY = (MlflowException, ImportError, OSError)
@@ -180,6 +182,31 @@ class Tracker:
         if self.uri.startswith("http"):
             return run_address(shown(self.uri), self.experiment_id(), run_id)
         return f"{self.facts['name']} in experiment {self.experiment} (`make mlflow-ui` opens it)"
+
+
+def run_facts(params: dict[str, Any], paths: Paths) -> tuple[Path, str, dict[str, Any]]:
+    """A Tracker's arguments for a recipe folder: the repository, the experiment and the facts of the run."""
+    flat = {
+        f"{section}.{key}": value
+        for section, values in params.items()
+        for key, value in values.model_dump(mode="json").items()
+    }
+    lora, train = params["lora"], params["train"]
+    data = read_json(paths.raw / "manifest.json")
+    base, max_length = params["model"].id.split("/")[-1], params["sequence"].max_length
+    source = Path(params["data"].source)
+    inside = source.stem if source.is_absolute() else "/".join(part for part in source.parts if part != "..")
+    rows = params["data"].id.split("/")[-1] if params["data"].id else inside
+    facts = {
+        "name": f"{rows} on {base}, r{lora.r} lr{train.learning_rate:g} len{max_length}",
+        "fingerprint": fingerprint(paths.folder, "train"),
+        "params": flat,
+        "tags": lineage(repository(paths.folder)),
+        "datasets": [
+            {"name": file["name"], "sha256": file["sha256"], "context": file["split"]} for file in data["files"]
+        ],
+    }
+    return repository(paths.folder), params["registry"].experiment, facts
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Stage train: LoRA on the packed sequences."""
+"""Train the adapter. An interrupted run resumes from its last checkpoint."""

@@ -6,7 +6,6 @@ Imported inside the train stage: torch and trl take seconds to load.
 import math
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,53 @@ from typing import Any
 import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from recipe.core.errors import TrainingError
 from recipe.core.format import shown_time
+from recipe.core.services import Log
 from recipe.model.chunked_loss import head_loss
 from recipe.model.fused_lora import fuse
 from recipe.model.packed_attention import BORDERS, NAME
+from recipe.model.processor import torch_dtype
 from recipe.report.loss_curve import CURVE
 from recipe.train.checkpoints import mark_complete
 from recipe.train.interrupt import Stop
+from recipe.train.params import TrainParams
 
-Log = Callable[[dict[str, float], int], None]
+
+def sft_config(params: TrainParams, max_length: int, checkpoints: Path) -> Any:
+    """SFTConfig for sequences that prepare has packed: TRL tokenises, packs and pads nothing."""
+    cuda, micro_batch_size = torch.cuda.is_available(), params.micro_batch_size(max_length)
+    schedule = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}[params.lr_schedule]
+    return SFTConfig(
+        output_dir=str(checkpoints),
+        num_train_epochs=params.num_epochs,
+        per_device_train_batch_size=micro_batch_size,
+        gradient_accumulation_steps=params.batch_size // micro_batch_size,
+        learning_rate=params.learning_rate,
+        lr_scheduler_type=schedule,
+        warmup_steps=params.warmup_ratio,  # below 1 it is a share of all steps
+        weight_decay=params.weight_decay,
+        max_grad_norm=params.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=torch_dtype(params.dtype) is torch.bfloat16,
+        use_cpu=not cuda,
+        activation_checkpointing=params.activation_checkpointing == "on",
+        seed=params.seed,
+        data_seed=params.seed,
+        logging_steps=params.logging_steps,
+        logging_nan_inf_filter=False,  # it would show the last good loss in place of NaN
+        save_steps=params.save_steps,
+        save_total_limit=2,  # the last one may be cut off by a kill
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=cuda,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        remove_unused_columns=False,
+        completion_only_loss=False,  # our labels say what is trained
+    )
 
 
 class PackedTrainer(SFTTrainer):

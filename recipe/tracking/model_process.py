@@ -1,0 +1,114 @@
+"""A process that loads one registered version and answers rows with the version's own code.
+
+    worker = Worker(json.dumps({"code": "FOLDER/recipe", "adapter": ..., "tokenizer": ...}))
+    worker.answer([{"instruction": "What is 12 + 30?"}], max_new_tokens=64)
+
+This file is also the process's program, and is part of every version: it imports nothing of the package but there.
+"""
+
+import importlib.util
+import json
+import os
+import runpy
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+FLAT = "--flat"  # followed by the folder of a version that was registered before the package had folders
+
+
+class Worker:
+    """A process that loads a model and answers rows, one request at a time: JSON lines over its pipes."""
+
+    def __init__(self, *arguments: str) -> None:
+        """Start the process and wait until it has loaded. Raises ValueError with its message if it can't."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", __file__, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._lock = threading.Lock()
+        self._receive()
+
+    def answer(self, rows: list[dict[str, Any]], max_new_tokens: int) -> list[str]:
+        """One answer a row. Raises ValueError with the message of the process."""
+        with self._lock:
+            assert self._process.stdin
+            self._process.stdin.write(json.dumps({"rows": rows, "max_new_tokens": max_new_tokens}) + "\n")
+            self._process.stdin.flush()
+            return list(self._receive())
+
+    def _receive(self) -> Any:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise ValueError(f"the model's process ended with {self._process.wait()}; its output is above.")
+        received = json.loads(line)
+        if "error" in received:
+            raise ValueError(received["error"])
+        return received["answers"]
+
+    def __del__(self) -> None:
+        """End the process: it stops at the end of its input."""
+        process = getattr(self, "_process", None)
+        if process is not None and process.stdin:
+            process.stdin.close()
+
+
+def serve(load: Any) -> None:
+    """Answer requests from standard input with the function that `load` returns, until the input ends."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no reply
+
+    def reply(value: dict[str, Any]) -> None:
+        replies.write(json.dumps(value) + "\n")
+        replies.flush()
+
+    try:
+        answer = load()
+    except Exception as error:  # noqa: BLE001 - the other process raises it again
+        reply({"error": str(error) or type(error).__name__})
+        return
+    reply({"answers": []})
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            reply({"answers": answer(request["rows"], request["max_new_tokens"])})
+        except Exception as error:  # noqa: BLE001 - the other process raises it again
+            reply({"error": str(error) or type(error).__name__})
+
+
+def load_version(artifacts: dict[str, str]) -> Any:
+    """A function from rows to answers, by the code in artifacts["code"]; for the model's own process."""
+    folder = artifacts["code"]
+    spec = importlib.util.spec_from_file_location(
+        "recipe", f"{folder}/__init__.py", submodule_search_locations=[folder]
+    )
+    assert spec and spec.loader
+    sys.modules["recipe"] = package = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    from recipe.core.environment import configure_libraries
+    from recipe.model.processor import pin_processor
+
+    configure_libraries(network=False)
+    pin_processor()
+    from recipe.model.generate import answer_rows
+    from recipe.model.load import load_adapter, load_base
+    from recipe.tokens.tokenizer import load_tokenizer
+
+    manifest, meta, trained = (
+        json.loads(Path(artifacts[name]).read_text(encoding="utf-8"))
+        for name in ("base_manifest", "prepared_meta", "training")
+    )
+    tokenizer = load_tokenizer(Path(artifacts["tokenizer"]))
+    base = load_base(manifest, Path.cwd(), len(tokenizer), trained["quantization"])
+    model = load_adapter(base, Path(artifacts["adapter"]), manifest)
+    return lambda rows, max_new_tokens: answer_rows(model, tokenizer, meta, rows, max_new_tokens)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == FLAT:
+        flat = runpy.run_path(str(Path(__file__).parent / "flat_versions" / "version.py"))
+        serve(lambda: flat["load_flat_version"](Path(sys.argv[2])))
+    else:
+        serve(lambda: load_version(json.loads(sys.argv[1])))
