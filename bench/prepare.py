@@ -26,7 +26,7 @@ from typing import Any
 
 from bench.train import OPTIONAL, REQUIRED, ROOT
 from recipe.text.readers import BadRow, pick_columns, read_rows
-from recipe.text.templates import render
+from recipe.text.templates import alpaca_turns
 
 COLUMNS = {"instruction": "instruction", "input": "input", "output": "output"}
 
@@ -96,7 +96,7 @@ def trl(rows: Path, base: Path, work: Path, max_length: int) -> float:
     from trl import SFTConfig, SFTTrainer
 
     model = AutoModelForCausalLM.from_pretrained(base)
-    turns = [render("alpaca", json.loads(line))[0] for line in rows.read_text().splitlines()]
+    turns = [alpaca_turns(json.loads(line))[0] for line in rows.read_text().splitlines()]
     file = work / "completions.jsonl"
     file.write_text("".join(json.dumps({"prompt": t.prompt, "completion": t.completion}) + "\n" for t in turns))
     started = time.monotonic()

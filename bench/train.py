@@ -23,7 +23,7 @@ from typing import Any
 
 from bench.arm import ARMS
 from recipe.text.readers import BadRow, pick_columns, read_rows
-from recipe.text.templates import render
+from recipe.text.templates import alpaca_turns
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
@@ -64,7 +64,7 @@ def lay_out(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     kept = [row for row in rows if row not in held][: options.rows or None]
     base = options.base or random_llama(options.vocabulary, work / "model")
     tokenizer = AutoTokenizer.from_pretrained(base)
-    turns = [render("alpaca", row)[0] for row in kept]
+    turns = [alpaca_turns(row)[0] for row in kept]
     lengths = [len(tokenizer(turn.prompt + turn.completion)["input_ids"]) + 1 for turn in turns]
     for split, some in (("train", kept), ("validation", held)):
         _write(work / "rows" / f"{split}.jsonl", some)
@@ -72,7 +72,7 @@ def lay_out(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     _write(work / "trl" / "train.jsonl", [{"prompt": t.prompt, "completion": t.completion} for t in turns])
     validation = []
     for row in held:
-        [turn] = render("alpaca", row)
+        [turn] = alpaca_turns(row)
         prompt = tokenizer(turn.prompt, add_special_tokens=False)["input_ids"]
         completion = [*tokenizer(turn.completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         ids = (prompt + completion)[: options.max_length]

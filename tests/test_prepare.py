@@ -10,7 +10,7 @@ from recipe.core.errors import DataError
 from recipe.core.io import sha256_tree
 from recipe.prepare.examples import in_validation
 from recipe.prepare.stage import collector_spared, prepare, tokenize
-from recipe.text.templates import render
+from recipe.text.templates import alpaca_turns
 from recipe.tokens.packing import read_sequences
 from recipe.tokens.tokenizer import load_tokenizer
 
@@ -35,7 +35,7 @@ def tokenizer(fetched_base):
 def test_masked_tokens_are_exactly_the_prompt_and_the_end_token_is_trained(prepared, tokenizer):
     rows = toy_rows(40)
     made = prepared(rows)
-    wanted = {render("alpaca", row)[0].prompt: row["output"] for row in rows}
+    wanted = {alpaca_turns(row)[0].prompt: row["output"] for row in rows}
     seen = 0
     for name in ("train", "validation"):
         for ids, trained in documents(made / f"{name}.arrow"):
@@ -73,7 +73,7 @@ def test_a_begin_token_stands_once_before_the_prompt(tokenizer):
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
     )
-    [(ids, trained)] = tokenize([render("alpaca", alpaca("a", "b"))], tokenizer, loss_on="completion")
+    [(ids, trained)] = tokenize([alpaca_turns(alpaca("a", "b"))], tokenizer, loss_on="completion")
     assert ids.tolist().count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
     assert not trained[0]
 

@@ -14,8 +14,8 @@ from typing import Any
 from recipe.analyze.duplicates import Copies, Found, Pairs
 from recipe.analyze.text_checks import flaws, masked, script
 from recipe.core.services import Progress
-from recipe.text.chat_templates import read_messages
 from recipe.text.readers import BadRow, Row, read_rows, safe
+from recipe.text.templates import make_template
 
 KEPT_PLACES = 100  # of the rows with a flaw, those that are named
 KEPT_EXAMPLES = 3  # pairs of copies that are shown in full
@@ -92,22 +92,6 @@ class Survey:
     examples: dict[str, list[Copy]]
 
 
-def question_and_answer(template: str, columns: dict[str, str], values: dict[str, Any]) -> tuple[str, str, str]:
-    """A row's question, its last answer, and which branch of the template it takes."""
-    if template == "text":
-        return "", values[columns["text"]], "text"
-    if template == "chat":
-        messages = read_messages(values[columns["messages"]])
-        assert not isinstance(messages, str), messages
-        turns = sum(one["role"] == "assistant" for one in messages)
-        system = ", system message" if messages[0]["role"] == "system" else ""
-        asked = "\n".join(one["content"] for one in messages[:-1])
-        return asked, messages[-1]["content"], f"{turns} answer{'s' if turns > 1 else ''}{system}"
-    given = values.get(columns["input"]) if "input" in columns else None
-    asked = f"{values[columns['instruction']]}\n{given}" if given else values[columns["instruction"]]
-    return asked, values[columns["output"]], "with input" if given else "without input"
-
-
 def in_order(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The files in the order in which prepare reads them: a given validation split first."""
     return sorted(files, key=lambda file: file["split"] == "train")
@@ -150,7 +134,7 @@ def take(
     data: Path, files: list[dict[str, Any]], meta: dict[str, Any], facts: Any, num_first: int, progress: Progress
 ) -> Survey:
     """Look at every row once, and again at those that are shown as copies."""
-    template, names = meta["template"], meta["columns"]
+    template = make_template(meta["template"], meta["columns"])
     columns, copies = Columns(), Copies()
     first: list[dict[str, str]] = []
     branches: Counter[str] = Counter()
@@ -165,9 +149,9 @@ def take(
             first.append({name: masked(text) for name, text in as_text(row.values).items()})
         if number < 0:
             continue
-        question, answer, branch = question_and_answer(template, names, row.values)
+        question, answer, form = template.sample(row.values)
         numbers.append(number)
-        branches[branch] += 1
+        branches[form] += 1
         scripts[script(question + answer)] += 1
         copies.add(question, answer, validation=not is_train[number])
         for flaw in flaws(question, answer):
@@ -208,11 +192,12 @@ def _texts(
 ) -> dict[int, str]:
     """The texts of some of the rows that were used, by their order; rows past the last of them are not read."""
     texts: dict[int, str] = {}
+    template = make_template(meta["template"], meta["columns"])
     rows = (row for row, number in with_facts(read_all(data, in_order(files)), facts) if number >= 0)
     for order, row in enumerate(rows):
         if len(texts) == len(wanted):
             break
         if order in wanted:
-            question, answer, _ = question_and_answer(meta["template"], meta["columns"], row.values)
+            question, answer, _ = template.sample(row.values)
             texts[order] = masked(safe(f"{question}\n→ {answer}" if question else answer))
     return texts

@@ -6,7 +6,7 @@ from recipe.cli.run_metadata import read_notes
 from recipe.core.io import read_json, read_json_lines
 from recipe.core.paths import Paths
 from recipe.report.comparison import headline
-from recipe.text.templates import asked
+from recipe.text.templates import question_in
 
 SHOWN = 3
 
@@ -27,7 +27,7 @@ def summary_text(paths: Paths, model_name: str) -> str:
         exact = "-" if one["exact_match"] is None else f"{one['exact_match']:.1%}"
         lines.append(f"{side:9}{one['loss']:9.3f}{one['perplexity']:12,.2f}{one['token_accuracy']:12.1%}{exact:>9}")
     for one in pick(read_json_lines(paths.evaluation / "generations.jsonl"), SHOWN):
-        question = " | ".join(asked(one["prompt"]).split("\n\n"))
+        question = " | ".join(question_in(one["prompt"]).split("\n\n"))
         lines += ["", f"asked    {_short(question)}"]
         lines += [
             f"{label:9}{_short(one[key])}"

@@ -32,17 +32,17 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sha256_tree(path: Path) -> str:
+def sha256_tree(path: Path, suffix: str = "") -> str:
     """One sha256 for a file, or for a folder: of its files' relative names and sha256, in the order of their names.
 
-    Compiled Python does not count.
+    Only files that end in `suffix` count, and compiled Python never does.
     """
     if path.is_file():
         return sha256_file(path)
     files = sorted(
         file.relative_to(path).as_posix()
         for file in path.rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
+        if file.is_file() and file.name.endswith(suffix) and "__pycache__" not in file.parts
     )
     return sha256_listing({name: sha256_file(path / name) for name in files})
 

@@ -70,7 +70,8 @@ def fingerprint(folder: Path, stage: str) -> str:
         path = REFERENCE.sub(lambda found: str(_lookup(values, found[1])), dependency)
         if not (folder / path).exists():
             raise MachineError(f"{path} is missing: {stage} needs it, and an earlier stage makes it. Run `dvc repro`.")
-        contents[path] = sha256_tree(folder / path)
+        # Of the code, only Python files: DVC looks at those alone (.dvcignore).
+        contents[path] = sha256_tree(folder / path, suffix=".py" if "/recipe/" in f"/{path}" else "")
     params = {key: _lookup(values, key) for key in written["params"]}
     return sha256_bytes(json.dumps([contents, params], sort_keys=True).encode())
 

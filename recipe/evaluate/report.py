@@ -11,7 +11,7 @@ from markupsafe import Markup
 from recipe.report.comparison import FEWEST_ROWS, MEASURES, RESAMPLES, SIDES, Groups, gained, headline
 from recipe.report.html import Part, figure, page, table
 from recipe.report.svg import pairs_of_bars
-from recipe.text.templates import asked
+from recipe.text.templates import question_in
 
 SHOWN_ANSWERS = 30
 MAX_GROUPS = 40  # of more, a picture is no help
@@ -47,7 +47,7 @@ def report_page(
     """The report as HTML; `results` are metrics/evaluate.json, `trained` says what was trained."""
     parts = [*_numbers(results), *_groups(groups, drawn), *_tasks(results)]
     shown = [
-        [asked(one["prompt"]), one["completion"], *(RIGHT * one[f"{side}_matches"] + one[side] for side in SIDES)]
+        [question_in(one["prompt"]), one["completion"], *(RIGHT * one[f"{side}_matches"] + one[side] for side in SIDES)]
         for one in generations[:SHOWN_ANSWERS]
     ]
     if shown:

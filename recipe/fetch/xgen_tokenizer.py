@@ -19,6 +19,7 @@ from typing import Any
 
 from recipe.core.errors import DataError
 from recipe.core.io import sha256_file
+from recipe.tokens.byte_level import byte_characters
 
 GPT2 = "openai-community/gpt2"
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
@@ -46,14 +47,6 @@ MAX_POSITIONS = 8192
 def is_xgen(tokenizer_config: dict[str, Any]) -> bool:
     """Whether a repository's tokenizer_config.json is that of an XGen model."""
     return "XgenTokenizer" in (tokenizer_config.get("tokenizer_class"), tokenizer_config.get("slow_tokenizer_class"))
-
-
-def byte_characters() -> dict[int, str]:
-    """GPT-2's character for each byte: itself where it is printable, else one from 256 on, in the bytes' order."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    characters = {byte: chr(byte) for byte in printable}
-    rest = [byte for byte in range(256) if byte not in characters]
-    return characters | {byte: chr(256 + number) for number, byte in enumerate(rest)}
 
 
 def vocabulary(gpt2: dict[str, int]) -> dict[str, int]:

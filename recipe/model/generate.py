@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from recipe.core.errors import DataError
-from recipe.text.chat_templates import ChatTemplate, alpaca_messages, read_messages
-from recipe.text.templates import CHATS, render_prompt
+from recipe.text.chat_templates import ChatTemplate
+from recipe.text.templates import make_template
 from recipe.tokens.tokenizer import encode_prompts
 
 
@@ -42,26 +41,9 @@ def answer_rows(
     A row holds `text` for the template text, else `instruction` and perhaps `input`; for a chat, `messages` in place
     of them. Raises DataError for a row that lacks them.
     """
-    chat = ChatTemplate(tokenizer, meta["chat_template"]) if meta["template"] in CHATS else None
-    prompts = [_prompt(meta["template"], chat, row) for row in rows]
+    chat = ChatTemplate(tokenizer, meta["chat_template"]) if meta["chat_template"] is not None else None
+    template = make_template(meta["template"], meta["columns"], chat)
+    prompts = [template.prompt(row) for row in rows]
     ids = encode_prompts(tokenizer, prompts, chat=chat is not None)
     made = answer(model, ids, max_new_tokens, pad_token_id=meta["pad_token_id"], end_token_ids=meta["end_token_ids"])
     return [tokenizer.decode(one, skip_special_tokens=True) for one in made]
-
-
-def _prompt(template: str, chat: ChatTemplate | None, row: dict[str, Any]) -> str:
-    """What the model reads for a row."""
-    if chat is not None and row.get("messages"):
-        asked = [*row["messages"], {"role": "assistant", "content": "-"}]  # read_messages wants an answer
-        messages = read_messages(asked)
-        if isinstance(messages, str):
-            raise DataError(f"a row to answer: {messages}.")
-        return chat.prompt(messages[:-1])
-    needed = "text" if template == "text" else "instruction"
-    if not row.get(needed):
-        raise DataError(f"a row to answer needs {needed}; this one has {', '.join(row) or 'nothing'}.")
-    if template == "text":
-        return row["text"]
-    if chat is not None:
-        return chat.prompt(alpaca_messages({name: row.get(name, "") for name in ("instruction", "input")}))
-    return render_prompt("alpaca", row)

@@ -21,6 +21,7 @@ from recipe.model.processor import torch_dtype
 from recipe.planning.memory_check import check_memory, choose_checkpointing, load_config, machine_memory, missing_gpu
 from recipe.planning.token_estimate import hub_text, local_text, text_tokens
 from recipe.prepare.examples import check_columns
+from recipe.text.templates import TEMPLATES
 
 EFFICIENCY = 0.5  # of the matmul's speed that a training step reaches; 0.61 was measured on a CPU (docs/RESULTS.md)
 TRAINED_FRACTION = 0.5  # of the tokens, where prepare has not counted them
@@ -127,7 +128,9 @@ def _plan_data(plan: Plan, params: dict[str, Any], folder: Path) -> tuple[int, i
         plan.lines.append(("data", f"{data.source}: {shown_bytes(size)}, nothing to download"))
         rows, text, seen = local_text(files["train"], columns)
         try:
-            check_columns(sequence.template, sequence.columns, seen, [file.name for file in files["train"]])
+            check_columns(
+                TEMPLATES[sequence.template].REQUIRED, sequence.columns, seen, [file.name for file in files["train"]]
+            )
         except DataError as error:
             plan.problems.append(str(error))
         return rows, text_tokens(sequence.template, rows, text), 0

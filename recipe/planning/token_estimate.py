@@ -14,7 +14,7 @@ from recipe.core.errors import DataError
 from recipe.fetch.download import RemoteFile, read_end
 from recipe.fetch.hub_errors import explained
 from recipe.text.readers import Row, read_rows
-from recipe.text.templates import ALPACA_WITHOUT_INPUT, Template
+from recipe.text.templates import TEMPLATES
 
 BYTES_A_TOKEN = 4.3  # of English text, GPT-2's vocabulary, Alpaca
 FOOTER_BYTES = 65_536  # of a Parquet file; Alpaca's footer has 7,000
@@ -22,10 +22,9 @@ MOST_FOOTERS = 8  # of a dataset in more files, the rest is taken to be like the
 LENGTH_BYTES = 4  # that Parquet stores beside each string
 
 
-def text_tokens(template: Template, rows: int, size: int) -> int:
+def text_tokens(template: str, rows: int, size: int) -> int:
     """An estimate of the tokens of `size` bytes of text in `rows` rows, with what the template writes around each."""
-    around = len(ALPACA_WITHOUT_INPUT) if template in {"alpaca", "alpaca_chat"} else 0
-    return int((size + rows * around) / BYTES_A_TOKEN)
+    return int((size + rows * TEMPLATES[template].CHARS_AROUND) / BYTES_A_TOKEN)
 
 
 def parquet_text(metadata: Any, columns: set[str]) -> tuple[int, int]:

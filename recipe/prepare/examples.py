@@ -1,15 +1,14 @@
 """Rows as examples: read, checked, rendered by the template, and split into training and validation."""
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from recipe.core.errors import DataError
-from recipe.text.chat_templates import ChatTemplate, alpaca_messages, read_messages
-from recipe.text.readers import BadRow, Row, pick_columns, read_rows, safe
-from recipe.text.templates import REQUIRED_COLUMNS, Template, Turn, render
+from recipe.text.readers import BadRow, read_rows, safe
+from recipe.text.templates import Template
+from recipe.text.turns import Turn
 
 SHOWN_MISTAKES = 20
 
@@ -45,45 +44,8 @@ def in_validation(prompt_key: bytes, fraction: float) -> bool:
     return int.from_bytes(prompt_key[:8], "big") < fraction * 2**64
 
 
-def row_reader(
-    template: Template, columns: dict[str, str], chat: ChatTemplate | None
-) -> Callable[[Row], list[Turn] | BadRow]:
-    """A function from a row to its turns, or to why it is refused. `columns` maps our names to the file's."""
-    required = {name: columns[name] for name in REQUIRED_COLUMNS[template]}
-    optional = {name: column for name, column in columns.items() if name not in required and name != "kind"}
-
-    def read(row: Row) -> list[Turn] | BadRow:
-        def refused(reason: str) -> BadRow:
-            return BadRow(row.file, row.place, reason, json.dumps(row.values, default=str))
-
-        if template == "chat":
-            column = columns["messages"]
-            if column not in row.values:
-                return refused(f"the column {column!r} is missing; the row has {', '.join(map(repr, row.values))}")
-            messages = read_messages(row.values[column])
-            if isinstance(messages, str):
-                return refused(messages)
-        else:
-            picked = pick_columns(row, required, optional)
-            if isinstance(picked, BadRow):
-                return picked
-            if chat is None:
-                return render(template, picked)
-            messages = alpaca_messages(picked)
-        assert chat is not None
-        try:
-            return chat.turns(messages)
-        except DataError as error:
-            return refused(str(error))
-
-    return read
-
-
-def read_examples(
-    files: dict[str, Path], template: Template, columns: dict[str, str], chat: ChatTemplate | None
-) -> Iterator[Example | BadRow]:
+def read_examples(files: dict[str, Path], template: Template, columns: dict[str, str]) -> Iterator[Example | BadRow]:
     """The rows of some files ({name: path}), one at a time, each as an example or as why the template can't use it."""
-    read = row_reader(template, columns, chat)
     seen: dict[str, None] = {}
     for name, path in files.items():
         for row in read_rows(path, name):
@@ -91,22 +53,22 @@ def read_examples(
                 yield row
                 continue
             seen.update(dict.fromkeys(row.values))
-            turns = read(row)
+            turns = template.turns(row)
             if isinstance(turns, BadRow):
                 yield turns
                 continue
             kind = row.values.get(columns.get("kind", ""))
             yield Example(turns, "" if kind is None else safe(str(kind)), row.file, row.place)
-    check_columns(template, columns, set(seen), list(files))
+    check_columns(template.REQUIRED, columns, set(seen), list(files))
 
 
-def check_columns(template: Template, columns: dict[str, str], seen: set[str], files: list[str]) -> None:
+def check_columns(required: tuple[str, ...], columns: dict[str, str], seen: set[str], files: list[str]) -> None:
     """Raise DataError for a column that stands in no row: of the template's own, or mapped by hand and misspelled.
 
     An optional column under its own name may be missing everywhere: Alpaca's `input`.
     """
     for name, column in columns.items():
-        if column not in seen and (name != column or name in REQUIRED_COLUMNS[template]) and seen:
+        if column not in seen and (name != column or name in required) and seen:
             raise DataError(
                 f"sequence.columns.{name} names the column {column!r}, which no row of {', '.join(files)} has; "
                 f"they have {', '.join(sorted(map(repr, seen)))}. Write there the column that holds the {name}."

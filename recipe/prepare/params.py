@@ -5,13 +5,13 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from recipe.core.config import Section
-from recipe.text.templates import CHATS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Template
+from recipe.text.templates import TEMPLATES, TemplateName
 
 
 class SequenceParams(Section):
     """How a row becomes a sequence of tokens."""
 
-    template: Template
+    template: TemplateName
     chat_template: str | None = Field(description="a name, or Jinja text; null is the tokenizer's own")
     columns: dict[str, str]
     max_length: int = Field(ge=8, description="tokens in a packed sequence")
@@ -23,9 +23,11 @@ class SequenceParams(Section):
 
     @model_validator(mode="after")
     def _columns_fit_the_template(self) -> "SequenceParams":
-        if self.chat_template is not None and self.template not in CHATS:
-            raise ValueError(f"chat_template is for the templates {' and '.join(CHATS)}; {self.template} has its own")
-        required, optional = REQUIRED_COLUMNS[self.template], OPTIONAL_COLUMNS[self.template]
+        template = TEMPLATES[self.template]
+        if self.chat_template is not None and not template.USES_CHAT_TEMPLATE:
+            chats = " and ".join(name for name, other in TEMPLATES.items() if other.USES_CHAT_TEMPLATE)
+            raise ValueError(f"chat_template is for the templates {chats}; {self.template} has its own")
+        required, optional = template.REQUIRED, template.OPTIONAL
         missing = [name for name in required if name not in self.columns]
         unknown = [name for name in self.columns if name not in (*required, *optional, "kind")]
         if missing:

@@ -30,7 +30,8 @@ from recipe.prepare.tiktoken_encoder import Encode, rank_encoder
 from recipe.prepare.token_store import Side, check_overlong, write_facts
 from recipe.text.chat_templates import ChatTemplate
 from recipe.text.readers import BadRow
-from recipe.text.templates import CHATS, Turn
+from recipe.text.templates import TEMPLATES, make_template
+from recipe.text.turns import Turn
 from recipe.tokens.packing import batched, pack_best_fit, write_sequences
 from recipe.tokens.tokenizer import encode, leading_ids, load_tokenizer
 
@@ -98,7 +99,9 @@ def prepare(params: SequenceParams, paths: Paths, progress: Progress) -> dict[st
     """Write data/prepared/ and return its meta.json."""
     manifest, tokenizer_folder = read_json(paths.raw / "manifest.json"), paths.base / "tokenizer"
     tokenizer = load_tokenizer(tokenizer_folder)
-    chat = ChatTemplate(tokenizer, params.chat_template) if params.template in CHATS else None
+    uses_chat = TEMPLATES[params.template].USES_CHAT_TEMPLATE
+    chat = ChatTemplate(tokenizer, params.chat_template) if uses_chat else None
+    template = make_template(params.template, params.columns, chat)
     files = {
         split: {file["name"]: paths.raw / file["name"] for file in manifest["files"] if file["split"] == split}
         for split in ("validation", "train")
@@ -111,7 +114,7 @@ def prepare(params: SequenceParams, paths: Paths, progress: Progress) -> dict[st
     plain, looked_for_ranks = None, False
     with collector_spared():
         for split, sources in files.items():
-            rows = read_examples(sources, params.template, params.columns, chat) if sources else iter(())
+            rows = read_examples(sources, template, params.columns) if sources else iter(())
             for batch in batched(progress(rows, f"tokenising {split}"), BATCH_ROWS):
                 bad[split] += [row for row in batch if isinstance(row, BadRow)]
                 if params.on_bad_row == "error" and (bad["train"] or bad["validation"]):

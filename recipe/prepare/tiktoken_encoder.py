@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from recipe.fetch.xgen_tokenizer import byte_characters
+from recipe.tokens.byte_level import byte_characters
 
 Encode = Callable[[list[str]], list[np.ndarray]]
 # What the tokenizers library splits by in its ByteLevel, which is GPT-2's; and the same for ASCII that is_simple.

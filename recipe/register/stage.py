@@ -17,7 +17,7 @@ from recipe.core.services import Services
 from recipe.register.params import RegistryParams
 from recipe.report.comparison import Groups, headline
 from recipe.report.loss_curve import read_curve
-from recipe.text.templates import asked
+from recipe.text.templates import question_in
 
 ALIAS = "champion"
 
@@ -113,7 +113,8 @@ def run_metrics(scores: dict[str, Any], groups: Groups, trained: dict[str, Any])
 def answer_row(one: dict[str, Any]) -> dict[str, Any]:
     """An answered prompt as a row of the run's table."""
     return {
-        "asked": asked(one["prompt"]), "wanted": one["completion"], "base": one["base"], "adapter": one["adapter"],
+        "asked": question_in(one["prompt"]), "wanted": one["completion"],
+        "base": one["base"], "adapter": one["adapter"],
         "base is right": one["base_matches"], "adapter is right": one["adapter_matches"], "kind": one["kind"],
     }  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from recipe.core.errors import DataError, ParamsError
 from recipe.text.readers import is_utf8
-from recipe.text.templates import Turn
+from recipe.text.turns import Turn
 
 Message = dict[str, str]  # role and content
 

@@ -6,11 +6,11 @@ The versions of a model, with numbers, lineage and the alias `champion`; the run
 import importlib.metadata
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
 from recipe.register.stage import ALIAS, Adapter
+from recipe.text.templates import TEMPLATES
 from recipe.tracking.mlflow_run import Tracker, explained
 
 # isort: split
@@ -19,12 +19,6 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 GENERATIONS = "generations.json"  # the table's artifact, which the UI opens as one
-EXAMPLES = {
-    "alpaca": {"instruction": "What is the sum of the numbers?", "input": "12 + 30"},
-    "text": {"text": "Once upon a time"},
-    "chat": {"instruction": "Name three colours."},
-    "alpaca_chat": {"instruction": "What is the sum of the numbers?", "input": "12 + 30"},
-}
 PACKAGE = Path(__file__).resolve().parents[1]
 PACKAGES = ("mlflow", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
 
@@ -69,11 +63,8 @@ class MlflowRegistry(Tracker):
             return version
 
     def _log_model(self, adapter: Adapter) -> str:
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            # It would have type hints decide the schema; the signature is given. (Set here, as MLflow's own imports set
-            # filters later than this file is loaded.)
-            warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method.*")
-            example = EXAMPLES[adapter.template]
+        with tempfile.TemporaryDirectory() as folder:
+            example = TEMPLATES[adapter.template].EXAMPLE
             card = Path(folder) / "MODEL_CARD.md"
             card.write_text(adapter.card, encoding="utf-8")
             info = mlflow.pyfunc.log_model(

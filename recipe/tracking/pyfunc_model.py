@@ -10,6 +10,7 @@ folder RECIPE_BASE_MODEL, and refused if its sha256 differs.
 
 import json
 import runpy
+import warnings
 from typing import Any
 
 import mlflow
@@ -18,6 +19,8 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
 MAX_NEW_TOKENS = 256
+# MLflow would have type hints decide the schema, and warns about a class without them; the signature is given instead.
+warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method.*", category=UserWarning)
 
 
 class AdapterModel(PythonModel):

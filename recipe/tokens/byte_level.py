@@ -1,0 +1,9 @@
+"""GPT-2's way to write bytes as characters, which byte-level BPE vocabularies use (openai/gpt-2, encoder.py)."""
+
+
+def byte_characters() -> dict[int, str]:
+    """GPT-2's character for each byte: itself where it is printable, else one from 256 on, in the bytes' order."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    characters = {byte: chr(byte) for byte in printable}
+    rest = [byte for byte in range(256) if byte not in characters]
+    return characters | {byte: chr(256 + number) for number, byte in enumerate(rest)}

@@ -1,0 +1,236 @@
+"""The package held to its rules: what a folder may import, and what runs in a stage is what dvc.yaml lists for it."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from conftest import RECIPE, ROOT, alpaca, edit, toy_rows, write_jsonl
+from ruamel.yaml import YAML
+from runs import ENVIRONMENT, run, stages_run
+
+from recipe.cli.context import STAGES, sections
+from recipe.core.config import Section
+from recipe.core.environment import LOCKS
+
+PACKAGE = ROOT / "recipe"
+SHARED = {"core", "text", "tokens", "model", "report"}
+UNLISTED = {"cli", "tracking", "planning"}
+PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
+ENTRIES = {name: entry.get("do", entry) for name, entry in PIPELINE["stages"].items()}
+
+
+def modules():
+    return sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def imports(module):
+    """The modules that a file imports, in functions too: `recipe.core.io`, `recipe.cli.context`, `mlflow`."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / module).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def folders_imported(module):
+    return {name.split(".")[1] for name in imports(module) if name.startswith("recipe.")}
+
+
+def test_the_folders_are_the_pipeline_and_what_it_shares():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == {*STAGES, *SHARED, *UNLISTED}
+    assert [path.name for path in sorted(PACKAGE.glob("*.py"))] == ["__init__.py", "__main__.py"]
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_file_imports_only_what_its_folder_may(module):
+    folder = module.split("/")[0]
+    used = folders_imported(module) - {folder}
+    if folder in STAGES:
+        assert used <= SHARED, f"a stage imports {used - SHARED}"
+    elif folder in SHARED:
+        assert used <= SHARED, f"a shared folder imports {used - SHARED}"
+    elif folder in {"tracking", "planning"}:
+        assert "cli" not in used
+    if folder != "tracking":
+        assert not any(name.split(".")[0] == "mlflow" for name in imports(module))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_files_hold_pydantic_classes_and_nothing_else(stage):
+    body = ast.parse((PACKAGE / stage / "params.py").read_text()).body
+    assert isinstance(body[0], ast.Expr) and len(body) > 1
+    for node in body[1:]:
+        is_class = isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["Section"]
+        assert is_class or isinstance(node, ast.Import | ast.ImportFrom), ast.unparse(node)[:80]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stages_folder_opens_with_its_help_alone(stage):
+    """It is imported for `recipe --help`, whatever stage runs."""
+    assert len(ast.parse((PACKAGE / stage / "__init__.py").read_text()).body) == 1
+
+
+def test_every_section_is_read_and_declared_key_by_key():
+    assert all(issubclass(section, Section) for section in sections().values())
+    declared = [key for entry in ENTRIES.values() for key in entry["params"]]
+    assert declared.count("${key}") == 1  # fetch watches the whole of `data` or `model`
+    wanted = {
+        f"{name}.{key}" for name, section in sections().items() if name not in {"data", "model"}
+        for key in section.model_fields
+    }  # fmt: skip
+    assert set(declared) - {"${key}"} == wanted and len(declared) == len(wanted) + 1
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_the_child_of_dvc_whatever_the_shell(stage):
+    """dash forks even for one command, and a stage that watches a shell would outlive `dvc`."""
+    assert ENTRIES[stage]["cmd"].startswith("exec python -P ${root}/recipe/__main__.py ")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_locks_are_an_input_of_every_stage_that_computes(stage):
+    locks = [f"${{root}}/requirements/{name}" for name in LOCKS]
+    assert stage == "register" or [one for one in ENTRIES[stage]["deps"] if "requirements" in one] == locks
+
+
+DUMP = """
+import atexit, json, runpy, sys
+program, out, *arguments = sys.argv[1:]
+atexit.register(lambda: open(out, "w").write(json.dumps([
+    [name, getattr(module, "__file__", None)] for name, module in sys.modules.items() if name.split(".")[0] == "recipe"
+])))
+sys.argv = [program, *arguments]
+runpy.run_path(program, run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_base, tmp_path_factory):
+    """{stage: files of the package that its process loaded}, of each stage run as DVC runs it, on a few rows."""
+    repository = tmp_path_factory.mktemp("layout") / "repository"
+    repository.mkdir()
+    for name in ("recipe", "demo", "requirements"):
+        (repository / name).symlink_to(ROOT / name)
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, repository / name)
+    write_jsonl(repository / "rows" / "train.jsonl", toy_rows(40))
+    write_jsonl(repository / "rows" / "validation.jsonl", [alpaca(f"Tell {n}.", "x y") for n in range(3)])
+    subprocess.run(
+        [*RECIPE, "new", "quick", "--data", "rows", "--model", tiny_base], cwd=repository, check=True, env=ENVIRONMENT
+    )
+    folder = repository / "presets" / "quick"
+    edit(folder, "num_prompts: 450", "num_prompts: 1")
+    edit(folder, "max_new_tokens: 64", "max_new_tokens: 2")
+    files = {}
+    for stage, command in [
+        ("fetch", ["fetch", "data"]),
+        ("fetch", ["fetch", "model"]),
+        *((s, [s]) for s in STAGES[1:]),
+    ]:
+        out = repository / "loaded.json"
+        subprocess.run(
+            [sys.executable, "-P", "-c", DUMP, "../../recipe/__main__.py", out, *command], cwd=folder, check=True,
+            env=ENVIRONMENT, capture_output=True,
+        )  # fmt: skip
+        paths = [file for _, file in json.loads(out.read_text()) if file]
+        names = {os.path.relpath(os.path.realpath(path), PACKAGE) for path in paths}
+        assert not any(name.startswith("..") for name in names), names
+        files[stage] = files.get(stage, set()) | names
+    return files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_code_that_runs_in_a_stage_is_the_code_that_dvc_lists(stage, loaded):
+    listed = {one.removeprefix("${root}/recipe/") for one in ENTRIES[stage]["deps"] if "/recipe/" in one}
+    assert "__main__.py" in listed
+    ran = {name for name in loaded[stage] if "/" in name and name.split("/")[0] not in UNLISTED}
+    others = {f"{other}/{file}" for other in STAGES for file in ("params.py", "__init__.py") if other != stage}
+    # What the params classes need: those of all stages are read, to find every mistake in params.yaml at once.
+    for_params = needed_by({f"{other}/params.py" for other in STAGES})
+    ran = {name for name in ran - others if not name.endswith("__init__.py")}
+    assert {name for name in ran - for_params if name.split("/")[0] not in listed} == set()
+    assert listed - {"__main__.py"} <= {name.split("/")[0] for name in ran}
+
+
+def needed_by(files):
+    """The files of the package that some files import when they are loaded, and those that these import."""
+    found, left = set(), set(files)
+    while left:
+        module = left.pop()
+        found.add(module)
+        for name in imports(module):
+            path = name.removeprefix("recipe.").replace(".", "/") + ".py"
+            if name.startswith("recipe.") and (PACKAGE / path).is_file() and path not in found:
+                left.add(path)
+    return found
+
+
+def test_nothing_in_the_working_folder_takes_a_librarys_place(tmp_path):
+    for name in ("datasets", "torch", "numpy", "recipe", "click", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
+    done = subprocess.run([*RECIPE, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "Commands:" in done.stdout
+    done = subprocess.run([*RECIPE, "train"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "params.yaml is missing" in done.stderr
+
+
+def test_an_environment_of_another_lock_is_refused(tmp_path, monkeypatch):
+    from recipe.core.environment import RECORD, check_installed_lock
+    from recipe.core.errors import MachineError
+
+    requirements = tmp_path / "requirements"
+    requirements.mkdir()
+    shutil.copy(ROOT / "requirements/cpu.lock", requirements)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    check_installed_lock(requirements)  # one that nothing is known of
+    for line, refused in (((requirements / "cpu.lock"), False), (None, True)):
+        from recipe.core.io import sha256_file
+
+        digest = sha256_file(line) if line else "0" * 64
+        (tmp_path / RECORD).write_text(f"{digest}  requirements/cpu.lock\n")
+        if refused:
+            with pytest.raises(MachineError, match="Run `make env`"):
+                check_installed_lock(requirements)
+        else:
+            check_installed_lock(requirements)
+
+
+def blocks():
+    """The fenced blocks of CONTRIBUTING.md that name a file in their first line: (name, text)."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for fenced in re.findall(r"^   ```\w+\n(.*?)^   ```", text, flags=re.MULTILINE | re.DOTALL):
+        name, _, body = re.sub(r"^   ", "", fenced, flags=re.MULTILINE).partition("\n")
+        yield name.removeprefix("# "), body
+
+
+@pytest.mark.slow
+def test_a_stage_is_added_by_the_steps_in_contributing(commit, tmp_path):
+    folder = tmp_path / "repository"
+    run(tmp_path, "git", "clone", "-q", commit, folder)
+    written = dict(blocks())
+    for name in ("__init__", "params", "stage"):
+        path = folder / f"recipe/count/{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(written[f"recipe/count/{name}.py"])
+    edit(folder / "recipe/cli/context.py", '"prepare", "analyze"', '"count", "prepare", "analyze"')
+    edit(folder / "dvc.yaml", "      raw: data/raw\n", "      raw: data/raw\n" + written["dvc.yaml: vars"])
+    with (folder / "dvc.yaml").open("a") as file:
+        file.write("\n" + textwrap.indent(textwrap.dedent(written["dvc.yaml: stages"]), "  "))
+    with (folder / "params.yaml").open("a") as file:
+        file.write("\n" + written["params.yaml"])
+    assert "count" in run(folder, sys.executable, "-P", "recipe/__main__.py", "--help")
+    assert stages_run(run(folder, "dvc", "repro", "count")) == ["fetch@data", "count"]
+    assert json.loads((folder / "metrics/count.json").read_text())["rows"] > 4000
+    edit(folder, "at_least: 1 ", "at_least: 1000000 ")
+    assert "fewer than count.at_least" in run(folder, "dvc", "repro", "count", check=False)
