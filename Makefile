@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help env demo plan repro test test-all browser pictures lint types format bench bench-prepare bench-pipeline mlflow-ui lock clean
+.PHONY: help env demo plan repro test test-all test-long browser pictures lint types format bench bench-prepare bench-pipeline mlflow-ui lock presets clean
 .PHONY: docker-train docker-demo docker-shell docker-build docker-check docker-pin docker-test docker-test-cuda
 .PHONY: services-up services-down services-train services-backup services-restore
 
@@ -42,7 +42,7 @@ repro: env  ## Run what is out of date in a recipe folder (RECIPE=presets/NAME)
 	cd $(or $(RECIPE),.) && dvc repro
 
 test: env  ## The fast tests: offline, on a CPU, at most 8 minutes
-	pytest -m "not slow and not docker and not browser and not gpu and not cuda_image" --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90
+	pytest -n 2 --dist loadgroup -m "not slow and not docker and not browser and not gpu and not cuda_image" --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90
 
 browser: $(VENV)/browser-lock.sha256  ## Add what drives Chromium in the browser's tests
 
@@ -53,8 +53,11 @@ $(VENV)/browser-lock.sha256: $(VENV)/recipe-lock.sha256 requirements/browser.loc
 pictures: browser  ## Run the browser's tests and write the README's pictures anew (docs/pictures)
 	PICTURES=docs/pictures pytest -m browser
 
-test-all: env browser  ## All tests that this machine can run
-	pytest -m "not gpu and not cuda_image" --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90
+test-all: env browser  ## All tests that this machine can run, but for the longest
+	pytest -n 2 --dist loadgroup -m "not long and not gpu and not cuda_image" --durations=20 --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90
+
+test-long: env browser  ## The tests that take longer than CI allows; docs/ has their last result
+	pytest -m long --durations=0
 
 lint: env  ## Style
 	ruff format --check .

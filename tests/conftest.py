@@ -9,7 +9,7 @@ from pathlib import Path
 # As the command line does it: one code path on every processor, nothing asked of the Hub.
 os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_CBWR="AVX2")
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TRANSFORMERS_VERBOSITY="error")
-os.environ.update(DVC_NO_ANALYTICS="1", MLFLOW_DISABLE_TELEMETRY="true")
+os.environ.update(DVC_NO_ANALYTICS="1", MLFLOW_DISABLE_TELEMETRY="true", GOMP_SPINCOUNT="1000")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 import pytest
@@ -70,6 +70,19 @@ def edit(path, old, new):
 def toy_rows(count):
     """Rows whose answer is in the prompt, with lengths from short to long."""
     return [alpaca(f"Say number {n} and nothing else.", f"{n} " * (1 + n % 17), "x " * (n % 5)) for n in range(count)]
+
+
+ENGINE = {"engine", "image", "cloned", "place", "wheel"}
+RUNS = {"finished", "real", "swept", "commit"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of two workers, one gets all tests that share an engine and an image, one those that share a finished demo."""
+    for item in items:
+        fixtures = set(item.fixturenames)
+        group = "engine" if fixtures & ENGINE else "runs" if fixtures & RUNS else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)

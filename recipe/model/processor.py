@@ -22,6 +22,9 @@ def pin_processor(dtype: Dtype = "auto") -> None:
         os.environ.pop("ATEN_CPU_CAPABILITY", None)
     else:
         os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2")
+    # Threads that wait for each other spin for this many rounds, then sleep. With libgomp's own count, two trainings on
+    # two cores take 4 to 8 times as long as one; with this one twice, and one alone is as fast (docs/RESULTS.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # cuBLAS picks its workspace, and with it the order of sums, by stream unless told (CUDA docs, cuBLAS, 2.1.4).
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

@@ -6,6 +6,7 @@ The versions of a model, with numbers, lineage and the alias `champion`; the run
 import importlib.metadata
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ class MlflowRegistry(Tracker):
             return version
 
     def _log_model(self, adapter: Adapter) -> str:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            # As in pyfunc_model.py; set again here, as MLflow's own imports set other filters in between.
+            warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method.*")
             example = TEMPLATES[adapter.template].EXAMPLE
             card = Path(folder) / "MODEL_CARD.md"
             card.write_text(adapter.card, encoding="utf-8")
