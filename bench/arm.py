@@ -209,19 +209,25 @@ def ours(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on: str) 
         train_metrics=out / "train.json", loss_curve=out / "loss.csv",
     )  # fmt: skip
     data = DataParams(
-        source=plan["rows"], id=None, revision=None, subset=None, sha256=None, train="train", validation="validation"
+        source=plan["rows"],
+        id=None,
+        revision=None,
+        subset=None,
+        sha256=None,
+        train_split="train",
+        validation_split="validation",
     )
     fetch_data(data, paths)
     base = ModelParams(source=plan["base"], id="bench", revision=None, trust_remote_code=False)
     fetch_model(base, paths)
     sequence = SequenceParams(
-        template="alpaca", chat_template=None, columns=columns, max_length=plan["max_length"], overlong="truncate",
+        template="alpaca", chat_template=None, columns=columns, max_length=plan["max_length"], on_overlong="truncate",
         loss_on=loss_on, packing=True, validation_fraction=0.05, on_bad_row="error",
     )  # fmt: skip
     prepare(sequence, paths, lambda items, *_: items)
     targets = plan["target_modules"]
     params = stage.TrainParams(
-        num_epochs=1, batch_size=plan["batch_size"], micro_batch_tokens=plan["micro_batch_tokens"],
+        num_epochs=1, global_batch_size=plan["batch_size"], micro_batch_tokens=plan["micro_batch_tokens"],
         learning_rate=plan["learning_rate"], lr_schedule="linear", warmup_ratio=0.1, weight_decay=0.0,
         max_grad_norm=1.0, dtype=plan["dtype"], quantization=plan["quantization"],
         activation_checkpointing="on" if plan["activation_checkpointing"] else "off", seed=plan["seed"],

@@ -64,7 +64,7 @@ def isolation(base: Path) -> float:
     import torch
 
     from recipe.model.load import load_base
-    from recipe.model.packed_attention import bounded
+    from recipe.model.packed_attention import add_cu_seqlens
     from recipe.tokens.packing import collate
 
     manifest = {"id": "x", "path": str(base), "converted": False, "remote_code": False, "files": []}
@@ -73,10 +73,10 @@ def isolation(base: Path) -> float:
     torch.manual_seed(0)
     lengths = [1, 2, 31, 64, 333]
     ids = torch.randint(2, 900, (sum(lengths),))
-    row = {"input_ids": ids.numpy(), "trained": [True] * len(ids), "seq_lengths": lengths}
+    row = {"input_ids": ids.numpy(), "completion_mask": [True] * len(ids), "seq_lengths": lengths}
     batch = {
         name: value.to(model.device) if hasattr(value, "to") else value
-        for name, value in bounded(collate([row], 1)).items()
+        for name, value in add_cu_seqlens(collate([row], 1)).items()
     }
     batch.pop("labels")
     worst = 0.0

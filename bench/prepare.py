@@ -50,14 +50,14 @@ def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
     paths = paths_in(work)
     fetch_model(ModelParams(source=str(base), id="bench", revision=None, trust_remote_code=False), paths)
     sequence = SequenceParams(
-        template="alpaca", chat_template=None, columns=COLUMNS, max_length=max_length, overlong="truncate",
+        template="alpaca", chat_template=None, columns=COLUMNS, max_length=max_length, on_overlong="truncate",
         loss_on="completion", packing=True, validation_fraction=0.01, on_bad_row="error",
     )  # fmt: skip
     for module in ("orjson", "pandas", "pyarrow", "tiktoken"):  # imports do not count, here and in the other arm
         importlib.import_module(module)
     started = time.monotonic()
     data = DataParams(
-        source=str(rows), id=None, revision=None, subset=None, sha256=None, train="train", validation=None
+        source=str(rows), id=None, revision=None, subset=None, sha256=None, train_split="train", validation_split=None
     )
     fetch_data(data, paths)
     prepare(sequence, paths, lambda items, *_: items)

@@ -29,7 +29,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from demo.rows import KINDS, Words, words_of
+from demo.rows import CATEGORIES, Words, words_of
 from demo.words import invented
 
 SEED = 7
@@ -80,10 +80,10 @@ def prose(rng: Random, words: Words) -> str:
     )  # fmt: skip
 
 
-def notation(rng: Random, words: Words, kind: str, num_examples: int) -> str:
-    """A kind's tag and `num_examples` solved examples, a line each."""
-    make, _ = KINDS[kind]
-    lines = [kind]
+def notation(rng: Random, words: Words, category: str, num_examples: int) -> str:
+    """A category's tag and `num_examples` solved examples, a line each."""
+    make, _ = CATEGORIES[category]
+    lines = [category]
     for _ in range(num_examples):
         task = make(rng, words)
         text = f"{task.query}: {task.text}" if task.query else task.text
@@ -96,7 +96,7 @@ def document(rng: Random) -> str:
     words = corpus_words(rng)
     if rng.random() < 0.1:
         return prose(rng, words)
-    return notation(rng, words, rng.choice(list(KINDS)), rng.randint(1, 6))
+    return notation(rng, words, rng.choice(list(CATEGORIES)), rng.randint(1, 6))
 
 
 def train_tokenizer(rng: Random) -> PreTrainedTokenizerFast:
@@ -131,14 +131,14 @@ def batches(rng: Random, tokenizer: PreTrainedTokenizerFast) -> Iterator[torch.T
         del stream[:need]
 
 
-def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, kind: str, count: int = 30) -> float:
-    """The share of held-out examples that the base solves after three solved ones of the same kind."""
-    rng, right = Random(f"{SEED}/{kind}"), 0
+def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, category: str, count: int = 30) -> float:
+    """The share of held-out examples that the base solves after three solved ones of the same category."""
+    rng, right = Random(f"{SEED}/{category}"), 0
     for _ in range(count):
         words = words_of(held=True)
         # Short passages, so that four of them fit into SEQ_LENGTH tokens.
         words = Words(rng.sample(words.names, 4), words.cities, words.nouns, words.verbs, held=True)
-        shown, answer = notation(rng, words, kind, 4).rsplit(" => ", 1)
+        shown, answer = notation(rng, words, category, 4).rsplit(" => ", 1)
         ids = tokenizer(f"{shown} => ", return_tensors="pt")["input_ids"]
         made = model.generate(ids, max_new_tokens=40, do_sample=False, pad_token_id=tokenizer.pad_token_id)
         right += tokenizer.decode(made[0, ids.shape[1] :]).split("\n")[0].removesuffix(END) == answer
@@ -187,7 +187,7 @@ def main() -> None:
         model.save_pretrained(BASE)
         tokenizer.save_pretrained(BASE)
         model = model.float()
-        say(few_shot_accuracy={kind: round(accuracy(model, tokenizer, kind), 3) for kind in KINDS})
+        say(few_shot_accuracy={category: round(accuracy(model, tokenizer, category), 3) for category in CATEGORIES})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Writes the demo's rows: small language tasks with one right answer each, in Alpaca's columns.
 
 Reads nothing but the word lists and a seed. Makes `demo/rows/train.jsonl` and `demo/rows/validation.jsonl`:
-`instruction`, `input`, `output` and `kind`. A validation row is made of held-out words and number pairs alone, so
+`instruction`, `input`, `output` and `category`. A validation row is made of held-out words and number pairs alone, so
 that a right answer there can't be recalled from a training row.
 
     python -m demo.rows            # writes both files again, byte for byte
@@ -162,8 +162,8 @@ def lookup(rng: Random, words: Words) -> Task:
     return Task(name, " ".join(f"{person} lives in {city}." for person, city in homes.items()), homes[name])
 
 
-# Of each kind: how a row asks for it. `{text}` in the instruction leaves the input empty.
-KINDS: dict[str, tuple[Callable[[Random, Words], Task], list[str]]] = {
+# Of each category: how a row asks for it. `{text}` in the instruction leaves the input empty.
+CATEGORIES: dict[str, tuple[Callable[[Random, Words], Task], list[str]]] = {
     "reverse": (reverse, ["Write the list in reverse order.", "Turn this list around: {text}"]),
     "last": (last, ["What is the last item of the list?", "Name the final item in this list: {text}"]),
     "repeat": (repeat, ["Write the word three times.", 'Say the word "{text}" three times.']),
@@ -181,27 +181,27 @@ KINDS: dict[str, tuple[Callable[[Random, Words], Task], list[str]]] = {
 }
 
 
-def row(kind: str, rng: Random, words: Words) -> dict[str, str]:
-    """One row of a kind in Alpaca's columns."""
-    make, phrasings = KINDS[kind]
+def row(category: str, rng: Random, words: Words) -> dict[str, str]:
+    """One row of a category in Alpaca's columns."""
+    make, phrasings = CATEGORIES[category]
     task, phrasing = make(rng, words), rng.choice(phrasings)
     return {
         "instruction": phrasing.format(query=task.query, text=task.text),
         "input": "" if "{text}" in phrasing else task.text,
         "output": task.answer,
-        "kind": kind,
+        "category": category,
     }
 
 
 def rows(count: int, seed: int, words: Words) -> list[dict[str, str]]:
-    """`count` rows, no prompt twice, the kinds in turn."""
+    """`count` rows, no prompt twice, the categories in turn."""
     rng = Random(seed)
     seen: set[tuple[str, str]] = set()
     made: list[dict[str, str]] = []
-    kinds = list(KINDS)
+    categories = list(CATEGORIES)
     attempts = 0
     while len(made) < count:
-        candidate = row(kinds[attempts % len(kinds)], rng, words)
+        candidate = row(categories[attempts % len(categories)], rng, words)
         attempts += 1
         prompt = (candidate["instruction"], candidate["input"])
         if prompt not in seen:

@@ -156,7 +156,7 @@ def sequence_params():
             "chat_template": None,
             "columns": {"instruction": "instruction", "input": "input", "output": "output"},
             "max_length": 256,
-            "overlong": "truncate",
+            "on_overlong": "truncate",
             "loss_on": "completion",
             "packing": True,
             "validation_fraction": 0.2,
@@ -181,7 +181,13 @@ def raw(tmp_path):
             write_jsonl(source / "validation.jsonl", validation)
         split = None if validation is None else "validation"
         params = DataParams(
-            source="source", id=None, revision=None, subset=None, sha256=None, train="train", validation=split
+            source="source",
+            id=None,
+            revision=None,
+            subset=None,
+            sha256=None,
+            train_split="train",
+            validation_split=split,
         )
         fetch_data(params, paths_in(tmp_path, folder=tmp_path))
         return tmp_path / "raw"
@@ -214,7 +220,7 @@ def train_params():
     def make(**changes):
         values = {
             "num_epochs": 1,
-            "batch_size": 2,
+            "global_batch_size": 2,
             "micro_batch_tokens": 256,
             "learning_rate": 1e-2,
             "lr_schedule": "linear",
@@ -261,7 +267,7 @@ def evaluate_in(folder, base, **changes):
     from recipe.evaluate.params import EvaluateParams
     from recipe.evaluate.stage import evaluate
 
-    params = EvaluateParams(**{"num_prompts": 4, "max_new_tokens": 5, "batch_tokens": 600, "tasks": [], **changes})
+    params = EvaluateParams(**{"max_generations": 4, "max_new_tokens": 5, "batch_tokens": 600, "tasks": [], **changes})
     return evaluate(params, paths_in(folder, base=base), no_progress)
 
 

@@ -116,8 +116,8 @@ def real(request, finished, tmp_path_factory):
     folder = finished / "presets" / recipe
     edit(folder, "sha256: null ", f"sha256: {sha256_file(rows)} ")
     edit(folder, "max_length: 256", REAL[name])
-    edit(folder, "num_prompts: 450", "num_prompts: 8")
-    edit(folder, "kind: kind", "")
+    edit(folder, "max_generations: 450", "max_generations: 8")
+    edit(folder, "category: category", "")
     # Not fetch@model for the second of them: DVC knows its result.
     ran = set(stages_run(run(folder, "dvc", "repro")))
     assert ran - {"fetch@model"} == {"fetch@data", "prepare", "analyze", "train", "evaluate", "register"}

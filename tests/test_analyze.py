@@ -5,7 +5,7 @@ import pytest
 from conftest import alpaca, no_progress, paths_in, toy_rows
 
 from recipe.analyze.params import AnalyzeParams
-from recipe.analyze.report import some, wrapped
+from recipe.analyze.report import format_row, list_places
 from recipe.analyze.stage import analyze, quantiles, share_above, show
 from recipe.core.errors import DataError
 from recipe.core.io import sha256_tree
@@ -25,7 +25,7 @@ def test_the_share_above_a_limit_leaves_out_the_limit():
 
 
 def test_a_row_in_full_is_wrapped_at_50_after_the_tutorials_rule():
-    text = wrapped({"instruction": "word " * 30, "output": "a\n\nb"})
+    text = format_row({"instruction": "word " * 30, "output": "a\n\nb"})
     assert text.splitlines()[0] == "---" * 15
     assert max(map(len, text.splitlines())) == 50 - 1  # nine words of five, less the last space
     assert text.endswith("output:\na\n\nb")
@@ -164,8 +164,8 @@ def test_the_curve_for_dvc_ends_with_all_rows(report):
 
 def test_a_file_is_named_once_and_the_rest_is_counted():
     places = [f"a.json, line {n}" for n in range(3)] + ["b.json, line 9"]
-    assert some(places, 4) == "a.json, line 0, 1, 2; b.json, line 9"
-    assert some([f"a, b.json, line {n}" for n in range(9)], 12) == "a, b.json, line 0, 1, 2, 3, 4; and 7 more"
+    assert list_places(places, 4) == "a.json, line 0, 1, 2; b.json, line 9"
+    assert list_places([f"a, b.json, line {n}" for n in range(9)], 12) == "a, b.json, line 0, 1, 2, 3, 4; and 7 more"
 
 
 def test_figures_do_not_read_the_users_settings(tmp_path, monkeypatch):

@@ -6,13 +6,13 @@ from transformers import Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, Q
 
 from recipe.core.errors import ParamsError
 from recipe.model.packed_attention import (
-    BORDERS,
+    CU_SEQLENS,
     _attend_at_once,
+    add_cu_seqlens,
     attend_by_document,
-    bounded,
     choose_attention,
     flash_dtype,
-    isolates,
+    packing_is_isolated,
 )
 from recipe.tokens.packing import collate
 
@@ -26,7 +26,7 @@ def test_gradients_of_an_adapter_are_those_of_the_dense_mask(tiny_base):
     rows = [
         {
             "input_ids": rng.integers(1, 300, sum(lengths)),
-            "trained": np.ones(sum(lengths), bool),
+            "completion_mask": np.ones(sum(lengths), bool),
             "seq_lengths": lengths,
         }
         for _ in range(2)
@@ -75,7 +75,7 @@ def test_memory_that_runs_out_is_not_called_a_leak(tiny_base, monkeypatch):
 
     monkeypatch.setattr(model, "forward", full)
     with pytest.raises(torch.OutOfMemoryError):
-        isolates(model)
+        packing_is_isolated(model)
 
 
 def test_what_it_cannot_do_is_never_left_out_silently():
@@ -114,13 +114,14 @@ def test_at_once_it_is_the_loop(key_heads, known, monkeypatch):
     assert set(inspect.signature(flash).parameters) <= set(inspect.signature(varlen.varlen_attn).parameters)
     monkeypatch.setattr(varlen, "varlen_attn", flash)
     rows = [
-        {"input_ids": [1] * sum(some), "trained": [True] * sum(some), "seq_lengths": some} for some in ([1, 6], [4])
+        {"input_ids": [1] * sum(some), "completion_mask": [True] * sum(some), "seq_lengths": some}
+        for some in ([1, 6], [4])
     ]
-    batch = bounded(collate(rows, 0))
+    batch = add_cu_seqlens(collate(rows, 0))
     assert batch["cu_seq_lens_q"].tolist() == [0, 1, 7, 11, 14] and batch["max_length_q"] == 6
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, heads, 7, 8) for heads in (4, key_heads, key_heads))
-    more = {name: batch[name] for name in BORDERS} if known else {}
+    more = {name: batch[name] for name in CU_SEQLENS} if known else {}
     made = _attend_at_once(query, key, value, 0.3, batch["position_ids"], more)
     wanted, _ = attend_by_document(None, query, key, value, None, 0.3, position_ids=batch["position_ids"])
     torch.testing.assert_close(made, wanted)
@@ -146,5 +147,5 @@ def test_no_family_trains_packed_unless_its_examples_are_kept_apart(family, tmp_
         plain_base(tmp_path, 0)
     else:
         model = plain_base(tmp_path, 0, packed=True)
-        assert isolates(model)
+        assert packing_is_isolated(model)
         assert (model.config._attn_implementation == "by_document") == (family != "Gemma2")

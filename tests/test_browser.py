@@ -146,7 +146,7 @@ def check_analysis(page, folder):
     assert flaws == {name: f"{one['rows']:,}" for name, one in summary["flaws"].items()}
     done = {row[0]: row[1].replace(",", "") for row in rows_of(page, "What prepare did")[1:]}
     assert done["rows to train on"] == str(summary["prepared"]["rows"]["train"])
-    assert done["of them trained (answers)"] == str(summary["prepared"]["tokens"]["train_trained"])
+    assert done["of them trained (answers)"] == str(summary["prepared"]["tokens"]["train_loss_tokens"])
     curve = list(csv.DictReader((folder / "reports" / "analysis" / "lengths.csv").open()))
     assert int(curve[-1]["tokens"]) == summary["tokens"]["max"]
     packed = page.locator(".packed")
@@ -187,7 +187,7 @@ def test_the_defaults_figures_are_those_of_the_json(finished, open_page):
     keep(page, "analysis", **between(page, None, "The first rows"))
     page = open_page(report(finished, "evaluation"))
     check_evaluation(page, finished)
-    keep(page, "evaluation", **between(page, None, "Loss by kind"))
+    keep(page, "evaluation", **between(page, None, "Loss by category"))
 
 
 def test_the_real_datas_figures_are_those_of_the_json(real, open_page):
@@ -232,13 +232,13 @@ def last_run(served):
 def test_the_runs_page_says_what_was_trained_and_whether_it_is_better(served, ui):
     make, folder = ui
     page, scores = make(last_run(served)), scores_of(folder)
-    sort = groups_of(folder)["exact_match_by_kind"]["sort"]["adapter"]
+    sort = groups_of(folder)["exact_match_by_category"]["sort"]["adapter"]
     page.get_by_role("heading", name="demo/rows on demo-base, r16 lr0.003 len256").wait_for()
     page.get_by_text(f"validation loss {scores['adapter']['loss']:.3f} against").first.wait_for()
     page.get_by_text("recipe-demo").first.wait_for()
     for name, value in (("eval/adapter/loss", scores["adapter"]["loss"]),
                         ("eval/difference/exact_match", scores["difference"]["exact_match"]),
-                        ("eval/exact_match_by_kind/sort", sort)):  # fmt: skip
+                        ("eval/exact_match_by_category/sort", sort)):  # fmt: skip
         page.get_by_placeholder("Search metrics").fill(name)
         row = page.get_by_role("row").filter(has=page.get_by_text(name, exact=True))
         assert float(row.get_by_role("cell").nth(1).inner_text()) == pytest.approx(value)

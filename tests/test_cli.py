@@ -109,7 +109,7 @@ def test_a_new_recipe_has_its_params_with_comments_and_the_roots_pipeline(quick,
     assert differing == [("  - root: ../..", "  - root: .")]
     text = (quick / "params.yaml").read_text()
     assert text.startswith("# The recipe quick.") and "# rank of the update" in text
-    assert recipe(quick, "params", "data.validation").stdout == "test\n"
+    assert recipe(quick, "params", "data.validation_split").stdout == "test\n"
     assert recipe(quick, "params", "registry.name").stdout == "quick\n"
     assert (quick / recipe(quick, "params", "model.source").stdout.strip()).is_dir()
     for name, part in (("quick", "is there already"), ("../x", "is no name"), ("", "is no name")):
@@ -128,7 +128,7 @@ def test_a_new_recipe_of_what_is_on_the_hub(copy):
     assert done.stdout.strip().endswith("cd presets/other && recipe pin && dvc repro")
     assert (copy / "presets" / "other" / "hub").read_text().count("\n") == 1
     for key, value in (
-        ("data.source", "hub"), ("data.id", "tatsu-lab/alpaca"), ("data.validation", "null"),
+        ("data.source", "hub"), ("data.id", "tatsu-lab/alpaca"), ("data.validation_split", "null"),
         ("model.source", "hub"), ("model.id", "Qwen/Qwen3-0.6B-Base"), ("model.revision", "null"),
     ):  # fmt: skip
         assert recipe(copy / "presets" / "other", "params", key).stdout == f"{value}\n"
@@ -139,7 +139,7 @@ def test_a_new_recipe_of_what_is_on_the_hub(copy):
 def test_a_file_is_split_and_a_folder_without_train_split_is_refused(copy, tmp_path):
     rows = write_jsonl(tmp_path / "rows.jsonl", toy_rows(3))
     assert recipe(copy, "new", "file", "--data", rows).returncode == 0
-    assert recipe(copy / "presets" / "file", "params", "data.validation").stdout == "null\n"
+    assert recipe(copy / "presets" / "file", "params", "data.validation_split").stdout == "null\n"
     (tmp_path / "empty").mkdir()
     done = recipe(copy, "new", "folder", "--data", tmp_path / "empty")
     assert done.returncode == 3 and "has no train split" in done.stderr
@@ -200,7 +200,7 @@ def test_another_lock_is_installed_anew(tmp_path):
 def test_training_that_cannot_fit_is_refused_unless_forced(quick, monkeypatch):
     monkeypatch.chdir(quick)
     edit(quick, "micro_batch_tokens: 1024 ", "micro_batch_tokens: 25600000 ")
-    edit(quick, "batch_size: 4 ", "batch_size: 100000 ")
+    edit(quick, "global_batch_size: 4 ", "global_batch_size: 100000 ")
     runner = CliRunner()
     for stage in ("fetch data", "fetch model", "prepare"):
         assert runner.invoke(main, stage.split(), catch_exceptions=False).exit_code == 0
@@ -218,7 +218,7 @@ def test_the_stages_by_hand_then_summary_and_chat(quick):
     before = Path.cwd()
     os.chdir(quick)
     try:
-        for key, value in (("num_prompts: 450", "num_prompts: 4"), ("max_new_tokens: 64", "max_new_tokens: 4")):
+        for key, value in (("max_generations: 450", "max_generations: 4"), ("max_new_tokens: 64", "max_new_tokens: 4")):
             edit(quick, key, value)
         runner = CliRunner()
         for command in (["chat"], ["train"], ["summary"]):

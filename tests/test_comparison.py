@@ -9,7 +9,7 @@ from recipe.report.comparison import (
     ScoredRow,
     by_group,
     compare,
-    gained,
+    describe_gain,
     headline,
     interval,
     length_groups,
@@ -47,8 +47,8 @@ def test_of_the_fewest_rows_it_covers_the_truth_in_nine_cases_of_ten():
 
 
 def test_an_interval_has_no_negative_zero():
-    assert gained("loss", 0.5, -0.00001, 1.0) == ("0.500 lower", "0.000 to 1.000")
-    assert gained("exact_match", -0.2, -0.6, 0.0) == ("20.0 points lower", "0.0 to 60.0 points")
+    assert describe_gain("loss", 0.5, -0.00001, 1.0) == ("0.500 lower", "0.000 to 1.000")
+    assert describe_gain("exact_match", -0.2, -0.6, 0.0) == ("20.0 points lower", "0.0 to 60.0 points")
 
 
 def test_it_is_the_same_each_time_and_however_many_are_drawn_at_once(monkeypatch):
@@ -60,8 +60,8 @@ def test_it_is_the_same_each_time_and_however_many_are_drawn_at_once(monkeypatch
     assert interval([2.0, 4.0], [1, 2]) == (2.0, 2.0)
 
 
-def row(kind, length, losses, *, trained=1, right=(0, 0), matches=None):
-    return ScoredRow(kind, length, trained, losses, right, matches)
+def row(category, length, losses, *, trained=1, right=(0, 0), matches=None):
+    return ScoredRow(category, length, trained, losses, right, matches)
 
 
 def test_a_measure_weighs_tokens_and_its_gain_has_an_interval():
@@ -117,12 +117,12 @@ def test_measures_by_kind_and_by_length():
         row("b", 9, (2.0, 2.0), matches=(False, False)), row("", 10, (7.0, 1.0)),
     ]  # fmt: skip
     made = by_group(rows)
-    assert list(made["loss_by_kind"]) == ["a", "b"] and set(made["exact_match_by_kind"]) == {"b"}
-    assert made["loss_by_kind"]["b"] | {"low": 0, "high": 0} == {
+    assert list(made["loss_by_category"]) == ["a", "b"] and set(made["exact_match_by_category"]) == {"b"}
+    assert made["loss_by_category"]["b"] | {"low": 0, "high": 0} == {
         "rows": 2, "base": 3.0, "adapter": 1.5, "gain": 1.5, "low": 0, "high": 0,
     }  # fmt: skip
-    assert made["loss_by_kind"]["a"]["gain"] == -0.5 and made["token_accuracy_by_kind"]["a"]["gain"] == 0.5
-    assert made["exact_match_by_kind"]["b"]["adapter"] == 0.5
+    assert made["loss_by_category"]["a"]["gain"] == -0.5 and made["token_accuracy_by_category"]["a"]["gain"] == 0.5
+    assert made["exact_match_by_category"]["b"]["adapter"] == 0.5
     assert list(made["loss_by_length"]) == [f"up to {top} tokens" for top in (5, 9, 10, 90)]
     assert list(made["exact_match_by_length"]) == ["up to 9 tokens", "up to 90 tokens"]
 

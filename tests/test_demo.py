@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from demo.rows import KINDS, write
+from demo.rows import CATEGORIES, write
 from demo.words import CITIES, NAMES, NOUNS, VERBS, held_out, past, plural
 
 ROWS = {
@@ -26,9 +26,11 @@ def test_the_rows_are_what_the_generator_writes(tmp_path):
         assert (tmp_path / f"{split}.jsonl").read_bytes() == (ROOT / "demo" / "rows" / f"{split}.jsonl").read_bytes()
 
 
-def test_there_are_thousands_of_rows_of_many_kinds_with_a_long_tail():
-    assert len(ROWS["train"]) >= 4000 and len(KINDS) >= 8
-    assert {row["kind"] for row in ROWS["train"]} == {row["kind"] for row in ROWS["validation"]} == set(KINDS)
+def test_there_are_thousands_of_rows_of_many_categories_with_a_long_tail():
+    assert len(ROWS["train"]) >= 4000 and len(CATEGORIES) >= 8
+    assert (
+        {row["category"] for row in ROWS["train"]} == {row["category"] for row in ROWS["validation"]} == set(CATEGORIES)
+    )
     lengths = [len(prompt(row)) for row in ROWS["train"]]
     assert max(lengths) > 20 * np.median(lengths)
 
@@ -83,7 +85,7 @@ def test_the_base_model_is_small_and_has_its_log():
     base = ROOT / "demo" / "base"
     assert sum(file.stat().st_size for file in base.iterdir()) <= 8_000_000
     log = [json.loads(line) for line in (base / "pretrain.log").read_text().splitlines()]
-    assert log[0]["parameters"] == 1_967_808 and set(log[-1]["few_shot_accuracy"]) == set(KINDS)
+    assert log[0]["parameters"] == 1_967_808 and set(log[-1]["few_shot_accuracy"]) == set(CATEGORIES)
 
 
 def test_the_default_shows_what_fine_tuning_is_for():

@@ -91,8 +91,8 @@ def test_the_stage_scores_both_and_gives_the_same_bytes_again(trained, fetched_b
 
 def test_no_prompts_leave_exact_match_out(trained, fetched_base):
     folder = trained()
-    results, groups = evaluate_in(folder, fetched_base, num_prompts=0), groups_in(folder)
-    assert groups["exact_match_by_kind"] == groups["exact_match_by_length"] == groups["loss_by_kind"] == {}
+    results, groups = evaluate_in(folder, fetched_base, max_generations=0), groups_in(folder)
+    assert groups["exact_match_by_category"] == groups["exact_match_by_length"] == groups["loss_by_category"] == {}
     assert groups["loss_by_length"]
     assert results["adapter"]["exact_match"] is None and "exact_match" not in results["difference"]
 
@@ -106,5 +106,5 @@ def test_an_exact_match_is_the_whole_answer(trained, fetched_base, monkeypatch):
     ]
     answers = [wanted[0], *(f"{answer} and more" for answer in wanted[1:])]
     monkeypatch.setattr(recipe.evaluate.stage, "generate", lambda *_: answers)
-    results = evaluate_in(folder, fetched_base, num_prompts=len(wanted))
+    results = evaluate_in(folder, fetched_base, max_generations=len(wanted))
     assert results["adapter"]["exact_match"] == pytest.approx(1 / len(wanted), abs=1e-6)

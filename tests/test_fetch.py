@@ -11,9 +11,16 @@ from recipe.fetch.stage import fetch_data, fetch_model
 from recipe.tokens.tokenizer import load_tokenizer
 
 
-def data(source="rows", train="train", validation=None, sha256=None, **changes):
+def data(source="rows", train_split="train", validation_split=None, sha256=None, **changes):
     return DataParams(
-        source=source, id=None, revision=None, subset=None, sha256=sha256, train=train, validation=validation, **changes
+        source=source,
+        id=None,
+        revision=None,
+        subset=None,
+        sha256=sha256,
+        train_split=train_split,
+        validation_split=validation_split,
+        **changes,
     )
 
 
@@ -27,7 +34,7 @@ def rows(tmp_path):
 
 
 def test_a_folder_gives_its_splits_and_a_manifest(rows):
-    fetch_data(data(validation="test"), paths_in(rows, folder=rows))
+    fetch_data(data(validation_split="test"), paths_in(rows, folder=rows))
     manifest = json.loads((rows / "raw" / "manifest.json").read_text())
     assert [(file["name"], file["split"]) for file in manifest["files"]] == [
         ("train-0000.jsonl", "train"),
@@ -44,20 +51,20 @@ def test_a_folder_gives_its_splits_and_a_manifest(rows):
 def test_a_file_is_one_split(rows):
     fetch_data(data("rows/test.jsonl"), paths_in(rows, folder=rows))
     assert sorted(file.name for file in (rows / "raw").iterdir()) == ["manifest.json", "test.jsonl"]
-    with pytest.raises(ParamsError, match=r"data.validation is 'test', but data.source is one file"):
-        fetch_data(data("rows/test.jsonl", validation="test"), paths_in(rows, folder=rows))
+    with pytest.raises(ParamsError, match=r"data.validation_split is 'test', but data.source is one file"):
+        fetch_data(data("rows/test.jsonl", validation_split="test"), paths_in(rows, folder=rows))
 
 
 @pytest.mark.parametrize(
     ("params", "error", "part"),
     [
         (data("nowhere"), DataError, "nowhere does not exist"),
-        (data(train="training"), DataError, "has no split 'training': it holds test.jsonl, train-0000.jsonl"),
-        (data(validation="train"), DataError, "both name"),
+        (data(train_split="training"), DataError, "has no split 'training': it holds test.jsonl, train-0000.jsonl"),
+        (data(validation_split="train"), DataError, "both name"),
         (data("rows/README.md"), DataError, "ends in '.md'"),
         (data("hub"), ParamsError, "data.source is `hub`, and data.id does not say which"),
         (data("hub").model_copy(update={"id": "a/b"}), ParamsError, "data.revision is null, not a 40-digit commit"),
-        (data(train="manifest"), DataError, "has no split 'manifest'"),
+        (data(train_split="manifest"), DataError, "has no split 'manifest'"),
     ],
 )
 def test_a_wrong_source_is_refused(rows, params, error, part):
@@ -87,7 +94,7 @@ def test_a_given_sha256_is_checked(rows):
 def test_a_file_with_the_name_of_the_manifest_is_refused(rows):
     write_jsonl(rows / "rows" / "manifest.json", [alpaca("a", "1")])
     with pytest.raises(DataError, match="Rename it"):
-        fetch_data(data(train="manifest"), paths_in(rows, folder=rows))
+        fetch_data(data(train_split="manifest"), paths_in(rows, folder=rows))
 
 
 def model(source, **changes):

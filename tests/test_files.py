@@ -7,8 +7,8 @@ from conftest import ROOT
 
 from recipe.core.errors import MachineError
 from recipe.core.io import (
+    file_lock,
     new_folder,
-    only_one,
     read_json,
     sha256_bytes,
     sha256_file,
@@ -65,23 +65,23 @@ def test_a_missing_earlier_output_names_dvc_repro(tmp_path):
         read_json(tmp_path / "meta.json")
 
 
-def test_only_one_process_holds_the_lock(tmp_path):
+def test_file_lock_process_holds_the_lock(tmp_path):
     with (
-        only_one(tmp_path / "lock", "a stage"),
+        file_lock(tmp_path / "lock", "a stage"),
         pytest.raises(MachineError, match="process"),
-        only_one(tmp_path / "lock", "a stage"),
+        file_lock(tmp_path / "lock", "a stage"),
     ):
         pass
-    with only_one(tmp_path / "lock", "a stage"):
+    with file_lock(tmp_path / "lock", "a stage"):
         code = (
-            "import sys; from pathlib import Path; from recipe.core.io import only_one\n"
+            "import sys; from pathlib import Path; from recipe.core.io import file_lock\n"
             "from recipe.core.errors import MachineError\n"
-            "try:\n  with only_one(Path(sys.argv[1]), 'a stage'): pass\n"
+            "try:\n  with file_lock(Path(sys.argv[1]), 'a stage'): pass\n"
             "except MachineError as e: print(e)\n"
         )
         done = subprocess.run(
             [sys.executable, "-c", code, tmp_path / "lock"], cwd=ROOT, capture_output=True, text=True, check=True
         )
     assert "a stage is already running here (process" in done.stdout
-    with only_one(tmp_path / "lock", "a stage"):
+    with file_lock(tmp_path / "lock", "a stage"):
         pass

@@ -129,7 +129,7 @@ def loaded(tiny_base, tmp_path_factory):
         [*RECIPE, "new", "quick", "--data", "rows", "--model", tiny_base], cwd=repository, check=True, env=ENVIRONMENT
     )
     folder = repository / "presets" / "quick"
-    edit(folder, "num_prompts: 450", "num_prompts: 1")
+    edit(folder, "max_generations: 450", "max_generations: 1")
     edit(folder, "max_new_tokens: 64", "max_new_tokens: 2")
     files = {}
     for stage, command in [

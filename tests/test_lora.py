@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from recipe.model.fused_lora import draw_kept, fuse
+from recipe.model.fused_lora import patch_lora_layers, sample_dropout_mask
 
 
 class Given(nn.Module):
@@ -20,7 +20,7 @@ class Given(nn.Module):
     def forward(self, x):
         if not self.training:
             return x
-        kept = draw_kept(x, self.p, torch.randint(1 << 62, ()))
+        kept = sample_dropout_mask(x, self.p, torch.randint(1 << 62, ()))
         return x * kept / (1 - self.p)
 
 
@@ -63,7 +63,7 @@ def test_outputs_and_gradients_are_pefts(p, shape):
         for module in plain.modules():
             if hasattr(module, "lora_dropout") and len(module.lora_dropout):
                 module.lora_dropout["default"] = Given(p)
-    assert fuse(fused) == 3
+    assert patch_lora_layers(fused) == 3
     x = torch.randn(shape, dtype=torch.float64)
     wanted, wanted_grads = gradients(plain, x)
     out, grads = gradients(fused, x)
@@ -84,10 +84,10 @@ def test_the_gradient_is_the_functions_own():
 
 def test_a_mask_is_its_seeds_and_keeps_its_share():
     x = torch.zeros(1000, 999)
-    kept = draw_kept(x, 0.05, torch.tensor(5))
+    kept = sample_dropout_mask(x, 0.05, torch.tensor(5))
     assert kept.dtype == torch.bool and kept.shape == x.shape
-    assert torch.equal(kept, draw_kept(x, 0.05, torch.tensor(5))) and not torch.equal(
-        kept, draw_kept(x, 0.05, torch.tensor(6))
+    assert torch.equal(kept, sample_dropout_mask(x, 0.05, torch.tensor(5))) and not torch.equal(
+        kept, sample_dropout_mask(x, 0.05, torch.tensor(6))
     )
     # Five standard deviations of a mean of a million draws.
     assert abs(kept.double().mean().item() - 0.95) < 5 * (0.05 * 0.95 / 999_000) ** 0.5
@@ -96,7 +96,7 @@ def test_a_mask_is_its_seeds_and_keeps_its_share():
 
 def test_seeds_come_from_torchs_generator_and_evaluation_draws_none():
     model = build(0.5)
-    fuse(model)
+    patch_lora_layers(model)
     x = torch.randn(4, 24, dtype=torch.float64)
     first, again = gradients(model, x)[0], gradients(model, x)[0]
     assert torch.equal(first, again) and not torch.equal(first, model(x))
@@ -109,12 +109,12 @@ def test_seeds_come_from_torchs_generator_and_evaluation_draws_none():
 
 @pytest.mark.parametrize("kind", ["dora", "bias"])
 def test_a_layer_that_is_more_stays_pefts(kind):
-    assert fuse(build(0.1, **{kind: True})) == 0
+    assert patch_lora_layers(build(0.1, **{kind: True})) == 0
 
 
 def test_a_single_token_and_no_batch_are_fine():
     plain, fused = build(0.0), build(0.0)
-    fuse(fused)
+    patch_lora_layers(fused)
     x = torch.randn(24, dtype=torch.float64)
     torch.testing.assert_close(fused(x), plain(x), rtol=1e-9, atol=1e-12)
 
@@ -123,7 +123,7 @@ def test_a_single_token_and_no_batch_are_fine():
 def test_under_autocast_the_frozen_layers_dtype_stays(dtype):
     """A bitsandbytes layer returns its input's dtype; the sum is in it, and gradients in the adapter's."""
     model = build(0.05).float()
-    fuse(model)
+    patch_lora_layers(model)
     layer = model.base_model.model.left
     layer.base_layer.forward = lambda x: torch.ones(*x.shape[:-1], 32, dtype=x.dtype)
     x = torch.randn(4, 24, dtype=dtype, requires_grad=True)
@@ -140,7 +140,7 @@ def test_recomputed_activations_get_the_same_mask():
     found = []
     for recompute in (False, True):
         model = build(0.5)
-        fuse(model)
+        patch_lora_layers(model)
         torch.manual_seed(3)
         x = torch.randn(6, 24, dtype=torch.float64, requires_grad=True)
         out = checkpoint(model, x, use_reentrant=False) if recompute else model(x)
@@ -156,7 +156,7 @@ def test_less_is_kept_for_the_backward_pass():
     for name in ("plain", "fused"):
         model, saved = build(0.05), {}
         if name == "fused":
-            fuse(model)
+            patch_lora_layers(model)
         weights = {weight.data_ptr() for weight in model.parameters()}
 
         def pack(tensor, saved=saved, weights=weights):

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 from transformers import GPT2Config, LlamaConfig, Qwen3Config
 
-from recipe.planning.memory_estimate import count_parameters, training_need
+from recipe.planning.memory_estimate import count_parameters, estimate_training_memory
 
 LORA = SimpleNamespace(r=16, alpha=32, dropout=0.05, target_modules="all-linear")
 XGEN = LlamaConfig(vocab_size=51200, hidden_size=4096, num_hidden_layers=32, num_attention_heads=32,
@@ -26,8 +26,8 @@ pin_processor(given["train"]["dtype"])
 import torch, trl, transformers, peft
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from peft import LoraConfig
-from recipe.model.packed_attention import bounded, register_attention
-from recipe.tokens.packing import collate, located
+from recipe.model.packed_attention import add_cu_seqlens, register_attention
+from recipe.tokens.packing import collate, add_loss_positions
 from recipe.train.params import TrainParams
 from recipe.train.stage import trainer_config
 from recipe.train.sft import PackedTrainer
@@ -49,12 +49,12 @@ def run(config, length):
     dtype = torch.bfloat16 if given["train"]["dtype"] == "bfloat16" else torch.float32
     model = AutoModelForCausalLM.from_config(config, attn_implementation=given["attention"], dtype=dtype)
     trained = np.arange(length) % 10 < 10 * given["trained"]
-    row = {"input_ids": np.arange(length) % 500, "trained": trained, "seq_lengths": [length // 4] * 4}
+    row = {"input_ids": np.arange(length) % 500, "completion_mask": trained, "seq_lengths": [length // 4] * 4}
     rows = Dataset.from_list([row] * micro * 2)
     params = TrainParams(**given["train"])
     trainer = PackedTrainer(
         model=model, args=trainer_config(params, length, Path(given["folder"])), train_dataset=rows,
-        data_collator=lambda rows: bounded(located(collate(rows, 0))),
+        data_collator=lambda rows: add_cu_seqlens(add_loss_positions(collate(rows, 0))),
         processing_class=AutoTokenizer.from_pretrained(given["tokenizer"]),
         peft_config=LoraConfig(
             r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
@@ -86,12 +86,12 @@ def test_the_stated_memory_is_within_15_percent_of_the_measured_peak(family, dty
     small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
     length, micro, trained = 1024, 2, 0.4
     config = {"LlamaConfig": LlamaConfig, "Qwen3Config": Qwen3Config}[family](**values)
-    need = training_need(
+    need = estimate_training_memory(
         config, LORA, quantization="none", activation_checkpointing=checkpointing, micro_batch_size=micro,
         max_length=length, trained_fraction=trained, cuda=False, dtype=dtype,
     )  # fmt: skip
     train = {
-        "num_epochs": 1, "batch_size": micro, "micro_batch_tokens": micro * length, "learning_rate": 1e-4,
+        "num_epochs": 1, "global_batch_size": micro, "micro_batch_tokens": micro * length, "learning_rate": 1e-4,
         "lr_schedule": "linear", "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "dtype": dtype,
         "quantization": "none", "activation_checkpointing": "on" if checkpointing else "off", "seed": 1,
         "num_threads": 2, "logging_steps": 10, "save_steps": 10,
@@ -118,7 +118,7 @@ def test_xgens_numbers_are_those_measured_elsewhere():
 
     Those were 5.6 MB a token on a GPU that this project did not have, where TRL and PEFT kept 10.4 by default.
     """
-    need = training_need(
+    need = estimate_training_memory(
         XGEN, LORA, quantization="none", activation_checkpointing=False, micro_batch_size=1, max_length=1024,
         trained_fraction=1.0, cuda=True,
     )  # fmt: skip
@@ -130,9 +130,9 @@ def test_xgens_numbers_are_those_measured_elsewhere():
 
 def test_quantising_and_checkpointing_fit_the_real_recipe_on_a_16_gb_gpu():
     settings = {"micro_batch_size": 4, "max_length": 1024, "trained_fraction": 0.4, "cuda": True}
-    need = training_need(XGEN, LORA, quantization="nf4", activation_checkpointing=True, **settings)
+    need = estimate_training_memory(XGEN, LORA, quantization="nf4", activation_checkpointing=True, **settings)
     assert need.peak < 15e9
-    more = training_need(XGEN, LORA, quantization="nf4", activation_checkpointing=False, **settings)
+    more = estimate_training_memory(XGEN, LORA, quantization="nf4", activation_checkpointing=False, **settings)
     assert more.peak > 25e9
 
 
@@ -140,8 +140,8 @@ def test_a_head_that_is_trained_needs_all_logits():
     settings = {"micro_batch_size": 4, "max_length": 1024, "trained_fraction": 0.4, "cuda": True}
     settings |= {"quantization": "none", "activation_checkpointing": True}
     targets = SimpleNamespace(**{**vars(LORA), "target_modules": ("q_proj", "lm_head")})
-    assert training_need(XGEN, targets, **settings).logits == 1638 * 51200 * 12
-    assert training_need(XGEN, LORA, **settings).logits < 1638 * 51200 * 12
+    assert estimate_training_memory(XGEN, targets, **settings).logits == 1638 * 51200 * 12
+    assert estimate_training_memory(XGEN, LORA, **settings).logits < 1638 * 51200 * 12
 
 
 def test_a_gpt2_has_its_known_size():
@@ -205,12 +205,12 @@ def test_what_can_be_traced_and_what_is_refused():
         GPTNeoConfig(hidden_size=64, num_layers=2, num_heads=4, attention_types=[[["global"], 2]], vocab_size=500),
     ]
     for config in own:
-        assert training_need(config, LORA, **settings).activations > 0
+        assert estimate_training_memory(config, LORA, **settings).activations > 0
     with pytest.raises(ParamsError, match="a t5 is no causal language model"):
         count_parameters(T5Config())
     wrong = SimpleNamespace(r=4, alpha=8, dropout=0.0, target_modules=("c_attn",))
     with pytest.raises(ParamsError, match="names c_attn, which LlamaForCausalLM does not have"):
-        training_need(LlamaConfig(intermediate_size=64, **small), wrong, **settings)
+        estimate_training_memory(LlamaConfig(intermediate_size=64, **small), wrong, **settings)
 
 
 def test_a_tied_heads_multiplications_count():
@@ -220,7 +220,9 @@ def test_a_tied_heads_multiplications_count():
         "trained_fraction": 1.0, "cuda": False,
     }  # fmt: skip
     flops = [
-        training_need(LlamaConfig(vocab_size=9000, tie_word_embeddings=tied, **small), LORA, **settings).flops_per_token
+        estimate_training_memory(
+            LlamaConfig(vocab_size=9000, tie_word_embeddings=tied, **small), LORA, **settings
+        ).flops_per_token
         for tied in (True, False)
     ]
     assert flops[0] == flops[1] > 4 * 9000 * 64
@@ -239,4 +241,4 @@ def test_logits_that_are_more_than_a_head_are_counted_for_every_position(family,
         "trained_fraction": 0.25, "cuda": False,
     }  # fmt: skip
     some_at_a_time = 32 * 1000 * 8 + 2 * 32 * 64 * 4  # fp32 twice, and the gradient of the hidden states
-    assert training_need(config, LORA, **settings).logits == (128 * 1000 * 12 if more else some_at_a_time)
+    assert estimate_training_memory(config, LORA, **settings).logits == (128 * 1000 * 12 if more else some_at_a_time)

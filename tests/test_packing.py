@@ -5,7 +5,7 @@ from conftest import plain_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.tokens.packing import IGNORED, collate, located, pack_best_fit, read_sequences, write_sequences
+from recipe.tokens.packing import IGNORED, add_loss_positions, collate, pack_best_fit, read_sequences, write_sequences
 
 
 @settings(max_examples=200, deadline=None)
@@ -54,7 +54,7 @@ def test_sequences_come_back_from_arrow_in_the_narrowest_type(tmp_path, vocab_si
     rows = read_sequences(path)
     assert rows[0]["input_ids"].tolist() == [0, 1, 2, 9, 10]
     assert rows.features["input_ids"].feature.dtype == dtype
-    assert rows[0]["trained"].tolist() == [False, True, True, True, True]
+    assert rows[0]["completion_mask"].tolist() == [False, True, True, True, True]
     assert rows[1]["seq_lengths"].tolist() == [4]
 
 
@@ -65,8 +65,8 @@ def test_collate_marks_borders_and_trains_on_no_first_token(tmp_path):
     assert batch["input_ids"].tolist() == [[0, 1, 2, 9, 10], [5, 6, 7, 7, 7]]
     assert batch["labels"].tolist() == [[i, 1, 2, i, 10], [i, 6, i, i, i]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]]
-    assert located(batch)["trained_at"].tolist() == [0, 1, 3, 5]  # each before a trained token
-    assert {tensor.dtype for tensor in located(batch).values()} == {torch.int64}
+    assert add_loss_positions(batch)["loss_positions"].tolist() == [0, 1, 3, 5]  # each before a trained token
+    assert {tensor.dtype for tensor in add_loss_positions(batch).values()} == {torch.int64}
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["by_document", "sdpa"])
@@ -84,7 +84,7 @@ def test_a_packed_example_gives_the_logits_it_gives_alone(tiny_base, packed):
     as_row = [
         {
             "input_ids": np.concatenate([ids for ids, _ in part]),
-            "trained": np.concatenate([trained for _, trained in part]),
+            "completion_mask": np.concatenate([trained for _, trained in part]),
             "seq_lengths": [len(ids) for ids, _ in part],
         }
         for part in (examples, examples[3:])

@@ -33,14 +33,14 @@ def test_every_shipped_recipe_is_valid(path):
 
 def test_every_key_of_the_default_has_a_comment():
     bare = [line for line in TEXT.splitlines() if ": " in line and "#" not in line]
-    assert bare == [f"    {name}: {name}" for name in ("instruction", "input", "output", "kind")]
+    assert bare == [f"    {name}: {name}" for name in ("instruction", "input", "output", "category")]
 
 
 def test_the_recipe_is_the_tutorials():
     params = read_params(ROOT / "params.yaml", sections())
     lora, train = params["lora"], params["train"]
     assert (lora.r, lora.alpha, lora.dropout, lora.target_modules) == (16, 32, 0.05, "all-linear")
-    assert (train.lr_schedule, train.warmup_ratio, train.num_epochs, train.batch_size) == ("linear", 0.1, 1, 4)
+    assert (train.lr_schedule, train.warmup_ratio, train.num_epochs, train.global_batch_size) == ("linear", 0.1, 1, 4)
 
 
 def test_numbers_in_exponent_form_are_numbers(tmp_path):
@@ -83,7 +83,7 @@ def test_a_key_in_the_wrong_section_is_named_where_it_belongs(tmp_path):
         (("checkpointing: auto", "checkpointing: true"), "found true. Input should be 'auto', 'on' or 'off'"),
         (("dtype: auto", "dtype: fp16"), "train.dtype: found \"fp16\". Input should be 'auto' or 'bfloat16'"),
         (("template: alpaca", "template: text"), "columns: the template text needs text"),
-        (("    kind: kind", "    knid: kind"), "columns: the template alpaca has no knid"),
+        (("    category: category", "    catgory: category"), "columns: the template alpaca has no catgory"),
         (("target_modules: all-linear", "target_modules: [q_proj, 3]"), "lora.target_modules"),
         (("dropout: 0.05", "dropout: .nan"), "lora.dropout"),
         (("num_epochs: 1 ", "num_epochs: .inf "), "train.num_epochs"),
@@ -92,6 +92,20 @@ def test_a_key_in_the_wrong_section_is_named_where_it_belongs(tmp_path):
 )
 def test_a_wrong_value_is_refused_with_what_was_found(tmp_path, change, part):
     assert part in mistakes(tmp_path, change)
+
+
+@pytest.mark.parametrize(
+    ("new", "old"),
+    [
+        ("train_split: train ", "data.train"), ("validation_split: ", "data.validation"),
+        ("on_overlong: ", "sequence.overlong"), ("global_batch_size: ", "train.batch_size"),
+        ("max_generations: ", "evaluate.num_prompts"),
+    ],
+)  # fmt: skip
+def test_an_old_key_is_answered_with_its_new_name(tmp_path, new, old):
+    section, key = old.split(".")
+    text = mistakes(tmp_path, (f"  {new}", f"  {key}:{new.partition(':')[2]}"))
+    assert f"{old}: renamed to {section}.{new.partition(':')[0]}" in text
 
 
 def test_jinja_text_without_quotes_is_one_error(tmp_path):

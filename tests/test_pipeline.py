@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 def test_the_fingerprint_changes_with_inputs_params_and_code_of_the_stage_alone(folder):
     first = fingerprint(folder, "train")
-    edit(folder / "params.yaml", "num_prompts: 450", "num_prompts: 3")
+    edit(folder / "params.yaml", "max_generations: 450", "max_generations: 3")
     edit(folder / "recipe/evaluate/stage.py", '"""', '"""A changed comment. ')
     (folder / "recipe/train/__pycache__").mkdir()
     (folder / "recipe/train/stray").write_text("x")

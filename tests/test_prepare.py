@@ -24,7 +24,7 @@ def documents(path):
     for row in read_sequences(path):
         ends = np.cumsum(row["seq_lengths"])
         for start, end in zip(ends - row["seq_lengths"], ends, strict=True):
-            yield row["input_ids"][start:end].tolist(), row["trained"][start:end].tolist()
+            yield row["input_ids"][start:end].tolist(), row["completion_mask"][start:end].tolist()
 
 
 @pytest.fixture
@@ -129,11 +129,11 @@ LONG = [alpaca(f"{n}?", "word " * 200) for n in range(3)]
 def test_overlong_rows_are_cut_dropped_or_refused_and_counted(prepared):
     rows = toy_rows(40)
     for overlong, counted in (("truncate", "truncated"), ("drop", "dropped_overlong")):
-        made = prepared(rows, [*LONG, alpaca("fits", "x")], overlong=overlong, max_length=256)
+        made = prepared(rows, [*LONG, alpaca("fits", "x")], on_overlong=overlong, max_length=256)
         assert meta(made)["rows"][counted] == 3
         assert all(len(ids) <= 256 for ids, _ in documents(made / "validation.arrow"))
     with pytest.raises(DataError) as raised:
-        prepared(rows, LONG, overlong="error", max_length=256)
+        prepared(rows, LONG, on_overlong="error", max_length=256)
     assert "3 rows are longer than sequence.max_length, 256 tokens" in str(raised.value)
     assert "validation.jsonl, line 1: " in str(raised.value)
 
@@ -205,16 +205,17 @@ def test_a_misspelled_column_is_an_error_and_a_missing_optional_one_is_not(prepa
     with pytest.raises(DataError, match=r"sequence\.columns\.input names the column 'inptu', which no row"):
         prepared(toy_rows(20), columns=columns)
     rows = [{"instruction": row["instruction"], "output": "x"} for row in toy_rows(20)]
-    prepared(rows, columns={**columns, "input": "input", "kind": "kind"})
+    prepared(rows, columns={**columns, "input": "input", "category": "category"})
 
 
-def test_line_separators_and_odd_kinds_survive(prepared):
+def test_line_separators_and_odd_categories_survive(prepared):
     from recipe.core.io import read_json_lines
 
-    columns = {"instruction": "instruction", "output": "output", "input": "input", "kind": "kind"}
+    columns = {"instruction": "instruction", "output": "output", "input": "input", "category": "category"}
     rows = [
-        {**alpaca(f"{n}\u2028?", "a\u2029b\u0085c"), "kind": kind} for n, kind in enumerate([0, "\ud800", None] * 10)
+        {**alpaca(f"{n}\u2028?", "a\u2029b\u0085c"), "category": kind}
+        for n, kind in enumerate([0, "\ud800", None] * 10)
     ]
     found = read_json_lines(prepared(rows, columns=columns) / "validation.jsonl")
     assert found and all(row["completion"] == "a\u2029b\u0085c" for row in found)
-    assert {row["kind"] for row in found} <= {"0", "\\ud800", ""}
+    assert {row["category"] for row in found} <= {"0", "\\ud800", ""}

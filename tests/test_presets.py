@@ -39,7 +39,7 @@ def test_the_real_recipe_is_the_tutorials():
     lora, train = params["lora"], params["train"]
     assert (lora.r, lora.alpha, lora.dropout, lora.target_modules) == (16, 32, 0.05, "all-linear")
     assert (train.learning_rate, train.lr_schedule, train.warmup_ratio) == (2e-4, "linear", 0.1)
-    assert (train.num_epochs, train.batch_size, params["sequence"].max_length) == (1, 4, 1024)
+    assert (train.num_epochs, train.global_batch_size, params["sequence"].max_length) == (1, 4, 1024)
     assert train.quantization == "nf4"
 
 
@@ -138,7 +138,7 @@ def test_the_real_recipe_runs_whole(repository, shared, tmp_path):
         assert "`recipe pin`" in here.run("dvc", "repro", code=None)
         assert here.run("recipe", "pin").count("+  revision: ") == 2
         here.edit(
-            ("num_prompts: 100", "num_prompts: 4"), ("max_new_tokens: 256", "max_new_tokens: 8"),
+            ("max_generations: 100", "max_generations: 4"), ("max_new_tokens: 256", "max_new_tokens: 8"),
             ("validation_fraction: 0.02", "validation_fraction: 0.1"), ("save_steps: 100", "save_steps: 10"),
             ("quantization: nf4", "quantization: none"), ("learning_rate: 2e-4", "learning_rate: 2e-2"),
         )  # fmt: skip
@@ -254,7 +254,7 @@ def test_a_preset_runs_whole_on_repositories_in_its_shape(repository, shared, tm
         session = Session(here, hub)
         session.run("recipe", "pin")
         session.edit(
-            ("num_prompts: 100", "num_prompts: 4"), ("max_new_tokens: 256", "max_new_tokens: 8"),
+            ("max_generations: 100", "max_generations: 4"), ("max_new_tokens: 256", "max_new_tokens: 8"),
             (f"quantization: {params['train'].quantization}", "quantization: none"),
             ("learning_rate: 2e-4", "learning_rate: 1e-2"), ("num_epochs: 1 ", "num_epochs: 3 "),
         )  # fmt: skip
@@ -281,6 +281,6 @@ def test_another_family_goes_through_train_and_evaluate(family, raw, sequence_pa
     prepare(sequence_params(max_length=128), paths, no_progress)
     lora = LoraParams(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
     train(lora, train_params(num_epochs=3, logging_steps=4), paths, tmp_path / "checkpoints", lambda values, step: None)
-    params = EvaluateParams(num_prompts=3, max_new_tokens=4, batch_tokens=1024, tasks=[])
+    params = EvaluateParams(max_generations=3, max_new_tokens=4, batch_tokens=1024, tasks=[])
     results = evaluate(params, paths, no_progress)
     assert results["adapter"]["loss"] < results["base"]["loss"]

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.analyze.text_checks import cut_off, flaws, masked, odd_characters, script
+from recipe.analyze.text_checks import cut_off, flaws, mask_personal_data, odd_characters, script
 
 NONE = [
     "Write to alice@example.com, or to bob@mail.example.org.",
@@ -50,8 +50,8 @@ def test_what_is_odd_is_named(text, found):
 
 def test_personal_data_is_masked():
     text = "I am jane.doe+x@mail.co.uk, (212) 867-5309; ghp_" + "a1B2" * 9
-    assert masked(text) == "I am [e-mail addresses], [phone numbers]; [keys or tokens]"
-    assert masked("1 + 1 = 2") == "1 + 1 = 2"
+    assert mask_personal_data(text) == "I am [e-mail addresses], [phone numbers]; [keys or tokens]"
+    assert mask_personal_data("1 + 1 = 2") == "1 + 1 = 2"
 
 
 @pytest.mark.parametrize("text", ["%E3" * 200_000 + " @", " " * 600_000 + "yes", "+1 " * 200_000, "(212) " * 100_000])

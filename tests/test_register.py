@@ -41,13 +41,14 @@ def test_a_runs_metrics_are_grouped_and_those_by_kind_are_the_adapters():
         "tasks": {"hellaswag": {"base": {"acc": 0.25}, "adapter": {"acc": 0.5}}},
     }  # fmt: skip
     groups = {
-        "exact_match_by_kind": {"sum": {"rows": 1, "base": 0.0, "adapter": 0.5, "low": None}},
-        "loss_by_kind": {"sum": {"rows": 3, "base": 2.0, "adapter": 1.0}},
+        "exact_match_by_category": {"sum": {"rows": 1, "base": 0.0, "adapter": 0.5, "low": None}},
+        "loss_by_category": {"sum": {"rows": 3, "base": 2.0, "adapter": 1.0}},
         "loss_by_length": {"up to 9 tokens": {"rows": 3, "base": 2.0, "adapter": 1.0}},
     }  # fmt: skip
     assert run_metrics(scores, groups, {"last_loss": 1.5, "steps": 7, "dtype": "float32"}) == {
         "eval/base/loss": 2.0, "eval/adapter/loss": 1.0, "eval/difference/loss": 1.0,
-        "eval/exact_match_by_kind/sum": 0.5, "eval/loss_by_kind/sum": 1.0, "eval/loss_by_length/up to 9 tokens": 1.0,
+        "eval/exact_match_by_category/sum": 0.5, "eval/loss_by_category/sum": 1.0,
+        "eval/loss_by_length/up to 9 tokens": 1.0,
         "eval/tasks/hellaswag/base/acc": 0.25, "eval/tasks/hellaswag/adapter/acc": 0.5,
         "train/last_loss": 1.5, "train/steps": 7.0,
     }  # fmt: skip

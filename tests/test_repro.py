@@ -13,7 +13,7 @@ from conftest import alpaca, edit, toy_rows, write_jsonl
 from ruamel.yaml import YAML
 from runs import ENVIRONMENT, run, stages_run
 
-from demo.rows import KINDS
+from demo.rows import CATEGORIES
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ def test_the_default_teaches_what_it_is_for_and_a_second_repro_runs_nothing(fini
     scores = json.loads((finished / "metrics" / "evaluate.json").read_text())
     assert scores["base"]["exact_match"] <= 0.05 and scores["adapter"]["exact_match"] >= 0.50
     groups = json.loads((finished / "reports" / "evaluation" / "groups.json").read_text())
-    assert set(groups["exact_match_by_kind"]) == set(KINDS)
+    assert set(groups["exact_match_by_category"]) == set(CATEGORIES)
     again = run(finished, "dvc", "repro")
     assert stages_run(again) == [] and "up to date" in again
     assert run(finished, "git", "status", "--porcelain", "--untracked-files=no") == ""
@@ -75,7 +75,7 @@ def quick(finished, tiny_base, tmp_path):
     write_jsonl(tmp_path / "rows" / "validation.jsonl", [alpaca(f"Held {n}", "x y") for n in range(6)])
     run(finished, "recipe", "new", "quick", "--data", tmp_path / "rows", "--model", tiny_base)
     folder = finished / "presets" / "quick"
-    edit(folder, "num_prompts: 450", "num_prompts: 2")
+    edit(folder, "max_generations: 450", "max_generations: 2")
     edit(folder, "max_new_tokens: 64", "max_new_tokens: 4")
     root_lock = (finished / "dvc.lock").read_bytes()
     assert len(stages_run(run(folder, "dvc", "repro"))) == 7

@@ -75,7 +75,7 @@ def services(engine, image, cloned, place):
     make_quick = ["run", "--rm", "--user", f"{USER}:{USER}", "--mount", f"type=bind,source={cloned},target=/workspace"]
     engine.docker(*make_quick, "recipe-test:cpu", "recipe", "new", "quick", "--data", "rows")
     quick = cloned / "presets" / "quick"
-    edit(quick, "num_prompts: 450", "num_prompts: 2")
+    edit(quick, "max_generations: 450", "max_generations: 2")
     edit(quick, "max_new_tokens: 64", "max_new_tokens: 4")
     own(quick)
     yield one

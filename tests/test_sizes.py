@@ -35,13 +35,19 @@ def test_the_tokens_of_alpaca_are_stated_within_a_tenth(parquet, shared, tmp_pat
         (tmp_path / ours).symlink_to(shared / "gpt2" / theirs)
     build_tokenizer(tmp_path).save_pretrained(tmp_path / "tokenizer")
     params = DataParams(
-        source="train.parquet", id=None, revision=None, subset=None, sha256=None, train="train", validation=None
+        source="train.parquet",
+        id=None,
+        revision=None,
+        subset=None,
+        sha256=None,
+        train_split="train",
+        validation_split=None,
     )
     paths = paths_in(tmp_path, folder=tmp_path, base=tmp_path)
     fetch_data(params, paths)
     sequence = SequenceParams(
         template="alpaca", chat_template=None, columns={name: name for name in COLUMNS}, max_length=2048,
-        overlong="truncate", loss_on="completion", packing=True, validation_fraction=0.05, on_bad_row="drop",
+        on_overlong="truncate", loss_on="completion", packing=True, validation_fraction=0.05, on_bad_row="drop",
     )  # fmt: skip
     meta = prepare(sequence, paths, no_progress)
     rows, size, seen = local_text([parquet], COLUMNS)

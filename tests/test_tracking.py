@@ -47,7 +47,7 @@ def evaluated(trained, fetched_base, tmp_path):
 
     def make(**changes):
         folder = trained(**changes)
-        evaluate_in(folder, fetched_base, num_prompts=2, max_new_tokens=4, batch_tokens=1000)
+        evaluate_in(folder, fetched_base, max_generations=2, max_new_tokens=4, batch_tokens=1000)
         return folder
 
     return make

@@ -163,7 +163,7 @@ def test_micro_batches_give_nearly_the_same_adapter(trained, tmp_path):
 
 @pytest.mark.parametrize(("tokens", "sequences"), [(256, 1), (511, 1), (512, 2), (1300, 4), (1536, 6), (9999, 12)])
 def test_micro_batches_are_counted_in_tokens_and_divide_the_batch(train_params, tokens, sequences):
-    assert train_params(batch_size=12, micro_batch_tokens=tokens).micro_batch_size(256) == sequences
+    assert train_params(global_batch_size=12, micro_batch_tokens=tokens).micro_batch_size(256) == sequences
 
 
 def test_fewer_tokens_at_once_than_a_sequence_are_refused(trained):
@@ -202,13 +202,13 @@ def test_gradients_reach_through_a_quantised_base(tiny_base, quantization):
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from recipe.model.fused_lora import fuse
+    from recipe.model.fused_lora import patch_lora_layers
 
     model = plain_base(tiny_base, 0, quantization=quantization, packed=True)
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     torch.manual_seed(0)
     model = get_peft_model(model, config)
-    fuse(model)
+    patch_lora_layers(model)
     ids = torch.arange(2, 34)[None]
     options = {"position_ids": torch.arange(32)[None], "use_cache": False}
     with torch.no_grad():

@@ -1,6 +1,6 @@
 import pytest
 
-from recipe.core.format import shown_bytes, shown_time
+from recipe.core.format import format_bytes, format_time
 
 
 @pytest.mark.parametrize(
@@ -11,11 +11,11 @@ from recipe.core.format import shown_bytes, shown_time
     ],
 )  # fmt: skip
 def test_a_time_is_shown_in_the_units_that_matter(seconds, shown):
-    assert shown_time(seconds) == shown
+    assert format_time(seconds) == shown
 
 
 @pytest.mark.parametrize(
     ("count", "shown"), [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (27.6e9, "27.6 GB"), (4e12, "4.00 TB")]
 )
 def test_bytes_are_shown_in_powers_of_1000(count, shown):
-    assert shown_bytes(count) == shown
+    assert format_bytes(count) == shown

@@ -15,8 +15,10 @@ RESULTS = {
     },
 }  # fmt: skip
 GROUPS = {
-    "loss_by_kind": {"sum": {"rows": 9, "base": 2.0, "adapter": 1.0, "gain": 1.0, "low": 0.9, "high": 1.1}},
-    "exact_match_by_kind": {"sum": {"rows": 2, "base": 0.0, "adapter": 0.5, "gain": 0.5, "low": None, "high": None}},
+    "loss_by_category": {"sum": {"rows": 9, "base": 2.0, "adapter": 1.0, "gain": 1.0, "low": 0.9, "high": 1.1}},
+    "exact_match_by_category": {
+        "sum": {"rows": 2, "base": 0.0, "adapter": 0.5, "gain": 0.5, "low": None, "high": None}
+    },
     "loss_by_length": {
         "up to 9 tokens": {"rows": 9, "base": 1.0, "adapter": 2.0, "gain": -1.0, "low": -1.1, "high": -0.9},
     },
@@ -26,7 +28,7 @@ GROUPS = {
 }  # fmt: skip
 GENERATIONS = [
     {"prompt": "Say <b>.", "completion": "<b>", "base": "no", "adapter": "<b>", "base_matches": False,
-     "adapter_matches": True, "kind": "sum"},
+     "adapter_matches": True, "category": "sum"},
 ]  # fmt: skip
 ABOUT = about("tiny", {"rows": {"train": 7}}, {"trainable_parameters": 40, "parameters": 1040, "steps": 3})
 
@@ -49,11 +51,11 @@ def cells(html, heading):
 def test_each_measure_stands_by_kind_and_length_with_its_interval():
     html = report_page(RESULTS, GROUPS, GENERATIONS, pictures(GROUPS), ABOUT)
     header = ["rows", "base", "adapter", "gain", "95% interval"]
-    assert cells(html, "Loss by kind") == [
-        ["kind", *header], ["sum", "9", "2.000", "1.000", "1.000 lower", "0.900 to 1.100"],
+    assert cells(html, "Loss by category") == [
+        ["category", *header], ["sum", "9", "2.000", "1.000", "1.000 lower", "0.900 to 1.100"],
     ]  # fmt: skip
-    assert cells(html, "Exact match by kind") == [
-        ["kind", "prompts", *header[1:]], ["sum", "2", "0.0%", "50.0%", "50.0 points higher", "-"],
+    assert cells(html, "Exact match by category") == [
+        ["category", "prompts", *header[1:]], ["sum", "2", "0.0%", "50.0%", "50.0 points higher", "-"],
     ]  # fmt: skip
     assert html.count("Fewer than 10 prompts, or answers that are all alike, have no interval.") == 1
     assert cells(html, "Loss by length")[1][1:] == ["9", "1.000", "2.000", "1.000 higher", "0.900 to 1.100"]
@@ -62,33 +64,33 @@ def test_each_measure_stands_by_kind_and_length_with_its_interval():
 
 
 def test_no_gain_is_no_difference_and_many_worse_groups_are_counted():
-    none = GROUPS["exact_match_by_kind"]["sum"] | {"gain": 0.0}
+    none = GROUPS["exact_match_by_category"]["sum"] | {"gain": 0.0}
     worse = GROUPS["loss_by_length"]["up to 9 tokens"]
-    groups = {"exact_match_by_kind": {"sum": none}, "loss_by_kind": {f"kind {n}": worse for n in range(12)}}
+    groups = {"exact_match_by_category": {"sum": none}, "loss_by_category": {f"category {n}": worse for n in range(12)}}
     html = report_page(RESULTS, groups, [], {}, ABOUT)
-    assert cells(html, "Exact match by kind")[1][4:] == ["no difference", "-"]
-    assert "kind 8, kind 9 and 2 more. (Where nothing differs" in html
+    assert cells(html, "Exact match by category")[1][4:] == ["no difference", "-"]
+    assert "category 8, category 9 and 2 more. (Where nothing differs" in html
 
 
-def test_rows_without_kinds_have_no_pictures_by_kind():
-    plain = {name: {} if name.endswith("kind") else some for name, some in GROUPS.items()}
+def test_rows_without_kinds_have_no_pictures_by_category():
+    plain = {name: {} if name.endswith("category") else some for name, some in GROUPS.items()}
     assert set(pictures(plain)) == {"loss_by_length"}
-    assert "by kind" not in report_page(RESULTS, plain, [], pictures(plain), ABOUT)
+    assert "by category" not in report_page(RESULTS, plain, [], pictures(plain), ABOUT)
 
 
-def of_kinds(*names):
-    return {"exact_match_by_kind": dict.fromkeys(names, GROUPS["exact_match_by_kind"]["sum"])}
+def of_categories(*names):
+    return {"exact_match_by_category": dict.fromkeys(names, GROUPS["exact_match_by_category"]["sum"])}
 
 
-def test_hundreds_of_kinds_stand_in_the_table_alone():
-    many = of_kinds(*(f"kind {n}" for n in range(100)))
+def test_hundreds_of_categories_stand_in_the_table_alone():
+    many = of_categories(*(f"category {n}" for n in range(100)))
     assert pictures(many) == {}
-    assert ">kind 99</td>" in report_page(RESULTS, many, [], {}, ABOUT)
+    assert ">category 99</td>" in report_page(RESULTS, many, [], {}, ABOUT)
 
 
 def test_any_name_of_a_kind_can_be_drawn():
-    odd = of_kinds("cost $\\frac$", "price $5 and $6", "k" * 200, "tab\x0b and\nline")
-    drawn = pictures(odd)["exact_match_by_kind"]
+    odd = of_categories("cost $\\frac$", "price $5 and $6", "k" * 200, "tab\x0b and\nline")
+    drawn = pictures(odd)["exact_match_by_category"]
     assert "$\\frac$" in drawn and "k" * 59 + "…" in drawn and "\x0b" not in drawn
 
 

@@ -156,11 +156,11 @@ def _attention_cost() -> None:
     """Milliseconds of one layer's attention, forward and backward, at the 7B shape's width."""
     import torch
 
-    from recipe.model.packed_attention import attend_by_document, bounded
+    from recipe.model.packed_attention import add_cu_seqlens, attend_by_document
 
     lengths = [256] * 16
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    borders = bounded({"position_ids": positions})
+    borders = add_cu_seqlens({"position_ids": positions})
     more = {name: one for name, one in borders.items() if name != "position_ids"}
     inputs = [torch.randn(1, 32, 4096, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
     grad = torch.randn(1, 4096, 32, 128, device="cuda", dtype=torch.bfloat16)
@@ -262,7 +262,7 @@ def stages() -> bool:
     first = _copy("first")
     small = {
         "num_epochs: 1 ": "num_epochs: 0.02 ",
-        "num_prompts: 450": "num_prompts: 8",
+        "max_generations: 450": "max_generations: 8",
         "save_steps: 100": "save_steps: 5",
         "logging_steps: 10 ": "logging_steps: 5 ",
     }

@@ -61,11 +61,17 @@ def prepared_rows() -> Path:
     manifest = {"id": "shape", "revision": None, "sha256": "0" * 64, "path": str(WORK / "base"), "converted": False}
     (folder / "base/manifest.json").write_text(json.dumps({**manifest, "remote_code": False, "files": []}))
     data = DataParams(
-        source=str(folder / "rows"), id=None, revision=None, subset=None, sha256=None, train="train", validation=None
+        source=str(folder / "rows"),
+        id=None,
+        revision=None,
+        subset=None,
+        sha256=None,
+        train_split="train",
+        validation_split=None,
     )
     fetch_data(data, paths_in(folder))
     sequence = SequenceParams(
-        template="alpaca", chat_template=None, max_length=TOKENS // 4, overlong="truncate", loss_on="completion",
+        template="alpaca", chat_template=None, max_length=TOKENS // 4, on_overlong="truncate", loss_on="completion",
         columns={"instruction": "instruction", "input": "input", "output": "output"}, packing=True,
         validation_fraction=0.05, on_bad_row="error",
     )  # fmt: skip
@@ -87,7 +93,7 @@ def train(
         stage.be_deterministic = torch.set_num_threads
         torch.use_deterministic_algorithms(False)
     params = stage.TrainParams(
-        num_epochs=1, batch_size=4, micro_batch_tokens=TOKENS, learning_rate=2e-4, lr_schedule="linear",
+        num_epochs=1, global_batch_size=4, micro_batch_tokens=TOKENS, learning_rate=2e-4, lr_schedule="linear",
         warmup_ratio=0.1, weight_decay=0.0, max_grad_norm=1.0, dtype="auto", quantization=quantization,
         activation_checkpointing="on" if checkpointing else "off", seed=1, num_threads=os.cpu_count() or 1,
         logging_steps=1000, save_steps=1000,
@@ -144,17 +150,17 @@ def peaks() -> bool:
     """Peak memory with activation checkpointing, in bf16 and in nf4, beside the estimate."""
     from transformers import AutoConfig
 
-    from recipe.planning.memory_estimate import training_need
+    from recipe.planning.memory_estimate import estimate_training_memory
 
     meta = json.loads((prepared_rows() / "prepared/meta.json").read_text())
-    fraction = meta["tokens"]["train_trained"] / meta["tokens"]["train"]
+    fraction = meta["tokens"]["train_loss_tokens"] / meta["tokens"]["train"]
     for quantization in ("nf4", "none"):
         if CUDA:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         seen = watch(None)
         lora, params = train("peaks", seen, deterministic=True, quantization=quantization, checkpointing=True)
-        need = training_need(
+        need = estimate_training_memory(
             AutoConfig.from_pretrained(WORK / "base"), lora, quantization=quantization, activation_checkpointing=True,
             micro_batch_size=params.micro_batch_size(TOKENS // 4), max_length=TOKENS // 4, trained_fraction=fraction,
             cuda=CUDA,
@@ -273,7 +279,7 @@ def parts() -> bool:
         print(f"{value:9.3f} ms  {name}", flush=True)
         keep(f"ms, {name}", round(value, 4))
 
-    from recipe.model.fused_lora import AddLora, draw_kept
+    from recipe.model.fused_lora import AddLora, sample_dropout_mask
 
     seed = torch.zeros((), dtype=torch.int64)
     for inputs, outputs in ((hidden, hidden), (hidden, wide), (wide, hidden)):
@@ -290,7 +296,7 @@ def parts() -> bool:
                     lambda *more: AddLora.apply(*more, 2.0, p, seed), y, x, a, b
                 ),
             )
-        note(f"draw_kept, {inputs}", lambda x=x: milliseconds(lambda: draw_kept(x, 0.05, seed)))
+        note(f"sample_dropout_mask, {inputs}", lambda x=x: milliseconds(lambda: sample_dropout_mask(x, 0.05, seed)))
         note(f"native dropout, {inputs}", lambda x=x: milliseconds(lambda: torch.nn.functional.dropout(x, 0.05)))
         note(f"x A', {shape}", lambda x=x, a=a: milliseconds(lambda: x @ a.to(x.dtype).T))
         note(

@@ -25,15 +25,15 @@ ROWS_CALLED = {
 }
 TOKENS_CALLED = {
     "train": "tokens to train on",
-    "train_trained": "of them trained (answers)",
+    "train_loss_tokens": "of them trained (answers)",
     "validation": "tokens to validate on",
-    "validation_trained": "of them scored (answers)",
+    "validation_loss_tokens": "of them scored (answers)",
 }
 SHOWN_PLACES = 5
 SHOWN_CHARS = 600  # of a copy
 
 
-def wrapped(row: dict[str, Any]) -> str:
+def format_row(row: dict[str, Any]) -> str:
     """A row in full, each column wrapped."""
     parts = []
     for name, value in row.items():
@@ -42,12 +42,12 @@ def wrapped(row: dict[str, Any]) -> str:
     return "\n".join([RULE, *parts])
 
 
-def counted(kinds: dict[str, int]) -> str:
+def format_counts(kinds: dict[str, int]) -> str:
     """The types of a column, each with its number of rows."""
     return ", ".join(f"{kind} ({num:,})" for kind, num in kinds.items())
 
 
-def some(places: Sequence[str], rows: int) -> str:
+def list_places(places: Sequence[str], rows: int) -> str:
     """The first places, each file named once, and how many more there are: `a.json, line 3, 7; and 2 more`."""
     named, last = [], None
     for place in places[:SHOWN_PLACES]:
@@ -61,7 +61,7 @@ def some(places: Sequence[str], rows: int) -> str:
     return "; ".join([*named, *([f"and {more:,} more"] if more else [])])
 
 
-def lead(summary: dict[str, Any]) -> str:
+def summarize_findings(summary: dict[str, Any]) -> str:
     """What the data is, in a few sentences."""
     guilty = [one for one in summary["flaws"].values() if one["rows"]]
     found = "Nothing looks wrong with them." if not guilty else (
@@ -80,13 +80,15 @@ def lead(summary: dict[str, Any]) -> str:
 def data_parts(summary: dict[str, Any], first: list[dict[str, Any]], num_rows: int) -> list[Part]:
     """The dataset as loaded: files, columns, the first rows."""
     files = [[file["name"], file["split"], file["bytes"]] for file in summary["files"]]
-    columns = [[name, counted(one["types"]), one["empty"], one["missing"]] for name, one in summary["columns"].items()]
+    columns = [
+        [name, format_counts(one["types"]), one["empty"], one["missing"]] for name, one in summary["columns"].items()
+    ]
     rows = [[row.get(name, "") for name in summary["columns"]] for row in first[:num_rows]]
     return [
         Part("The files", table(["file", "split", "bytes"], files)),
         Part("The columns", table(["column", "types (rows)", "empty", "missing"], columns)),
         Part("The first rows", table(list(summary["columns"]), rows)),
-        Part("Three rows in full", preformatted("\n".join(wrapped(row) for row in first[:3]))),
+        Part("Three rows in full", preformatted("\n".join(format_row(row) for row in first[:3]))),
     ]
 
 
@@ -137,7 +139,7 @@ def flaw_parts(summary: dict[str, Any], examples: Mapping[str, Sequence[Any]]) -
     """What may be wrong with the rows, where, and copies side by side."""
     total = summary["prepared"]["rows"]["read"]
     rows = [
-        [name, one["rows"], f"{one['rows'] / total:.2%}", some(one["places"], one["rows"])]
+        [name, one["rows"], f"{one['rows'] / total:.2%}", list_places(one["places"], one["rows"])]
         for name, one in summary["flaws"].items()
     ]
     note = (
@@ -159,17 +161,17 @@ def flaw_parts(summary: dict[str, Any], examples: Mapping[str, Sequence[Any]]) -
 
 
 def token_parts(summary: dict[str, Any]) -> list[Part]:
-    """What the tokens are spent on: answers and prompts, the vocabulary, branches of the template, scripts, kinds."""
+    """What the tokens are spent on: answers and prompts, the vocabulary, forms of rows, scripts, categories."""
     vocabulary, tokens = summary["vocabulary"], summary["prepared"]["tokens"]
     shares = [
         ["tokens to train on", tokens["train"]],
-        ["of them trained (answers)", tokens["train_trained"]],
-        ["of them read only (prompts)", tokens["train"] - tokens["train_trained"]],
+        ["of them trained (answers)", tokens["train_loss_tokens"]],
+        ["of them read only (prompts)", tokens["train"] - tokens["train_loss_tokens"]],
         ["vocabulary, tokens", vocabulary["size"]],
         ["of it used in training", vocabulary["used"]],
     ]
     note = (
-        f"{tokens['train_trained'] / tokens['train']:.1%} of the training tokens are trained. The training "
+        f"{tokens['train_loss_tokens'] / tokens['train']:.1%} of the training tokens are trained. The training "
         f"text uses {vocabulary['used'] / vocabulary['size']:.1%} of the vocabulary; the {vocabulary['top']} most "
         f"frequent tokens make up {vocabulary['top_share']:.1%} of the text."
     )
@@ -177,7 +179,7 @@ def token_parts(summary: dict[str, Any]) -> list[Part]:
     for heading, name, key in (
         ("Rows by branch of the template", "branch", "branches"),
         ("Rows by script", "script of most letters", "scripts"),
-        ("Rows by kind", "kind", "kinds"),
+        ("Rows by category", "category", "categories"),
     ):
         if set(summary[key]) - {""}:
             parts.append(Part(heading, table([name, "rows"], [list(one) for one in summary[key].items()])))

@@ -1,6 +1,6 @@
 """One pass over the rows as they were loaded: their columns, and what stands in those that prepare could use.
 
-survey = take(data, manifest, meta, facts, progress)    # a Survey
+scan = scan_rows(data, manifest, meta, facts, progress)    # a Scan
 """
 
 from array import array
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.analyze.duplicates import Copies, Found, Pairs
-from recipe.analyze.text_checks import flaws, masked, script
+from recipe.analyze.text_checks import flaws, mask_personal_data, script
 from recipe.core.services import Progress
 from recipe.text.readers import BadRow, Row, read_rows, safe
 from recipe.text.templates import make_template
@@ -81,7 +81,7 @@ class Copy:
 
 
 @dataclass(frozen=True)
-class Survey:
+class Scan:
     """What the pass found. `flaws` has a Flaw by name, `examples` some copies by the name that they have there."""
 
     columns: Columns
@@ -105,7 +105,7 @@ def read_all(data: Path, files: list[dict[str, Any]]) -> Iterator[Row]:
                 yield row
 
 
-def with_facts(rows: Iterator[Row], facts: Any) -> Iterator[tuple[Row, int]]:
+def match_rows(rows: Iterator[Row], facts: Any) -> Iterator[tuple[Row, int]]:
     """Each row with its number in prepare's table of facts, or -1 where prepare could not use it.
 
     The table has the rows of each side in the order of the files: two fingers walk along it.
@@ -130,9 +130,9 @@ def _head(names: Any, places: Any, at: int, end: int) -> tuple[str, str] | None:
     return (names[at].as_py(), places[at].as_py()) if at < end else None
 
 
-def take(
+def scan_rows(
     data: Path, files: list[dict[str, Any]], meta: dict[str, Any], facts: Any, num_first: int, progress: Progress
-) -> Survey:
+) -> Scan:
     """Look at every row once, and again at those that are shown as copies."""
     template = make_template(meta["template"], meta["columns"])
     columns, copies = Columns(), Copies()
@@ -143,10 +143,10 @@ def take(
     trained_on = {file["name"] for file in files if file["split"] == "train"}
     numbers = array("q")  # of each row that was used, where it stands in the facts
     is_train = facts["split"].to_numpy(zero_copy_only=False) == "train"
-    for row, number in progress(with_facts(read_all(data, in_order(files)), facts), "looking at rows", len(facts)):
+    for row, number in progress(match_rows(read_all(data, in_order(files)), facts), "looking at rows", len(facts)):
         columns.add(row.values)
         if row.file in trained_on and len(first) < num_first:
-            first.append({name: masked(text) for name, text in as_text(row.values).items()})
+            first.append({name: mask_personal_data(text) for name, text in as_text(row.values).items()})
         if number < 0:
             continue
         question, answer, form = template.sample(row.values)
@@ -169,7 +169,7 @@ def take(
                     zip(some.rows, some.earlier, some.similarity, strict=True), KEPT_EXAMPLES
                 )
             ]
-    return Survey(columns, first, branches, scripts, found, examples)
+    return Scan(columns, first, branches, scripts, found, examples)
 
 
 def as_text(values: dict[str, Any]) -> dict[str, str]:
@@ -193,11 +193,11 @@ def _texts(
     """The texts of some of the rows that were used, by their order; rows past the last of them are not read."""
     texts: dict[int, str] = {}
     template = make_template(meta["template"], meta["columns"])
-    rows = (row for row, number in with_facts(read_all(data, in_order(files)), facts) if number >= 0)
+    rows = (row for row, number in match_rows(read_all(data, in_order(files)), facts) if number >= 0)
     for order, row in enumerate(rows):
         if len(texts) == len(wanted):
             break
         if order in wanted:
             question, answer, _ = template.sample(row.values)
-            texts[order] = masked(safe(f"{question}\n→ {answer}" if question else answer))
+            texts[order] = mask_personal_data(safe(f"{question}\n→ {answer}" if question else answer))
     return texts

@@ -23,18 +23,18 @@ from recipe.analyze.params import AnalyzeParams
 from recipe.analyze.report import (
     RULE,
     TUTORIAL_CHARS,
-    counted,
     data_parts,
     flaw_parts,
-    lead,
+    format_counts,
+    format_row,
     length_parts,
     limit_parts,
     outcome_parts,
+    summarize_findings,
     token_parts,
-    wrapped,
 )
-from recipe.analyze.scan import Columns, as_text, read_all, take
-from recipe.analyze.text_checks import masked
+from recipe.analyze.scan import Columns, as_text, read_all, scan_rows
+from recipe.analyze.text_checks import mask_personal_data
 from recipe.core.errors import DataError
 from recipe.core.io import new_folder, read_json, write_json, write_text
 from recipe.core.paths import Paths
@@ -73,8 +73,8 @@ def show(data: Path, num_rows: int) -> str:
         if len(first) < num_rows:
             first.append(as_text(row.values))
     width = max(map(len, columns.types), default=0)
-    kinds = [f"  {name:<{width}}  {counted(one['types'])}" for name, one in columns.summary().items()]
-    return "\n".join([f"{columns.num_rows:,} rows", *kinds, *map(wrapped, first), RULE])
+    kinds = [f"  {name:<{width}}  {format_counts(one['types'])}" for name, one in columns.summary().items()]
+    return "\n".join([f"{columns.num_rows:,} rows", *kinds, *map(format_row, first), RULE])
 
 
 def vocabulary(sequences: Any, size: int) -> dict[str, Any]:
@@ -99,14 +99,14 @@ def packed_example(sequences: Any, tokenizer: Any, ends: Sequence[int]) -> list[
     counts = pc.list_value_length(sequences["seq_lengths"]).to_numpy()
     fitting = np.flatnonzero((counts >= low) & (counts <= high))
     at = int(fitting[0]) if len(fitting) else int(np.argmin(counts))
-    ids, trained, lengths = (sequences[name][at].values.to_numpy(zero_copy_only=False)
-                             for name in ("input_ids", "trained", "seq_lengths"))  # fmt: skip
+    ids, completion_mask, lengths = (sequences[name][at].values.to_numpy(zero_copy_only=False)
+                             for name in ("input_ids", "completion_mask", "seq_lengths"))  # fmt: skip
     rows = []
     for stop, length in zip(np.cumsum(lengths), lengths, strict=True):
-        some = zip(ids[stop - length : stop].tolist(), trained[stop - length : stop], strict=True)
+        some = zip(ids[stop - length : stop].tolist(), completion_mask[stop - length : stop], strict=True)
         tokens = [(token, "end" if flag and token in ends else "trained" if flag else "read") for token, flag in some]
         runs = groupby(tokens, key=lambda one: one[1])
-        rows.append([(kind, masked(tokenizer.decode([token for token, _ in run]))) for kind, run in runs])
+        rows.append([(kind, mask_personal_data(tokenizer.decode([token for token, _ in run]))) for kind, run in runs])
     return rows
 
 
@@ -118,21 +118,21 @@ def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str
     prepared = paths.prepared
     with pa.memory_map(str(prepared / "rows.arrow")) as file, pa.memory_map(str(prepared / "train.arrow")) as packed:
         facts, sequences = pa.ipc.open_stream(file).read_all(), pa.ipc.open_stream(packed).read_all()
-        survey = take(paths.raw, manifest["files"], meta, facts, max(params.num_rows, 3), progress)
+        scan = scan_rows(paths.raw, manifest["files"], meta, facts, max(params.num_rows, 3), progress)
         chars, tokens = facts["num_chars"].to_pylist(), facts["num_tokens"].to_pylist()
-        kinds = Counter(facts["kind"].to_pylist())
+        categories = Counter(facts["category"].to_pylist())
         is_train = facts["split"].to_numpy(zero_copy_only=False) == "train"
         used = vocabulary(sequences, meta["vocab_size"])
         example = packed_example(sequences, load_tokenizer(paths.base / "tokenizer"), meta["end_token_ids"])
     limit = meta["max_length"]
     to_train = facts.filter(is_train)
     lengths, before = to_train["num_tokens"].to_pylist(), to_train["num_before"].to_pylist()
-    made_limits = limits(lengths, before, limit, drops=meta["overlong"] == "drop")
+    made_limits = limits(lengths, before, limit, drops=meta["on_overlong"] == "drop")
     best, because = recommend(made_limits)
     summary = {
         "files": [{"name": file["name"], "split": file["split"], "bytes": file["bytes"]} for file in manifest["files"]],
-        "num_rows": survey.columns.num_rows,
-        "columns": survey.columns.summary(),
+        "num_rows": scan.columns.num_rows,
+        "columns": scan.columns.summary(),
         "chars": quantiles(chars),
         "tokens": quantiles(tokens),
         f"share_over_{TUTORIAL_CHARS}_chars": share_above(chars, TUTORIAL_CHARS),
@@ -142,11 +142,11 @@ def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str
         "limits": [asdict(one) for one in made_limits],
         "recommended_max_length": best.max_length,
         "recommended_because": because,
-        "flaws": {name: asdict(flaw) for name, flaw in sorted(survey.flaws.items(), key=lambda one: -one[1].rows)},
+        "flaws": {name: asdict(flaw) for name, flaw in sorted(scan.flaws.items(), key=lambda one: -one[1].rows)},
         "vocabulary": used,
-        "branches": dict(survey.branches.most_common()),
-        "scripts": dict(survey.scripts.most_common()),
-        "kinds": dict(sorted(kinds.items())),
+        "branches": dict(scan.branches.most_common()),
+        "scripts": dict(scan.scripts.most_common()),
+        "categories": dict(sorted(categories.items())),
         "prepared": {"rows": meta["rows"], "tokens": meta["tokens"], "sequences": meta["sequences"]},
     }
     pictures = {
@@ -154,11 +154,11 @@ def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str
         "tokens": histogram(tokens, params.num_bins, "tokens in a row", (limit, f"max_length {limit:,}")),
     }
     parts = [
-        *data_parts(summary, survey.first, params.num_rows),
+        *data_parts(summary, scan.first, params.num_rows),
         *length_parts(summary, pictures),
         *limit_parts(summary),
         *token_parts(summary),
-        *flaw_parts(summary, survey.examples),
+        *flaw_parts(summary, scan.examples),
         *outcome_parts(summary, example),
     ]
     curve = "".join(f"{top},{rows},{share}\n" for top, rows, share in cumulative(tokens, params.num_bins))
@@ -167,7 +167,7 @@ def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str
         write_text(target / "lengths.csv", "tokens,rows,share_up_to_here\n" + curve)
         for name, picture in pictures.items():
             write_text(target / f"{name}.svg", picture)
-        write_text(target / "index.html", page("What the data looks like", lead(summary), parts))
+        write_text(target / "index.html", page("What the data looks like", summarize_findings(summary), parts))
     return summary
 
 

@@ -51,7 +51,7 @@ def flaws(question: str, answer: str) -> list[str]:
     return [*found, how] if how else found
 
 
-def masked(text: str) -> str:
+def mask_personal_data(text: str) -> str:
     """The text with its personal data replaced by what it is: `[e-mail addresses]`."""
     for name, pattern in PERSONAL.items():
         if _may_match(name, text):

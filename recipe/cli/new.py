@@ -51,7 +51,9 @@ def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> 
         elif params[section]["source"] != "hub":
             params[section]["source"] = os.path.relpath(folder / params[section]["source"], made)
     if data is not None and source_of(data) == "hub":
-        params["data"].update(id=data, revision=None, subset=None, sha256=None, train="train", validation=None)
+        params["data"].update(
+            id=data, revision=None, subset=None, sha256=None, train_split="train", validation_split=None
+        )
     elif data is not None:
         _describe(params, Path(data))
     if model is not None:
@@ -87,10 +89,10 @@ def _describe(params: Any, data: Path) -> None:
     """Fit the data section to the source: its splits where it is a folder, none where it is a file."""
     params["data"].update(id=None, revision=None, subset=None, sha256=None)
     if not data.is_dir():
-        params["data"].update(train="train", validation=None)
+        params["data"].update(train_split="train", validation_split=None)
         return
     splits = sorted({re.split(r"[-.]", file.name)[0] for file in data.iterdir() if file.is_file()})
     if "train" not in splits:
         raise DataError(f"{data} has no train split: its files are named {', '.join(splits) or 'nothing'}.")
     held = next((name for name in ("validation", "valid", "dev", "test") if name in splits), None)
-    params["data"].update(train="train", validation=held)
+    params["data"].update(train_split="train", validation_split=held)

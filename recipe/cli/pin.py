@@ -10,9 +10,9 @@ from recipe.cli.new import write_hub_file
 from recipe.core.config import load_yaml
 from recipe.core.errors import ParamsError
 from recipe.core.io import write_text
-from recipe.fetch.hub import COMMIT, Kind, check_named, resolve_commit
+from recipe.fetch.hub import COMMIT, RepoType, check_named, resolve_commit
 
-SECTIONS: dict[str, Kind] = {"data": "dataset", "model": "model"}
+SECTIONS: dict[str, RepoType] = {"data": "dataset", "model": "model"}
 DEFAULT_BRANCH = "main"
 
 
@@ -25,7 +25,7 @@ def pin(path: Path, params: dict[str, Any], *, update: bool) -> str:
     before = path.read_text(encoding="utf-8")
     write_hub_file(path.parent, load_yaml(path))
     text = before
-    for section, kind in SECTIONS.items():
+    for section, repo_type in SECTIONS.items():
         given = params[section]
         if given.source != "hub":
             continue
@@ -34,7 +34,7 @@ def pin(path: Path, params: dict[str, Any], *, update: bool) -> str:
         if pinned and not update:
             continue
         wanted = DEFAULT_BRANCH if pinned or given.revision is None else given.revision
-        text = set_value(text, path, section, "revision", resolve_commit(kind, name, wanted))
+        text = set_value(text, path, section, "revision", resolve_commit(repo_type, name, wanted))
     if text == before:
         return ""
     write_text(path, text)

@@ -12,20 +12,20 @@ SHOWN = 3
 
 
 def pick(generations: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Some generations, spread over the file; where they have kinds, the last one of different kinds."""
-    chosen = list({one["kind"] or index: one for index, one in enumerate(generations)}.values())
+    """Some generations, spread over the file; where they have categories, the last one of different categories."""
+    chosen = list({one["category"] or index: one for index, one in enumerate(generations)}.values())
     return [chosen[index * len(chosen) // count] for index in range(min(count, len(chosen)))]
 
 
 def summary_text(paths: Paths, model_name: str) -> str:
-    """The headline, numbers, three answers side by side, and the next commands."""
+    """The headline, numbers, three answers variant by side, and the next commands."""
     results = read_json(paths.evaluate_metrics)
     lines = [headline(results), ""]
     lines.append(f"{'':9}{'loss':>9}{'perplexity':>12}{'token acc.':>12}{'exact':>9}")
-    for side in ("base", "adapter"):
-        one = results[side]
+    for variant in ("base", "adapter"):
+        one = results[variant]
         exact = "-" if one["exact_match"] is None else f"{one['exact_match']:.1%}"
-        lines.append(f"{side:9}{one['loss']:9.3f}{one['perplexity']:12,.2f}{one['token_accuracy']:12.1%}{exact:>9}")
+        lines.append(f"{variant:9}{one['loss']:9.3f}{one['perplexity']:12,.2f}{one['token_accuracy']:12.1%}{exact:>9}")
     for one in pick(read_json_lines(paths.evaluation / "generations.jsonl"), SHOWN):
         question = " | ".join(question_in(one["prompt"]).split("\n\n"))
         lines += ["", f"asked    {_short(question)}"]

@@ -7,7 +7,7 @@ params.yaml is the whole recipe, with no value hidden in the code.
 import difflib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
@@ -21,6 +21,7 @@ class Section(BaseModel):
     """One section of params.yaml. Unknown keys and wrong types are refused, and nothing changes after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    RENAMED: ClassVar[dict[str, str]] = {}  # keys of earlier versions: what each is called now
 
 
 def load_yaml(path: Path) -> CommentedMap:
@@ -92,7 +93,10 @@ def _explain(place: list[Any], error: Any, section: type[Section], sections: dic
     """One mistake in one line."""
     key = ".".join(map(str, place))
     if error["type"] == "extra_forbidden":
-        return f"{key}: no such key{_nearest(place, sections)}"
+        renamed = section.RENAMED.get(str(place[-1])) if len(place) == 2 else None
+        return (
+            f"{key}: renamed to {place[0]}.{renamed}" if renamed else f"{key}: no such key{_nearest(place, sections)}"
+        )
     if error["type"] == "missing":
         description = section.model_fields[place[1]].description if len(place) == 2 else None
         return f"{key}: the key is missing" + (f" ({description})" if description else "")

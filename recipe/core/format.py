@@ -1,11 +1,11 @@
 """Sizes and times as people read them.
 
-shown_bytes(27_600_000_000)    # 27.6 GB
-shown_time(19_200)             # 5 h 20 min
+format_bytes(27_600_000_000)    # 27.6 GB
+format_time(19_200)             # 5 h 20 min
 """
 
 
-def shown_bytes(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes in powers of 1000, as disks and the Hub count: `27.6 GB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
@@ -14,7 +14,7 @@ def shown_bytes(count: float) -> str:
     return f"{count:.2f} TB"
 
 
-def shown_time(seconds: float) -> str:
+def format_time(seconds: float) -> str:
     """Seconds in the two largest units that matter: `42 s`, `3 min`, `5 h 20 min`, `2 d 4 h`."""
     if round(seconds) < 60:
         return f"{seconds:.0f} s"

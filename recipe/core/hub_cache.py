@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 
-def snapshot_folder(kind: str, name: str, revision: str) -> Path:
-    """The folder in the Hub's cache that holds one commit of a repository; `kind` is `model` or `dataset`."""
+def snapshot_folder(repo_type: str, name: str, revision: str) -> Path:
+    """The folder in the Hub's cache that holds one commit of a repository; `repo_type` is `model` or `dataset`."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return Path(HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "snapshots" / revision
+    return Path(HF_HUB_CACHE) / f"{repo_type}s--{name.replace('/', '--')}" / "snapshots" / revision
 
 
 def converted_folder(name: str, revision: str) -> Path:

@@ -1,6 +1,6 @@
 """The report on the result: whether the adapter is better than its base, by how much, where, and in what words.
 
-report_page(results, groups, generations, pictures(groups), about("demo-base", meta, trained))
+report_page(results, groups, generations, pictures(groups), about("demo-base", meta, train_metrics))
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from recipe.report.comparison import FEWEST_ROWS, MEASURES, RESAMPLES, SIDES, Groups, gained, headline
+from recipe.report.comparison import FEWEST_ROWS, MEASURES, RESAMPLES, VARIANTS, Groups, describe_gain, headline
 from recipe.report.html import Part, figure, page, table
 from recipe.report.svg import pairs_of_bars
 from recipe.text.templates import question_in
@@ -21,22 +21,22 @@ MAX_NAMES = 10
 
 
 def pictures(groups: Groups) -> dict[str, str]:
-    """Base beside adapter as SVG, by kind (where rows have kinds) and by length: the loss, and the exact matches."""
+    """Charts (SVG) of base and adapter by category, if rows have categories, and by length: loss and exact matches."""
     drawn = {}
     for name, some in groups.items():
         measure = name.partition("_by_")[0]
         pairs = {group: (one["base"], one["adapter"]) for group, one in some.items()}
         if measure in DRAWN and 0 < len(pairs) <= MAX_GROUPS:
-            drawn[name] = pairs_of_bars(pairs, SIDES, DRAWN[measure], shares=measure != "loss")
+            drawn[name] = pairs_of_bars(pairs, VARIANTS, DRAWN[measure], shares=measure != "loss")
     return drawn
 
 
-def about(base_id: str, meta: dict[str, Any], trained: dict[str, Any]) -> str:
-    """What was trained, in a sentence that follows the headline."""
-    own = trained["trainable_parameters"]
+def about(base_id: str, meta: dict[str, Any], train_metrics: dict[str, Any]) -> str:
+    """What was train_metrics, in a sentence that follows the headline."""
+    own = train_metrics["trainable_parameters"]
     return (
-        f"It has {own:,} parameters beside the {trained['parameters'] - own:,} of {base_id}, and was trained on "
-        f"{meta['rows']['train']:,} rows in {trained['steps']:,} steps."
+        f"It has {own:,} parameters beside the {train_metrics['parameters'] - own:,} of {base_id}, and was trained on "
+        f"{meta['rows']['train']:,} rows in {train_metrics['steps']:,} steps."
     )
 
 
@@ -47,22 +47,26 @@ def report_page(
     """The report as HTML; `results` are metrics/evaluate.json, `trained` says what was trained."""
     parts = [*_numbers(results), *_groups(groups, drawn), *_tasks(results)]
     shown = [
-        [question_in(one["prompt"]), one["completion"], *(RIGHT * one[f"{side}_matches"] + one[side] for side in SIDES)]
+        [
+            question_in(one["prompt"]),
+            one["completion"],
+            *(RIGHT * one[f"{variant}_matches"] + one[variant] for variant in VARIANTS),
+        ]
         for one in generations[:SHOWN_ANSWERS]
     ]
     if shown:
         note = f"{RIGHT.strip()} stands before an answer that is exactly right."
         if len(generations) > SHOWN_ANSWERS:
             note += f" generations.jsonl has all {len(generations):,}."
-        parts.append(Part("Base beside adapter", table(["asked", "wanted", *SIDES], shown), note))
+        parts.append(Part("Base beside adapter", table(["asked", "wanted", *VARIANTS], shown), note))
     return page("Is the adapter better?", f"{headline(results)} {trained}", parts)
 
 
 def _numbers(results: dict[str, Any]) -> list[Part]:
-    numbers = [[side, *(_short(name, value) for name, value in results[side].items())] for side in SIDES]
+    numbers = [[variant, *(_short(name, value) for name, value in results[variant].items())] for variant in VARIANTS]
     gain = results["difference"]
     gains = [
-        [name.replace("_", " "), *gained(name, gain[name], gain[f"{name}_low"], gain[f"{name}_high"])]
+        [name.replace("_", " "), *describe_gain(name, gain[name], gain[f"{name}_low"], gain[f"{name}_high"])]
         for name in MEASURES
         if name in gain
     ]
@@ -87,14 +91,14 @@ def _groups(groups: Groups, drawn: Mapping[str, str]) -> list[Part]:
         measure, _, grouping = name.partition("_by_")
         title = f"{measure.replace('_', ' ').capitalize()} by {grouping}"
         rows = [
-            [group, one["rows"], *(_short(measure, one[side]) for side in SIDES),
-             *gained(measure, one["gain"], one["low"], one["high"])]
+            [group, one["rows"], *(_short(measure, one[variant]) for variant in VARIANTS),
+             *describe_gain(measure, one["gain"], one["low"], one["high"])]
             for group, one in some.items()
         ]  # fmt: skip
         if rows:
             body = _drawn(drawn, name, f"{title}, base and adapter, as in the table below.")
             counted = "prompts" if measure == "exact_match" else "rows"
-            header = [grouping, counted, *SIDES, "gain", "95% interval"]
+            header = [grouping, counted, *VARIANTS, "gain", "95% interval"]
             parts.append(Part(title, body + table(header, rows), _group_note(some, counted)))
     return parts
 
@@ -120,12 +124,12 @@ def _drawn(drawn: Mapping[str, str], name: str, label: str) -> Markup:
 
 def _tasks(results: dict[str, Any]) -> list[Part]:
     rows = [
-        [task, metric, *(_with_error(scores[side], metric) for side in SIDES)]
+        [task, metric, *(_with_error(scores[variant], metric) for variant in VARIANTS)]
         for task, scores in results.get("tasks", {}).items()
         for metric in scores["base"] if "_stderr" not in metric
     ]  # fmt: skip
     note = "By lm-evaluation-harness; ± is the standard error."
-    return [Part("Tasks", table(["task", "metric", *SIDES], rows), note)] if rows else []
+    return [Part("Tasks", table(["task", "metric", *VARIANTS], rows), note)] if rows else []
 
 
 def _with_error(scores: dict[str, float], metric: str) -> str:

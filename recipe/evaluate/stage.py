@@ -2,7 +2,7 @@
 
 Reads data/prepared/, models/base/ and models/adapter/. Makes metrics/evaluate.json (loss, perplexity, token accuracy,
 exact match, each for both, and their differences with 95% intervals; the tasks of lm-evaluation-harness that
-evaluate.tasks names) and reports/evaluation/ (index.html and its pictures; groups.json, the measures by kind and by
+evaluate.tasks names) and reports/evaluation/ (index.html and its pictures; groups.json, the measures by category and by
 length; generations.jsonl).
 
     python -m recipe evaluate
@@ -20,7 +20,7 @@ from recipe.evaluate.report import about, pictures, report_page
 from recipe.model.generate import answer
 from recipe.model.load import load_adapter, load_base
 from recipe.model.processor import be_deterministic, pin_processor
-from recipe.report.comparison import SIDES, ScoredRow, by_group, headline, overall
+from recipe.report.comparison import VARIANTS, ScoredRow, by_group, headline, overall
 from recipe.tokens.packing import IGNORED, collate, read_sequences
 from recipe.tokens.tokenizer import encode_prompts, load_tokenizer
 
@@ -78,15 +78,15 @@ def generate(
 
 
 def compared_rows(
-    lengths: list[int], kinds: list[str], scores: dict[str, Scores], answered: dict[int, dict[str, Any]]
+    lengths: list[int], categories: list[str], scores: dict[str, Scores], answered: dict[int, dict[str, Any]]
 ) -> list[ScoredRow]:
     """The validation rows with what base and adapter made of them; `answered` by the index of the row."""
     made = []
-    for index, (length, kind) in enumerate(zip(lengths, kinds, strict=True)):
-        base, adapter = (scores[side][index] for side in SIDES)
+    for index, (length, category) in enumerate(zip(lengths, categories, strict=True)):
+        base, adapter = (scores[variant][index] for variant in VARIANTS)
         one = answered.get(index)
         matches = None if one is None else (one["base_matches"], one["adapter_matches"])
-        made.append(ScoredRow(kind, length, base[2], (base[0], adapter[0]), (base[1], adapter[1]), matches))
+        made.append(ScoredRow(category, length, base[2], (base[0], adapter[0]), (base[1], adapter[1]), matches))
     return made
 
 
@@ -95,9 +95,9 @@ def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[s
     tasks = load_tasks(params.tasks) if params.tasks else {}
     be_deterministic(NUM_THREADS)
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
-    trained = read_json(paths.train_metrics)
+    train_metrics = read_json(paths.train_metrics)
     tokenizer = load_tokenizer(paths.base / "tokenizer")
-    loaded = load_base(manifest, paths.folder, len(tokenizer), trained["quantization"])
+    loaded = load_base(manifest, paths.folder, len(tokenizer), train_metrics["quantization"])
     model = load_adapter(loaded, paths.adapter, manifest)
     rows = read_sequences(paths.prepared / "validation.arrow")
     answers = read_json_lines(paths.prepared / "validation.jsonl")
@@ -108,7 +108,7 @@ def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[s
         scores["base"] = score(model, rows, pad, params.batch_tokens, progress)
 
     promptable = [index for index, one in enumerate(answers) if one["prompt"]]
-    count = min(params.num_prompts, len(promptable))
+    count = min(params.max_generations, len(promptable))
     chosen = [promptable[index * len(promptable) // count] for index in range(count)]  # evenly spread over the rows
     prompts = [answers[index]["prompt"] for index in chosen]
     made = {"adapter": generate(model, tokenizer, prompts, params, meta, progress, "adapter answers")}
@@ -118,12 +118,12 @@ def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[s
         task_scores["base"] = run_tasks(tasks, model, tokenizer)
     generations = []
     for place, index in enumerate(chosen):
-        one = answers[index] | {side: made[side][place] for side in SIDES}
-        matches = {f"{side}_matches": one[side].strip() == one["completion"].strip() for side in SIDES}
+        one = answers[index] | {variant: made[variant][place] for variant in VARIANTS}
+        matches = {f"{variant}_matches": one[variant].strip() == one["completion"].strip() for variant in VARIANTS}
         generations.append(one | matches)
     lengths = [int(row["seq_lengths"][0]) for row in rows]
-    kinds = [one["kind"] for one in answers]
-    compared = compared_rows(lengths, kinds, scores, dict(zip(chosen, generations, strict=True)))
+    categories = [one["category"] for one in answers]
+    compared = compared_rows(lengths, categories, scores, dict(zip(chosen, generations, strict=True)))
     groups = by_group(compared)
     results: dict[str, Any] = {
         "rows": len(rows),
@@ -131,7 +131,9 @@ def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[s
         **overall(compared),
     }
     if tasks:
-        results["tasks"] = {task: {side: task_scores[side][task] for side in SIDES} for task in task_scores["base"]}
+        results["tasks"] = {
+            task: {variant: task_scores[variant][task] for variant in VARIANTS} for task in task_scores["base"]
+        }
     with new_folder(paths.evaluation) as target:
         lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in generations)
         write_text(target / "generations.jsonl", "".join(lines))
@@ -139,7 +141,7 @@ def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[s
         drawn = pictures(groups)
         for name, picture in drawn.items():
             write_text(target / f"{name}.svg", picture)
-        said = about(manifest["id"], meta, trained)
+        said = about(manifest["id"], meta, train_metrics)
         write_text(target / "index.html", report_page(results, groups, generations, drawn, said))
     write_json(paths.evaluate_metrics, results)
     return results

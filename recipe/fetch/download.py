@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from recipe.core.errors import DataError
-from recipe.core.format import shown_bytes
+from recipe.core.format import format_bytes
 from recipe.core.io import CHUNK_BYTES, file_lock, sha256_file
 
-Kind = Literal["model", "dataset"]
+RepoType = Literal["model", "dataset"]
 Result = TypeVar("Result")
 Received = Callable[[int], None]
 
@@ -68,7 +68,13 @@ def partial_size(blobs: Path, file: RemoteFile) -> int:
 
 
 def fetch_file(
-    kind: Kind, name: str, revision: str, folder: Path, file: RemoteFile, stop: threading.Event, received: Received
+    repo_type: RepoType,
+    name: str,
+    revision: str,
+    folder: Path,
+    file: RemoteFile,
+    stop: threading.Event,
+    received: Received,
 ) -> None:
     """One file into the cache: its bytes to a partial file that outlives this run, checked, then made a blob.
 
@@ -85,7 +91,7 @@ def fetch_file(
             if is_whole(blobs / file.digest, file):
                 break
             patiently(
-                lambda: _receive(kind, name, revision, partial, file, stop, received),
+                lambda: _receive(repo_type, name, revision, partial, file, stop, received),
                 lambda: partial_size(blobs, file),
                 stop,
             )
@@ -103,7 +109,7 @@ def fetch_file(
                 )
         _link(linked, blobs / file.digest)
     if file.size > 10_000_000 and not sys.stderr.isatty():
-        print(f"  {file.path}: {shown_bytes(file.size)} in {time.monotonic() - started:.0f} s", flush=True)
+        print(f"  {file.path}: {format_bytes(file.size)} in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def _link(link: Path, blob: Path) -> None:
@@ -118,7 +124,7 @@ def _link(link: Path, blob: Path) -> None:
     made.replace(link)
 
 
-def read_end(kind: Kind, name: str, revision: str, file: RemoteFile, count: int) -> bytes:
+def read_end(repo_type: RepoType, name: str, revision: str, file: RemoteFile, count: int) -> bytes:
     """The last `count` bytes of a file on the Hub, or all of it where it is shorter."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
@@ -127,7 +133,7 @@ def read_end(kind: Kind, name: str, revision: str, file: RemoteFile, count: int)
     headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={start}-"}
 
     def ask() -> bytes:
-        url = hf_hub_url(name, file.path, repo_type=kind, revision=revision)
+        url = hf_hub_url(name, file.path, repo_type=repo_type, revision=revision)
         response = get_session().get(url, headers=headers, timeout=TIMEOUT, follow_redirects=True)
         hf_raise_for_status(response)
         return response.content if response.status_code == 206 else response.content[start:]
@@ -136,7 +142,13 @@ def read_end(kind: Kind, name: str, revision: str, file: RemoteFile, count: int)
 
 
 def _receive(
-    kind: Kind, name: str, revision: str, partial: Path, file: RemoteFile, stop: threading.Event, received: Received
+    repo_type: RepoType,
+    name: str,
+    revision: str,
+    partial: Path,
+    file: RemoteFile,
+    stop: threading.Event,
+    received: Received,
 ) -> None:
     """Fill the partial file up to the file's size, going on from what is there. Raises where the transfer ends early.
 
@@ -145,7 +157,7 @@ def _receive(
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    url = hf_hub_url(name, file.path, repo_type=kind, revision=revision)
+    url = hf_hub_url(name, file.path, repo_type=repo_type, revision=revision)
     with partial.open("ab") as target:
         if target.tell() > file.size:
             target.truncate(0)

@@ -21,14 +21,14 @@ from recipe.core.hub_cache import snapshot_folder
 from recipe.core.io import file_lock, read_json, write_json
 from recipe.fetch.download import (
     TIMEOUT,
-    Kind,
     Received,
     RemoteFile,
+    RepoType,
     fetch_file,
+    format_bytes,
     is_whole,
     partial_size,
     patiently,
-    shown_bytes,
 )
 from recipe.fetch.hub_errors import explained
 
@@ -70,19 +70,19 @@ def check_pinned(section: str, name: str | None, revision: str | None) -> tuple[
     return named, revision
 
 
-def resolve_commit(kind: Kind, name: str, revision: str) -> str:
+def resolve_commit(repo_type: RepoType, name: str, revision: str) -> str:
     """The commit that a branch, a tag or a short form stands for on the Hub today."""
     if offline():
         raise MachineError("HF_HUB_OFFLINE is set, and a commit can only be looked up on the Hub. Unset it.")
-    with explained(kind, name, revision):
-        return patiently(lambda: _api().repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT)).sha
+    with explained(repo_type, name, revision):
+        return patiently(lambda: _api().repo_info(name, repo_type=repo_type, revision=revision, timeout=TIMEOUT)).sha
 
 
-def list_repository(kind: Kind, name: str, revision: str) -> Listing:
+def list_repository(repo_type: RepoType, name: str, revision: str) -> Listing:
     """The files of a commit, from the Hub; with HF_HUB_OFFLINE, as the Hub listed them to this machine before."""
     from huggingface_hub.constants import HF_HOME
 
-    kept = Path(HF_HOME) / "recipe" / "listings" / f"{kind}s--{name.replace('/', '--')}" / f"{revision}.json"
+    kept = Path(HF_HOME) / "recipe" / "listings" / f"{repo_type}s--{name.replace('/', '--')}" / f"{revision}.json"
     if offline():
         if not kept.is_file():
             raise MachineError(
@@ -91,9 +91,9 @@ def list_repository(kind: Kind, name: str, revision: str) -> Listing:
             )
         stored = read_json(kept)
         return Listing({one["path"]: RemoteFile(**one) for one in stored["files"]}, stored["license"])
-    with explained(kind, name, revision):
+    with explained(repo_type, name, revision):
         info = patiently(
-            lambda: _api().repo_info(name, repo_type=kind, revision=revision, files_metadata=True, timeout=TIMEOUT)
+            lambda: _api().repo_info(name, repo_type=repo_type, revision=revision, files_metadata=True, timeout=TIMEOUT)
         )
     files = {}
     for one in info.siblings:
@@ -102,17 +102,17 @@ def list_repository(kind: Kind, name: str, revision: str) -> Listing:
         digest = one.lfs.sha256 if one.lfs else one.blob_id
         files[one.rfilename] = RemoteFile(one.rfilename, one.size, digest)
     listing = Listing(files, _license(info.card_data))
-    with explained(kind, name, revision):
+    with explained(repo_type, name, revision):
         write_json(kept, {"license": listing.license, "files": [vars(one) for one in files.values()]})
     return listing
 
 
-def download(kind: Kind, name: str, revision: str, files: list[RemoteFile], also: int = 0) -> Path:
+def download(repo_type: RepoType, name: str, revision: str, files: list[RemoteFile], also: int = 0) -> Path:
     """Bring files of a commit into the Hub's cache, each checked, and return the folder they are in.
 
     `also` are the bytes that will be written beside them, by a conversion: the disk must have room for both.
     """
-    folder = snapshot_folder(kind, name, revision)
+    folder = snapshot_folder(repo_type, name, revision)
     lacking = [file for file in files if not is_whole(folder / file.path, file)]
     if not lacking:
         return folder
@@ -122,17 +122,19 @@ def download(kind: Kind, name: str, revision: str, files: list[RemoteFile], also
             f"cache at {folder}. Unset it once, and run this again."
         )
     blobs = folder.parent.parent / "blobs"
-    with explained(kind, name, revision, blobs.parent):
+    with explained(repo_type, name, revision, blobs.parent):
         blobs.mkdir(parents=True, exist_ok=True)
         missing = sum(file.size - partial_size(blobs, file) for file in lacking)
         _check_disk(blobs, missing + also)
         kept = sum(file.size for file in files) - missing
         if missing > QUIET_BYTES:
-            there = f" ({shown_bytes(kept)} are there already)" if kept else ""
-            print(f"fetching {shown_bytes(missing)} of {name}@{revision[:8]} into {blobs.parent}{there}", flush=True)
+            there = f" ({format_bytes(kept)} are there already)" if kept else ""
+            print(f"fetching {format_bytes(missing)} of {name}@{revision[:8]} into {blobs.parent}{there}", flush=True)
         stop = threading.Event()
         with _bar(missing) as received, ThreadPoolExecutor(STREAMS) as pool:
-            jobs = [pool.submit(fetch_file, kind, name, revision, folder, file, stop, received) for file in lacking]
+            jobs = [
+                pool.submit(fetch_file, repo_type, name, revision, folder, file, stop, received) for file in lacking
+            ]
             try:
                 for job in jobs:
                     job.result()
@@ -177,7 +179,7 @@ def _check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + RESERVE_BYTES:
         raise MachineError(
-            f"{folder} has {shown_bytes(free)} free, and {shown_bytes(needed)} are still to come. Free some, or set "
+            f"{folder} has {format_bytes(free)} free, and {format_bytes(needed)} are still to come. Free some, or set "
             "HF_HOME to a folder on a larger disk."
         )
 

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recipe.core.errors import MachineError, ParamsError, RecipeError
-from recipe.fetch.download import Kind
+from recipe.fetch.download import RepoType
 
 
 @contextmanager
-def explained(kind: Kind, name: str, revision: str, cache: Path | None = None) -> Iterator[None]:
+def explained(repo_type: RepoType, name: str, revision: str, cache: Path | None = None) -> Iterator[None]:
     """Turn what the Hub and the network raise into one line that says what to do."""
     import httpx2
     from huggingface_hub import constants
@@ -28,8 +28,8 @@ def explained(kind: Kind, name: str, revision: str, cache: Path | None = None) -
         RevisionNotFoundError,
     )
 
-    section = "model" if kind == "model" else "data"
-    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    section = "model" if repo_type == "model" else "data"
+    page = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{name}"
     token = "HF_TOKEN is set, but does not open it" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
     kept = f" What was received is kept in {cache}; run this again to go on." if cache else ""
     try:

@@ -37,7 +37,7 @@ def local_split_files(folder: Path, named: str, wanted: dict[str, str]) -> dict[
         raise DataError(f"data.source: {named} ends in {source.suffix!r}; rows are read from {FORMATS}.")
     if "validation" in wanted:
         raise ParamsError(
-            f"params.yaml: data.validation is {wanted['validation']!r}, but data.source is one file, {named}. "
+            f"params.yaml: data.validation_split is {wanted['validation']!r}, but data.source is one file, {named}. "
             "Set it to null to cut the validation rows from the file, or name a folder that holds both splits."
         )
     return {"train": [source]}
@@ -73,7 +73,7 @@ def hub_split_files(
     made: dict[str, list[str]] = {}
     for ours, theirs in wanted.items():
         if theirs not in splits:
-            key = "train" if ours == "train" else "validation"
+            key = "train_split" if ours == "train" else "validation_split"
             raise ParamsError(
                 f"params.yaml: data.{key}: {name} has no split {theirs!r}; its splits are {', '.join(splits)}."
             )
@@ -101,7 +101,7 @@ def refuse_both(splits: dict[str, list[str]]) -> None:
     """Raise DataError for a file that would be trained on and validated on."""
     both = set(splits["train"]) & set(splits.get("validation", []))
     if both:
-        raise DataError(f"data.train and data.validation both name {sorted(both)}.")
+        raise DataError(f"data.train_split and data.validation_split both name {sorted(both)}.")
 
 
 def _resolve(name: str, root: Path, subset: str | None) -> dict[str, list[str]]:

@@ -1,6 +1,6 @@
 """A LoRA layer that keeps its input and no dropout mask: the mask is drawn again, from its seed, in the backward pass.
 
-    fuse(model)    # a PEFT model; its layers compute the same, in less memory and time
+    patch_lora_layers(model)    # a PEFT model; its layers compute the same, in less memory and time
 
 Under autocast the sum is made in the frozen layer's dtype, as PEFT's layers for bitsandbytes do.
 
@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-FUSED = {
+PATCHED = {
     "Linear",
     "Linear4bit",
     "Linear8bitLt",
 }  # PEFT's layers by name: bitsandbytes' exist only where it is installed
 
 
-@torch.library.custom_op("recipe::draw_kept", mutates_args=())
-def draw_kept(x: torch.Tensor, p: float, seed: torch.Tensor) -> torch.Tensor:
+@torch.library.custom_op("recipe::sample_dropout_mask", mutates_args=())
+def sample_dropout_mask(x: torch.Tensor, p: float, seed: torch.Tensor) -> torch.Tensor:
     """Which elements of x dropout keeps, as bool of its shape: each with probability 1 - p, the same for a seed.
 
     `seed` is one int64 on the CPU, where it is read without a wait for the GPU.
@@ -37,7 +37,7 @@ def draw_kept(x: torch.Tensor, p: float, seed: torch.Tensor) -> torch.Tensor:
     return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p, generator=generator)
 
 
-@draw_kept.register_fake
+@sample_dropout_mask.register_fake
 def _(x: torch.Tensor, p: float, seed: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x, dtype=torch.bool)
 
@@ -50,7 +50,7 @@ class AddLora(torch.autograd.Function):
         ctx: Any, y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, p: float,
         seed: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
-        kept = torch.where(draw_kept(x, p, seed), x, 0.0) if p else x
+        kept = torch.where(sample_dropout_mask(x, p, seed), x, 0.0) if p else x
         small = kept @ a.to(x.dtype).T  # (tokens, r)
         ctx.save_for_backward(x, a, b, small, seed)
         ctx.scaling, ctx.p = scaling / (1 - p), p
@@ -61,7 +61,7 @@ class AddLora(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
         x, a, b, small, seed = ctx.saved_tensors
-        mask = draw_kept(x, ctx.p, seed) if ctx.p else None
+        mask = sample_dropout_mask(x, ctx.p, seed) if ctx.p else None
         kept = x if mask is None else torch.where(mask, x, 0.0)
         grad_small = (grad @ b.to(grad.dtype)).to(x.dtype) * ctx.scaling  # (tokens, r)
         grad_b = (grad.T @ small.to(grad.dtype)).to(b.dtype) * ctx.scaling
@@ -73,14 +73,18 @@ class AddLora(torch.autograd.Function):
         return grad, grad_x, grad_a, grad_b, None, None, None
 
 
-def fuse(model: Any) -> int:
+def patch_lora_layers(model: Any) -> int:
     """Let the plain LoRA layers of a PEFT model with one adapter compute through AddLora; returns how many do.
 
     A layer that is more than that (DoRA, a bias, an adapter of another kind) stays as it is.
     """
     count = 0
     for module in model.modules():
-        if type(module).__name__ in FUSED and type(module).__module__.startswith("peft.tuners.lora") and _plain(module):
+        if (
+            type(module).__name__ in PATCHED
+            and type(module).__module__.startswith("peft.tuners.lora")
+            and _plain(module)
+        ):
             module.forward = MethodType(_forward, module)
             count += 1
     return count

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from recipe.core.errors import DataError, MachineError, ParamsError
 from recipe.core.hub_cache import base_folder
 from recipe.core.io import read_json, sha256_file, write_json
-from recipe.model.packed_attention import choose_attention, isolates, register_attention
+from recipe.model.packed_attention import choose_attention, packing_is_isolated, register_attention
 from recipe.model.processor import Dtype, torch_dtype
 
 Quantization = Literal["none", "int8", "nf4"]
@@ -76,10 +76,10 @@ def load_base(
     if attention is not None:
         with suppress(KeyError):  # a family that looks its attention up in a list of its own
             model = _from_pretrained(source, options)
-    if model is None or (packed and not isolates(model)):
+    if model is None or (packed and not packing_is_isolated(model)):
         model = None  # before another is loaded: two may not fit
         model = _from_pretrained(source, {**options, "attn_implementation": None})
-    if packed and not isolates(model):
+    if packed and not packing_is_isolated(model):
         raise ParamsError(
             f"params.yaml: sequence.packing is on, but {type(model).__name__} can't keep the examples of a packed "
             "sequence apart. Set it to false."

@@ -1,9 +1,9 @@
 """Attention by document: each example of a packed sequence attends to itself alone, and no (seq, seq) mask is made.
 
 transformers isolates packed examples with a dense mask, under which `scaled_dot_product_attention` computes every pair
-of a sequence. On a CPU a loop over the examples computes the same and leaves out what the mask would throw away. On
-CUDA one call of torch's variable-length attention (Flash) does, given the borders that `bounded` notes beforehand. For
-models whose attention is more than plain causal, training stays with the dense mask.
+of positions in a sequence. On a CPU a loop over the examples computes the same without the pairs that are masked.
+On CUDA it is one call of torch's variable-length attention (Flash), given the cu_seqlens that `add_cu_seqlens` adds to
+the batch. Models whose attention is more than plain causal are trained with the dense mask.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     import torch
 
 NAME = "by_document"
-BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+CU_SEQLENS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 # What a model may ask of its attention that a loop of plain causal attention does not do.
 LEAK = 1e-4  # an isolated example changes by rounding alone, about 1e-7 of the effect in fp32
 MORE_THAN_CAUSAL = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
-def bounded(batch: "dict[str, torch.Tensor]") -> dict[str, Any]:
+def add_cu_seqlens(batch: "dict[str, torch.Tensor]") -> dict[str, Any]:
     """A collated batch with the borders of its examples, under the names that transformers hands on to attention.
 
     Found on the CPU, so that no layer has to wait for the GPU: int32 (examples + 1,), and the longest one's tokens.
@@ -29,7 +29,7 @@ def bounded(batch: "dict[str, torch.Tensor]") -> dict[str, Any]:
     starts = (positions == 0).nonzero().flatten()
     borders = torch.cat([starts, torch.tensor([len(positions)])]).int()
     longest = int(positions.max()) + 1
-    return {**batch, **dict(zip(BORDERS, (borders, borders, longest, longest), strict=True))}
+    return {**batch, **dict(zip(CU_SEQLENS, (borders, borders, longest, longest), strict=True))}
 
 
 def choose_attention(config: Any, *, cuda: bool) -> str | None:
@@ -44,7 +44,7 @@ def choose_attention(config: Any, *, cuda: bool) -> str | None:
     return NAME if plain and not (cuda and dropout) else None
 
 
-def isolates(model: Any) -> bool:
+def packing_is_isolated(model: Any) -> bool:
     """Whether the model, given two examples in one sequence, keeps each from seeing the other, and itself causal.
 
     Found out by trying: a model with attention code of its own may ignore the positions, or the mask that is not made.
@@ -151,9 +151,9 @@ def _attend_at_once(
     from torch.nn.attention.varlen import varlen_attn
 
     batch, heads, seq, _ = query.shape
-    if more.get(BORDERS[0]) is None:
-        more = bounded({"position_ids": position_ids.expand(batch, seq).cpu()})
-    borders, longest = more[BORDERS[0]].to(query.device), more[BORDERS[2]]
+    if more.get(CU_SEQLENS[0]) is None:
+        more = add_cu_seqlens({"position_ids": position_ids.expand(batch, seq).cpu()})
+    borders, longest = more[CU_SEQLENS[0]].to(query.device), more[CU_SEQLENS[2]]
     flat = [one.transpose(1, 2).flatten(0, 1) for one in (query, key, value)]  # (tokens, heads, dim)
     causal = (-1, 0)
     made = varlen_attn(

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import MachineError
-from recipe.core.format import shown_bytes
+from recipe.core.format import format_bytes
 from recipe.core.hub_cache import base_folder
 from recipe.core.io import read_json
 from recipe.core.paths import Paths
 from recipe.planning.activation_trace import Untraceable
-from recipe.planning.memory_estimate import Need, count_parameters, training_need
+from recipe.planning.memory_estimate import MemoryEstimate, count_parameters, estimate_training_memory
 
 AUTO_MARGIN = 1.15  # what a step needs is stated to within 15% (tests/test_memory.py)
 CPU_PARAMETERS = 1_000_000_000  # a larger model is no work for a CPU
@@ -61,10 +61,10 @@ def machine_memory() -> tuple[str, int]:
     return "CPU", min([psutil.virtual_memory().available, *(int(one) for one in limits if one.isdigit())])
 
 
-def need_of(params: dict[str, Any], config: Any, trained_fraction: float, *, cuda: bool) -> Need:
-    """training_need of a recipe's params, in which activation checkpointing is on or off."""
+def estimate_for(params: dict[str, Any], config: Any, trained_fraction: float, *, cuda: bool) -> MemoryEstimate:
+    """estimate_training_memory of a recipe's params, in which activation checkpointing is on or off."""
     train, max_length = params["train"], params["sequence"].max_length
-    return training_need(
+    return estimate_training_memory(
         config, params["lora"], quantization=train.quantization, cuda=cuda, dtype=train.dtype,
         activation_checkpointing=train.activation_checkpointing == "on",
         micro_batch_size=train.micro_batch_size(max_length), max_length=max_length, trained_fraction=trained_fraction,
@@ -85,13 +85,13 @@ def choose_checkpointing(params: dict[str, Any], config: Any, trained_fraction: 
         for value in ("off", "on")
     )
     try:
-        need = need_of(off, config, trained_fraction, cuda=torch.cuda.is_available())
+        need = estimate_for(off, config, trained_fraction, cuda=torch.cuda.is_available())
     except Untraceable:
         return on
     return off if need.peak * AUTO_MARGIN <= machine_memory()[1] else on
 
 
-def what_to_change(params: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) -> str:
+def suggest_fix(params: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) -> str:
     """The first change of train's keys, from the cheapest on, after which it fits."""
     train, max_length = params["train"], params["sequence"].max_length
     changes: list[dict[str, Any]] = []
@@ -109,7 +109,9 @@ def what_to_change(params: dict[str, Any], fits: Callable[[dict[str, Any]], bool
     return "Lower sequence.max_length, or choose a smaller model or a larger GPU."
 
 
-def check_memory(params: dict[str, Any], config: Any, trained_fraction: float) -> tuple[Need | None, list[str]]:
+def check_memory(
+    params: dict[str, Any], config: Any, trained_fraction: float
+) -> tuple[MemoryEstimate | None, list[str]]:
     """What training needs, and a line for what does not fit; None for a model that can't be traced.
 
     The params are those of `choose_checkpointing`.
@@ -118,13 +120,13 @@ def check_memory(params: dict[str, Any], config: Any, trained_fraction: float) -
 
     cuda, (device, memory) = torch.cuda.is_available(), machine_memory()
     try:
-        need = need_of(params, config, trained_fraction, cuda=cuda)
+        need = estimate_for(params, config, trained_fraction, cuda=cuda)
     except Untraceable:
         return None, []
     if need.peak <= memory:
         return need, []
-    change = what_to_change(params, lambda one: need_of(one, config, trained_fraction, cuda=cuda).peak <= memory)
-    return need, [f"training needs {shown_bytes(need.peak)} of memory, {device} has {shown_bytes(memory)}. {change}"]
+    change = suggest_fix(params, lambda one: estimate_for(one, config, trained_fraction, cuda=cuda).peak <= memory)
+    return need, [f"training needs {format_bytes(need.peak)} of memory, {device} has {format_bytes(memory)}. {change}"]
 
 
 def fit_to_machine(params: dict[str, Any], paths: Paths, *, force: bool) -> Any:
@@ -138,8 +140,8 @@ def fit_to_machine(params: dict[str, Any], paths: Paths, *, force: bool) -> Any:
         chosen = params["train"].activation_checkpointing
         return params["train"].model_copy(update={"activation_checkpointing": "on" if chosen == "auto" else chosen})
     tokens, config = read_json(paths.prepared / "meta.json")["tokens"], load_config(folder)
-    params = choose_checkpointing(params, config, tokens["train_trained"] / tokens["train"])
-    problems = [] if force else check_memory(params, config, tokens["train_trained"] / tokens["train"])[1]
+    params = choose_checkpointing(params, config, tokens["train_loss_tokens"] / tokens["train"])
+    problems = [] if force else check_memory(params, config, tokens["train_loss_tokens"] / tokens["train"])[1]
     if problems:
         raise MachineError(f"{problems[0]} {ANYWAY}")
     return params["train"]

@@ -18,7 +18,7 @@ CUDA_CONTEXT_BYTES = 600_000_000  # the driver's and the libraries' own, and wha
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryEstimate:
     """Bytes of memory by part, parameters, and operations a token. `peak` is their sum at the worst moment."""
 
     weights: int
@@ -43,10 +43,10 @@ def count_parameters(config: Any) -> int:
     return sum(weight.numel() for weight in empty_model(config, torch.float32).parameters())
 
 
-def training_need(
+def estimate_training_memory(
     config: Any, lora: Any, *, quantization: str, activation_checkpointing: bool, micro_batch_size: int,
     max_length: int, trained_fraction: float, cuda: bool, dtype: Dtype = "auto",
-) -> Need:  # fmt: skip
+) -> MemoryEstimate:  # fmt: skip
     """What one training step needs. `lora` is the section of params.yaml; `trained_fraction` the tokens in the loss.
 
     Raises ParamsError for target modules that the model does not have, and Untraceable.
@@ -55,7 +55,7 @@ def training_need(
     from peft import LoraConfig, get_peft_model
 
     from recipe.model.chunked_loss import chunk_tokens, is_frozen_linear
-    from recipe.model.fused_lora import fuse
+    from recipe.model.fused_lora import patch_lora_layers
 
     mixed = cuda or dtype == "bfloat16"
     weight_dtype = torch.bfloat16 if mixed else torch.float32
@@ -76,7 +76,7 @@ def training_need(
             r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
         )
         model = get_peft_model(model, adapter).train()
-    fuse(model)
+    patch_lora_layers(model)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     tokens, size = micro_batch_size * max_length, weight_dtype.itemsize
     saved, head_is_all = trace(model, micro_batch_size, max_length, mixed=mixed)
@@ -103,7 +103,7 @@ def training_need(
     if quantization != "none" and mixed:
         other += head.numel() * 2  # the fp32 head's copy in bf16 under autocast
     passes = 6 if activation_checkpointing else 4  # 2 N a token forward, 2 N backward, 2 N to compute it again
-    return Need(
+    return MemoryEstimate(
         weights=weights, adapter=trainable * ADAPTER_BYTES, activations=saved, logits=logits, other=other,
         parameters=parameters, trainable=trainable,
         flops_per_token=float(passes * (parameters - embeddings) + 6 * trainable),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import DataError, MachineError
-from recipe.core.format import shown_bytes, shown_time
+from recipe.core.format import format_bytes, format_time
 from recipe.core.hub_cache import converted_folder, snapshot_folder
 from recipe.core.io import read_json
 from recipe.core.paths import Paths
@@ -76,16 +76,16 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
     fraction = TRAINED_FRACTION if sequence.loss_on == "completion" else 1.0
     if meta:
         rows, tokens = meta["rows"]["train"], meta["tokens"]["train"]
-        fraction = meta["tokens"]["train_trained"] / tokens
-    elif params["data"].validation is None:
+        fraction = meta["tokens"]["train_loss_tokens"] / tokens
+    elif params["data"].validation_split is None:
         share = 1 - sequence.validation_fraction
         rows, tokens = int(rows * share), int(tokens * share)
     mark = "" if meta else " (estimated)"
     sequences = meta["sequences"]["train"] if meta else max(tokens // sequence.max_length, 1)
-    steps = int(-(-sequences * train.num_epochs // train.batch_size))
+    steps = int(-(-sequences * train.num_epochs // train.global_batch_size))
     plan.lines.append(("rows", f"{rows:,} to train on{mark}" if rows else "not known before prepare"))
     plan.lines.append(("tokens", f"{tokens:,} in {sequences:,} sequences of {sequence.max_length:,}{mark}"))
-    plan.lines.append(("steps", f"{steps:,} of {train.batch_size} sequences{mark}"))
+    plan.lines.append(("steps", f"{steps:,} of {train.global_batch_size} sequences{mark}"))
 
     config = load_config(config_folder)
     longest = getattr(config, "max_position_embeddings", None)
@@ -98,11 +98,11 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
     if need is None:
         plan.lines.append(("memory", f"not known: {type(config).__name__} can't be traced"))
         return plan
-    plan.lines.append(("memory", f"{shown_bytes(need.peak)} of {shown_bytes(memory)} ({device}), of which"))
+    plan.lines.append(("memory", f"{format_bytes(need.peak)} of {format_bytes(memory)} ({device}), of which"))
     again = params["train"].activation_checkpointing == "on"
     kept = {**PARTS, "activations": PARTS["activations"] + (", or made again there" if again else "")}
     for part, meaning in kept.items():
-        plan.lines.append(("", f"{shown_bytes(getattr(need, part)):>10} {meaning}"))
+        plan.lines.append(("", f"{format_bytes(getattr(need, part)):>10} {meaning}"))
     reason = missing_gpu(need.parameters)
     try:
         dtype = torch_dtype(train.dtype)
@@ -114,7 +114,7 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
         speed = matmul_speed(dtype)
         seconds = need.flops_per_token * tokens * train.num_epochs / (speed * EFFICIENCY)
         basis = f"{need.flops_per_token / 1e9:.3g} GFLOP a token, half of the {speed / 1e12:.2f} TFLOP/s of a matmul"
-        plan.lines.append(("time", f"about {shown_time(seconds)} of training (estimated: {basis} measured now)"))
+        plan.lines.append(("time", f"about {format_time(seconds)} of training (estimated: {basis} measured now)"))
     return plan
 
 
@@ -125,7 +125,7 @@ def _plan_data(plan: Plan, params: dict[str, Any], folder: Path) -> tuple[int, i
     if data.source != "hub":
         files = local_split_files(folder, data.source, data.splits)
         size = sum(file.stat().st_size for paths in files.values() for file in paths)
-        plan.lines.append(("data", f"{data.source}: {shown_bytes(size)}, nothing to download"))
+        plan.lines.append(("data", f"{data.source}: {format_bytes(size)}, nothing to download"))
         rows, text, seen = local_text(files["train"], columns)
         try:
             check_columns(
@@ -139,7 +139,9 @@ def _plan_data(plan: Plan, params: dict[str, Any], folder: Path) -> tuple[int, i
     wanted = {split: [listing.files[path] for path in paths] for split, paths in splits.items()}
     snapshot = snapshot_folder("dataset", name, revision)
     lacking = sum(file.size for files in wanted.values() for file in files if not (snapshot / file.path).is_file())
-    plan.lines.append(("data", f"{name}@{revision[:8]}: {shown_bytes(lacking)} to download{_license(listing.license)}"))
+    plan.lines.append(
+        ("data", f"{name}@{revision[:8]}: {format_bytes(lacking)} to download{_license(listing.license)}")
+    )
     rows, text = hub_text(name, revision, wanted["train"], columns)
     return rows, text_tokens(sequence.template, rows, text), lacking
 
@@ -168,12 +170,12 @@ def _plan_model(plan: Plan, params: dict[str, Any], folder: Path, also: int) -> 
         home = home.parent
     free = shutil.disk_usage(home).free
     plan.lines.append(
-        ("model", f"{model.id}@{revision[:8]}: {shown_bytes(lacking)} to download{_license(listing.license)}")
+        ("model", f"{model.id}@{revision[:8]}: {format_bytes(lacking)} to download{_license(listing.license)}")
     )
     copies = " (the .bin weights and their safetensors)" if converted else ""
-    plan.lines.append(("disk", f"{shown_bytes(needed)} in {HF_HOME}{copies}, {shown_bytes(free)} free"))
+    plan.lines.append(("disk", f"{format_bytes(needed)} in {HF_HOME}{copies}, {format_bytes(free)} free"))
     if needed > free:
-        plan.problems.append(f"{shown_bytes(needed)} of disk are needed. Set HF_HOME to a folder on a larger disk.")
+        plan.problems.append(f"{format_bytes(needed)} of disk are needed. Set HF_HOME to a folder on a larger disk.")
     configs = [listing.files[name] for name in CONFIGS if name in listing.files]
     return download("model", model.id, revision, configs)
 

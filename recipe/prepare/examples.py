@@ -18,7 +18,7 @@ class Example:
     """One kept row on its way to tokens."""
 
     turns: list[Turn]
-    kind: str
+    category: str
     file: str
     place: str
 
@@ -57,8 +57,8 @@ def read_examples(files: dict[str, Path], template: Template, columns: dict[str,
             if isinstance(turns, BadRow):
                 yield turns
                 continue
-            kind = row.values.get(columns.get("kind", ""))
-            yield Example(turns, "" if kind is None else safe(str(kind)), row.file, row.place)
+            category = row.values.get(columns.get("category", ""))
+            yield Example(turns, "" if category is None else safe(str(category)), row.file, row.place)
     check_columns(template.REQUIRED, columns, set(seen), list(files))
 
 
@@ -85,7 +85,7 @@ def report_bad_rows(bad: list[BadRow]) -> str:
 
 
 class Splitter:
-    """Says to which side an example goes, and that no prompt stands on both.
+    """Says to which split an example goes, and that no prompt stands on both.
 
     `fraction` of the prompts is held out where there is no validation split; a given one is read first.
     """
@@ -96,7 +96,7 @@ class Splitter:
         self._held: dict[bytes, list[str]] = {}  # where each prompt of a given validation split stands
         self._leaks: dict[bytes, str] = {}  # and where it stands in the training rows
 
-    def side(self, split: str, example: Example) -> str:
+    def assign(self, split: str, example: Example) -> str:
         """`train` or `validation`, for an example of a given split."""
         key = example.prompt_key
         if self.given:
@@ -111,13 +111,13 @@ class Splitter:
         return split
 
     def check(self) -> None:
-        """Raise DataError where a prompt stands on both sides, or a side is empty."""
+        """Raise DataError where a prompt stands on both splits, or a split is empty."""
         leaks = [(self._leaks[key], place) for key in self._held if key in self._leaks for place in self._held[key]]
         if leaks:
             lines = [f"  {held} has the prompt of {trained}" for trained, held in leaks[:SHOWN_MISTAKES]]
             raise DataError(
                 f"{len(leaks)} validation rows leak: their prompts stand in the training rows too. Remove them from "
-                "one side.\n" + "\n".join(lines)
+                "one split.\n" + "\n".join(lines)
             )
         for name, count in self.count.items():
             if not count and self.given:

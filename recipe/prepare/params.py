@@ -1,6 +1,6 @@
 """The section `sequence` of params.yaml."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,11 +11,12 @@ from recipe.text.templates import TEMPLATES, TemplateName
 class SequenceParams(Section):
     """How a row becomes a sequence of tokens."""
 
+    RENAMED: ClassVar = {"overlong": "on_overlong"}
     template: TemplateName
     chat_template: str | None = Field(description="a name, or Jinja text; null is the tokenizer's own")
     columns: dict[str, str]
     max_length: int = Field(ge=8, description="tokens in a packed sequence")
-    overlong: Literal["truncate", "drop", "error"]
+    on_overlong: Literal["truncate", "drop", "error"]
     loss_on: Literal["completion", "all"]
     packing: bool
     validation_fraction: float = Field(gt=0, lt=1)
@@ -29,7 +30,7 @@ class SequenceParams(Section):
             raise ValueError(f"chat_template is for the templates {chats}; {self.template} has its own")
         required, optional = template.REQUIRED, template.OPTIONAL
         missing = [name for name in required if name not in self.columns]
-        unknown = [name for name in self.columns if name not in (*required, *optional, "kind")]
+        unknown = [name for name in self.columns if name not in (*required, *optional, "category")]
         if missing:
             raise ValueError(f"columns: the template {self.template} needs {', '.join(missing)}")
         if unknown:

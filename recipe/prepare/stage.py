@@ -3,7 +3,7 @@
 Reads data/raw/ and models/base/tokenizer/. Makes data/prepared/:
     train.arrow         packed sequences: input_ids, trained (which tokens the loss counts), seq_lengths
     validation.arrow    one example a sequence, in the order of validation.jsonl
-    validation.jsonl    their prompts, completions and kinds
+    validation.jsonl    their prompts, completions and categories
     rows.arrow          every row that was read well: its split, place, characters, tokens, and those before the answer
     quarantine.jsonl    the rows that were left out, and why (with on_bad_row: drop)
     meta.json           what was chosen, and what was counted
@@ -27,7 +27,7 @@ from recipe.core.services import Progress, Services
 from recipe.prepare.examples import Example, Splitter, read_examples, report_bad_rows
 from recipe.prepare.params import SequenceParams
 from recipe.prepare.tiktoken_encoder import Encode, rank_encoder
-from recipe.prepare.token_store import Side, check_overlong, write_facts
+from recipe.prepare.token_store import SplitTokens, check_overlong, write_facts
 from recipe.text.chat_templates import ChatTemplate
 from recipe.text.readers import BadRow
 from recipe.text.templates import TEMPLATES, make_template
@@ -43,10 +43,10 @@ RANKS_FROM_ROWS = 2000  # of fewer, the faster encoder is not made before the pl
 def tokenize(
     turns: list[list[Turn]], tokenizer: Any, *, loss_on: str, chat: bool = False, plain: Encode | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each row (input_ids, trained), uint32 and bool: prompt and completion of every turn, with the end token.
+    """For each row its input_ids (uint32) and completion mask (bool): prompt and completion of every turn, and the end.
 
-    The end token is trained. Prompt and completion are encoded apart, as they are when the model answers. `plain` is a
-    faster way to the ids of text in which special tokens are plain text.
+    The end token is in the mask. Prompt and completion are encoded apart, as they are when the model answers. `plain`
+    is a faster way to the ids of text in which special tokens are plain text.
     """
     if not turns:
         return
@@ -69,10 +69,10 @@ def tokenize(
         sizes.append(1 + 3 * len(row))
     # One array for all rows, and views of it: an array for each would take as long as encoding its text.
     lengths = [len(part) for part in parts]
-    ids, trained = np.concatenate(parts), np.repeat(counted, lengths)
+    ids, completion_mask = np.concatenate(parts), np.repeat(counted, lengths)
     borders = np.cumsum([0, *lengths])[np.cumsum([0, *sizes])].tolist()
     for start, stop in pairwise(borders):
-        yield ids[start:stop], trained[start:stop]
+        yield ids[start:stop], completion_mask[start:stop]
 
 
 def _end_id(tokenizer: Any, end: str | None) -> int:
@@ -108,7 +108,7 @@ def prepare(params: SequenceParams, paths: Paths, progress: Progress) -> dict[st
     }
     num_ids = 1 + max(tokenizer.get_vocab().values())  # more than the tokens, where ids are left out
     bad: dict[str, list[BadRow]] = {"train": [], "validation": []}
-    sides = {name: Side(params.max_length, params.overlong, num_ids) for name in ("train", "validation")}
+    by_split = {name: SplitTokens(params.max_length, params.on_overlong, num_ids) for name in ("train", "validation")}
     splitter = Splitter(params.validation_fraction, validation_is_given=bool(files["validation"]))
     answers: list[dict[str, str]] = []
     plain, looked_for_ranks = None, False
@@ -125,14 +125,16 @@ def prepare(params: SequenceParams, paths: Paths, progress: Progress) -> dict[st
                 turns = [one.turns for one in examples]
                 made_tokens = tokenize(turns, tokenizer, loss_on=params.loss_on, chat=chat is not None, plain=plain)
                 for one, tokens in zip(examples, made_tokens, strict=True):
-                    side = splitter.side(split, one)
-                    if sides[side].add(one, *tokens) and side == "validation":
-                        answers.append({"prompt": one.prompt, "completion": one.turns[-1].completion, "kind": one.kind})
+                    name = splitter.assign(split, one)
+                    if by_split[name].add(one, *tokens) and name == "validation":
+                        answers.append(
+                            {"prompt": one.prompt, "completion": one.turns[-1].completion, "category": one.category}
+                        )
     refused = bad["train"] + bad["validation"]
     if refused and params.on_bad_row == "error":
         raise DataError(report_bad_rows(refused) + "\nMend them, or set sequence.on_bad_row to drop.")
     splitter.check()
-    train, validation = sides["train"], sides["validation"]
+    train, validation = by_split["train"], by_split["validation"]
     check_overlong(train.too_long + validation.too_long, params.max_length)
     if not train.num_tokens or not validation.num_tokens:
         raise DataError("no row is left to train or validate on: all are longer than sequence.max_length.")
@@ -144,7 +146,7 @@ def prepare(params: SequenceParams, paths: Paths, progress: Progress) -> dict[st
         write_text(target / "validation.jsonl", _lines(answers))
         quarantined = [{"file": b.file, "place": b.place, "reason": b.reason, "content": b.content} for b in refused]
         write_text(target / "quarantine.jsonl", _lines(quarantined))
-        write_facts(target / "rows.arrow", [side.facts(name) for name, side in sides.items()])
+        write_facts(target / "rows.arrow", [rows.facts(name) for name, rows in by_split.items()])
         held = validation.sequences(_alone(validation))
         meta = {
             "template": params.template,
@@ -152,7 +154,7 @@ def prepare(params: SequenceParams, paths: Paths, progress: Progress) -> dict[st
             "columns": params.columns,
             "loss_on": params.loss_on,
             "max_length": params.max_length,
-            "overlong": params.overlong,
+            "on_overlong": params.on_overlong,
             "packing": params.packing,
             "tokenizer_sha256": sha256_listing({f.name: sha256_file(f) for f in sorted(tokenizer_folder.iterdir())}),
             "vocab_size": len(tokenizer),
@@ -168,16 +170,16 @@ def prepare(params: SequenceParams, paths: Paths, progress: Progress) -> dict[st
             },
             "tokens": {
                 "train": train.num_tokens,
-                "train_trained": train.num_trained,
+                "train_loss_tokens": train.num_loss_tokens,
                 "validation": validation.num_tokens,
-                "validation_trained": validation.num_trained,
+                "validation_loss_tokens": validation.num_loss_tokens,
             },
             "sequences": {
                 "train": len(packed), "filled": round(train.num_tokens / (len(packed) * params.max_length), 4)
             },
             # The same rows, tokens and mask: then two adapters' validation losses can be compared.
             "validation_sha256": sha256_bytes(
-                b"".join(ids.astype("<u4").tobytes() + trained.tobytes() for [(ids, trained)] in held)
+                b"".join(ids.astype("<u4").tobytes() + completion_mask.tobytes() for [(ids, completion_mask)] in held)
             ),
         }  # fmt: skip
         write_json(target / "meta.json", meta)
@@ -191,14 +193,14 @@ def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
     left_out = rows["quarantined"] + rows["dropped_overlong"] + rows["dropped_without_answer"]
     return (
         f"{rows['train']:,} rows to train on, {rows['validation']:,} to validate on; {left_out:,} left out, "
-        f"{rows['truncated']:,} cut\n{tokens['train']:,} tokens, {tokens['train_trained']:,} of them trained, "
+        f"{rows['truncated']:,} cut\n{tokens['train']:,} tokens, {tokens['train_loss_tokens']:,} of them trained, "
         f"in {sequences['train']:,} sequences, {sequences['filled']:.1%} full"
     )
 
 
-def _alone(side: Side) -> list[list[int]]:
+def _alone(name: SplitTokens) -> list[list[int]]:
     """Every kept row as a sequence of its own."""
-    return [[index] for index in range(len(side.lengths))]
+    return [[index] for index in range(len(name.lengths))]
 
 
 def _lines(values: list[dict[str, Any]]) -> str:

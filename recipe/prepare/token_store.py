@@ -12,46 +12,46 @@ from recipe.prepare.examples import SHOWN_MISTAKES, Example
 from recipe.tokens.packing import token_dtype
 
 
-class Side:
-    """The rows of one side, as columns: a million of them are to fit into little memory, so no row is an object here.
+class SplitTokens:
+    """The rows of one split, as columns: a million of them are to fit into little memory, so no row is an object here.
 
     Rows longer than max_length are handled as asked, and counted; a row left without a trained token is dropped.
     """
 
-    def __init__(self, max_length: int, overlong: Literal["truncate", "drop", "error"], vocab_size: int) -> None:
-        self.max_length, self.overlong, self.dtype = max_length, overlong, np.dtype(token_dtype(vocab_size))
+    def __init__(self, max_length: int, on_overlong: Literal["truncate", "drop", "error"], vocab_size: int) -> None:
+        self.max_length, self.on_overlong, self.dtype = max_length, on_overlong, np.dtype(token_dtype(vocab_size))
         self.counts = {"truncated": 0, "dropped_overlong": 0, "dropped_without_answer": 0}
         self.too_long: list[str] = []
-        self._ids, self._trained, self._ends = bytearray(), bytearray(), array("q", [0])
+        self._ids, self._completion_mask, self._ends = bytearray(), bytearray(), array("q", [0])
         self._files: list[str] = []
         self._places: list[str] = []
         self._kinds: list[str] = []
         self._num_chars, self._num_tokens, self._num_before = array("I"), array("I"), array("I")
 
-    def add(self, one: Example, input_ids: np.ndarray, trained: np.ndarray) -> bool:
+    def add(self, one: Example, input_ids: np.ndarray, completion_mask: np.ndarray) -> bool:
         """Take a row in; whether it is kept."""
         self._files.append(one.file)
         self._places.append(one.place)
-        self._kinds.append(one.kind)
+        self._kinds.append(one.category)
         self._num_chars.append(one.num_chars)
         self._num_tokens.append(len(input_ids))
         # The first token of an example has nothing before it to be predicted from.
-        before = 1 + int(trained[1:].argmax()) if len(trained) > 1 else 1
+        before = 1 + int(completion_mask[1:].argmax()) if len(completion_mask) > 1 else 1
         self._num_before.append(before)
         if len(input_ids) > self.max_length:
-            if self.overlong == "error":
+            if self.on_overlong == "error":
                 self.too_long.append(f"  {one.file}, {one.place}: {len(input_ids)} tokens")
                 return False
-            if self.overlong == "drop":
+            if self.on_overlong == "drop":
                 self.counts["dropped_overlong"] += 1
                 return False
             if before >= self.max_length:
                 self.counts["dropped_without_answer"] += 1
                 return False
-            input_ids, trained = input_ids[: self.max_length], trained[: self.max_length]
+            input_ids, completion_mask = input_ids[: self.max_length], completion_mask[: self.max_length]
             self.counts["truncated"] += 1
         self._ids += input_ids.astype(self.dtype).data
-        self._trained += trained.data
+        self._completion_mask += completion_mask.data
         self._ends.append(self._ends[-1] + len(input_ids))
         return True
 
@@ -66,27 +66,27 @@ class Side:
         return self._ends[-1]
 
     @property
-    def num_trained(self) -> int:
+    def num_loss_tokens(self) -> int:
         """Trained tokens of all kept rows, but each row's first, which nothing before it predicts."""
-        trained, starts = np.frombuffer(self._trained, bool), np.frombuffer(self._ends, np.int64)[:-1]
-        return int(np.count_nonzero(trained) - np.count_nonzero(trained[starts]))
+        completion_mask, starts = np.frombuffer(self._completion_mask, bool), np.frombuffer(self._ends, np.int64)[:-1]
+        return int(np.count_nonzero(completion_mask) - np.count_nonzero(completion_mask[starts]))
 
     def sequences(self, packed: list[list[int]]) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-        """(input_ids, trained) of the kept rows that each sequence holds."""
-        ids, trained = np.frombuffer(self._ids, self.dtype), np.frombuffer(self._trained, bool)
+        """(input_ids, completion_mask) of the kept rows that each sequence holds."""
+        ids, completion_mask = np.frombuffer(self._ids, self.dtype), np.frombuffer(self._completion_mask, bool)
         for chosen in packed:
             places = [slice(self._ends[index], self._ends[index + 1]) for index in chosen]
-            yield [(ids[place], trained[place]) for place in places]
+            yield [(ids[place], completion_mask[place]) for place in places]
 
     def facts(self, split: str) -> Any:
-        """Split, file, place, kind and lengths before cutting of every row, kept or not, as an Arrow table.
+        """Split, file, place, category and lengths before cutting of every row, kept or not, as an Arrow table.
 
-        num_before counts the tokens before the first that is trained.
+        num_before counts the tokens before the first in the completion mask.
         """
         import pyarrow as pa
 
         splits = [split] * len(self._files)
-        texts = {"split": splits, "file": self._files, "place": self._places, "kind": self._kinds}
+        texts = {"split": splits, "file": self._files, "place": self._places, "category": self._kinds}
         sizes = {"num_chars": self._num_chars, "num_tokens": self._num_tokens, "num_before": self._num_before}
         columns = {name: pa.array(column, pa.string()) for name, column in texts.items()}
         return pa.table(columns | {name: pa.array(np.frombuffer(one, np.uint32)) for name, one in sizes.items()})
@@ -97,7 +97,7 @@ def check_overlong(too_long: list[str], max_length: int) -> None:
     if too_long:
         raise DataError(
             f"{len(too_long)} rows are longer than sequence.max_length, {max_length} tokens. Raise it, or set "
-            "sequence.overlong to truncate or drop.\n" + "\n".join(too_long[:SHOWN_MISTAKES])
+            "sequence.on_overlong to truncate or drop.\n" + "\n".join(too_long[:SHOWN_MISTAKES])
         )
 
 

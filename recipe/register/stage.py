@@ -52,7 +52,7 @@ class Registry(Protocol):
     def champion(self, name: str) -> tuple[str, dict[str, str]] | None:
         """The version under the alias and its tags."""
 
-    def decided(self, name: str, version: str, sentence: str, *, moves: bool) -> None:
+    def record_promotion(self, name: str, version: str, sentence: str, *, moves: bool) -> None:
         """Show beside the version how it compared with the champion, and move the alias to it where it `moves`."""
 
 
@@ -103,11 +103,11 @@ def flat(prefix: str, values: dict[str, Any]) -> dict[str, float]:
     return made
 
 
-def run_metrics(scores: dict[str, Any], groups: Groups, trained: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a run, in groups that the UI shows apart. By kind and length, those of the adapter alone."""
+def run_metrics(scores: dict[str, Any], groups: Groups, train_metrics: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a run, in groups that the UI shows apart. By category and length, those of the adapter alone."""
     whole = {name: value for name, value in scores.items() if isinstance(value, dict)}
     by = {name: {one: values["adapter"] for one, values in some.items()} for name, some in groups.items()}
-    return flat("eval", whole | by) | flat("train", trained)
+    return flat("eval", whole | by) | flat("train", train_metrics)
 
 
 def answer_row(one: dict[str, Any]) -> dict[str, Any]:
@@ -115,14 +115,14 @@ def answer_row(one: dict[str, Any]) -> dict[str, Any]:
     return {
         "asked": question_in(one["prompt"]), "wanted": one["completion"],
         "base": one["base"], "adapter": one["adapter"],
-        "base is right": one["base_matches"], "adapter is right": one["adapter_matches"], "kind": one["kind"],
+        "base is right": one["base_matches"], "adapter is right": one["adapter_matches"], "category": one["category"],
     }  # fmt: skip
 
 
 def model_card(
     manifest: dict[str, Any],
     meta: dict[str, Any],
-    trained: dict[str, Any],
+    train_metrics: dict[str, Any],
     scores: dict[str, Any],
     tags: dict[str, str],
 ) -> str:
@@ -135,7 +135,7 @@ def model_card(
         *[f"- Data: {file['name']}, sha256 {file['sha256']}" for file in meta["data"]],
         f"- Rows: {meta['rows']['train']:,} trained on, {meta['rows']['validation']:,} validated on",
         f"- Template: {meta['template']}, loss on {meta['loss_on']}, at most {meta['max_length']:,} tokens",
-        f"- Training: {trained['steps']:,} steps, {trained['tokens']:,} tokens an epoch",
+        f"- Training: {train_metrics['steps']:,} steps, {train_metrics['tokens']:,} tokens an epoch",
         "", "| | base | adapter |", "|---|---|---|",
         *[f"| {name.replace('_', ' ')} | {base[name]} | {adapter[name]} |" for name in base],
         "", "## Where it comes from", "", *[f"- {name}: {value}" for name, value in sorted(tags.items())], "",
@@ -146,7 +146,7 @@ def model_card(
 def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], registry: Registry) -> str:
     """Register the adapter, move the alias where it should, write the receipt; what was done, in a sentence."""
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
-    trained, scores = read_json(paths.train_metrics), read_json(paths.evaluate_metrics)
+    train_metrics, scores = read_json(paths.train_metrics), read_json(paths.evaluate_metrics)
     sha256 = sha256_tree(paths.adapter)
     tags = {
         "adapter_sha256": sha256,
@@ -173,16 +173,16 @@ def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], regi
             headline=headline(scores),
             generations=[answer_row(one) for one in read_json_lines(paths.evaluation / "generations.jsonl")],
             template=meta["template"],
-            metrics=run_metrics(scores, read_json(paths.evaluation / "groups.json"), trained),
+            metrics=run_metrics(scores, read_json(paths.evaluation / "groups.json"), train_metrics),
             curve=read_curve(paths.loss_curve),
             tags=tags,
-            card=model_card(manifest, meta, trained, scores, tags),
+            card=model_card(manifest, meta, train_metrics, scores, tags),
         )
     )
     champion = registry.champion(params.name)
     moves, sentence = decide(params.promote, version, tags, champion)
     if champion is None or champion[0] != version:  # how it became champion stays
-        registry.decided(params.name, version, sentence, moves=moves)
+        registry.record_promotion(params.name, version, sentence, moves=moves)
     write_json(
         paths.receipt,
         {"name": params.name, "adapter_sha256": sha256, "base_sha256": manifest["sha256"],

@@ -1,4 +1,4 @@
-"""The adapter beside its base, row by row: what it gains, by kind and length, and how sure that is.
+"""The adapter beside its base, row by row: what it gains, by category and length, and how sure that is.
 
 low, high = interval(losses, tokens)    # of sum(losses) / sum(tokens), 95%
 """
@@ -12,9 +12,9 @@ import numpy as np
 
 from recipe.core.errors import DataError
 
-SIDES = ("base", "adapter")
+VARIANTS = ("base", "adapter")
 MEASURES = ("loss", "exact_match", "token_accuracy")
-Groups = dict[str, dict[str, dict[str, Any]]]  # {"loss_by_kind": {"sum": what compare() gives}}
+Groups = dict[str, dict[str, dict[str, Any]]]  # {"loss_by_category": {"sum": what compare() gives}}
 FEWEST_ROWS = 10  # with an interval; it covers the truth of 10 in 90 cases of 100, of 5 in 85 (normal gains)
 RESAMPLES = 1000
 COVERED = 0.95
@@ -25,9 +25,9 @@ AT_ONCE = 1 << 22  # numbers drawn at once: 32 MB
 class ScoredRow:
     """A validation row as base and adapter (in this order) score it."""
 
-    kind: str  # "" where rows have none
+    category: str  # "" where rows have none
     length: int  # tokens of prompt and answer
-    trained: int  # tokens that the loss is on
+    loss_tokens: int  # tokens that the loss is on
     losses: tuple[float, float]  # summed over them, nats
     right: tuple[int, int]  # of them, those that the model ranks first
     matches: tuple[bool, bool] | None  # whether the answer is exactly right, where one was asked for
@@ -59,7 +59,7 @@ def compare(rows: Sequence[ScoredRow], measure: str) -> dict[str, Any] | None:
     if measure == "exact_match":
         sums = [(*one.matches, 1) for one in rows if one.matches is not None]
     else:
-        sums = [(*(one.losses if measure == "loss" else one.right), one.trained) for one in rows]
+        sums = [(*(one.losses if measure == "loss" else one.right), one.loss_tokens) for one in rows]
     if not sums:
         return None
     base, adapter, below = zip(*sums, strict=True)
@@ -74,9 +74,9 @@ def compare(rows: Sequence[ScoredRow], measure: str) -> dict[str, Any] | None:
 
 
 def by_group(rows: Sequence[ScoredRow]) -> Groups:
-    """Each measure by kind, sorted by name, and by length, shortest first."""
+    """Each measure by category, sorted by name, and by length, shortest first."""
     pairs = {
-        "kind": sorted(((one.kind, one) for one in rows if one.kind), key=lambda pair: pair[0]),
+        "category": sorted(((one.category, one) for one in rows if one.category), key=lambda pair: pair[0]),
         "length": sorted(zip(length_groups([r.length for r in rows]), rows, strict=True), key=lambda p: p[1].length),
     }
     made: Groups = {}
@@ -97,18 +97,18 @@ def overall(rows: Sequence[ScoredRow]) -> dict[str, dict[str, float | None]]:
     """
     compared = {measure: compare(rows, measure) for measure in MEASURES}
 
-    def score(measure: str, side: str) -> Any:
+    def score(measure: str, variant: str) -> Any:
         one = compared[measure]
-        return one[side] if one else None
+        return one[variant] if one else None
 
     made: dict[str, dict[str, float | None]] = {
-        side: {
-            "loss": score("loss", side),
-            "perplexity": round(math.exp(min(score("loss", side), 100)), 4),
-            "token_accuracy": score("token_accuracy", side),
-            "exact_match": score("exact_match", side),
+        variant: {
+            "loss": score("loss", variant),
+            "perplexity": round(math.exp(min(score("loss", variant), 100)), 4),
+            "token_accuracy": score("token_accuracy", variant),
+            "exact_match": score("exact_match", variant),
         }
-        for side in SIDES
+        for variant in VARIANTS
     }
     made["difference"] = {}
     for measure, one in compared.items():
@@ -117,7 +117,7 @@ def overall(rows: Sequence[ScoredRow]) -> dict[str, dict[str, float | None]]:
     return made
 
 
-def gained(measure: str, gain: float, low: float | None, high: float | None) -> tuple[str, str]:
+def describe_gain(measure: str, gain: float, low: float | None, high: float | None) -> tuple[str, str]:
     """A gain and its interval as text, `2.896 lower` and `2.713 to 3.102`; of shares in points; `-` is none.
 
     Of the loss, a gain is what it is lower by; where it is none but a loss, both say how large that is.
@@ -145,7 +145,7 @@ def headline(results: dict[str, Any]) -> str:
         raise DataError("metrics/evaluate.json is of an older version of the recipe. Run `dvc repro`.")
     base, adapter, gain = results["base"], results["adapter"], results["difference"]
     low = gain["loss_low"]
-    size, between = gained("loss", gain["loss"], low, gain["loss_high"])
+    size, between = describe_gain("loss", gain["loss"], low, gain["loss_high"])
     if low is None:
         verb, better, sure = "seems", gain["loss"] > 0, f"on {results['rows']:,} rows, too few for an interval"
     else:

@@ -68,7 +68,7 @@ def pick_columns(row: Row, required: dict[str, str], optional: dict[str, str]) -
         if column not in row.values:
             reason = f"the column {column!r} is missing; the row has {', '.join(map(repr, row.values)) or 'none'}"
         elif not isinstance(value, str):
-            reason = f"{column!r} is {_kind(value)}, not a string"
+            reason = f"{column!r} is {describe_type(value)}, not a string"
         elif name in required and not value.strip():
             reason = f"{column!r} is empty"
         elif not is_utf8(value):
@@ -79,7 +79,8 @@ def pick_columns(row: Row, required: dict[str, str], optional: dict[str, str]) -
     return picked
 
 
-def _kind(value: object) -> str:
+def describe_type(value: object) -> str:
+    """The type of a JSON value as a reader would say it: `a number`, `null`."""
     names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
@@ -218,7 +219,7 @@ def _parquet(path: Path, name: str) -> Iterator[Row | BadRow]:
 def _row(file: str, place: str, value: object) -> Row | BadRow:
     if isinstance(value, dict):
         return Row(value, file, place)
-    return BadRow(file, place, f"{_kind(value)}, not an object with columns", safe(json.dumps(value)))
+    return BadRow(file, place, f"{describe_type(value)}, not an object with columns", safe(json.dumps(value)))
 
 
 def safe(text: str) -> str:

@@ -44,7 +44,7 @@ def pack_best_fit(lengths: list[int], max_length: int) -> list[list[int]]:
 
 
 def write_sequences(path: Path, sequences: Iterable[list[tuple[np.ndarray, np.ndarray]]], vocab_size: int) -> None:
-    """Write sequences of (input_ids, trained) examples as an Arrow stream that `datasets` reads by mmap.
+    """Write sequences of (input_ids, completion_mask) examples as an Arrow stream that `datasets` reads by mmap.
 
     Columns: `input_ids` list of uint16 (uint32 from 65,536 tokens on), `trained` list of bool, of the same length,
     and `seq_lengths` list of uint32, the examples' lengths.
@@ -53,7 +53,11 @@ def write_sequences(path: Path, sequences: Iterable[list[tuple[np.ndarray, np.nd
 
     ids = pa.from_numpy_dtype(token_dtype(vocab_size))
     schema = pa.schema(
-        [("input_ids", pa.list_(ids)), ("trained", pa.list_(pa.bool_())), ("seq_lengths", pa.list_(pa.uint32()))]
+        [
+            ("input_ids", pa.list_(ids)),
+            ("completion_mask", pa.list_(pa.bool_())),
+            ("seq_lengths", pa.list_(pa.uint32())),
+        ]
     )
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for batch in batched(sequences, 1000):
@@ -61,7 +65,7 @@ def write_sequences(path: Path, sequences: Iterable[list[tuple[np.ndarray, np.nd
             sizes = [sum(len(ids) for ids, _ in sequence) for sequence in batch]
             values = [
                 np.concatenate([ids for ids, _ in examples]),
-                np.concatenate([trained for _, trained in examples]),
+                np.concatenate([completion_mask for _, completion_mask in examples]),
                 np.array([len(ids) for ids, _ in examples]),
             ]
             counts = [sizes, sizes, [len(sequence) for sequence in batch]]
@@ -85,7 +89,7 @@ def read_sequences(path: Path) -> Any:
 def collate(rows: list[dict[str, Any]], pad_token_id: int) -> "dict[str, torch.Tensor]":
     """A batch of sequences as int64 tensors (batch, seq): `input_ids`, `labels` and `position_ids`.
 
-    Labels are IGNORED where a token is not trained, and at an example's first token, which nothing before it predicts.
+    Labels are IGNORED outside the completion mask, and at an example's first token, which nothing before it predicts.
     Shorter sequences are filled up with the padding token, as one more example without labels.
     """
     import torch
@@ -97,24 +101,24 @@ def collate(rows: list[dict[str, Any]], pad_token_id: int) -> "dict[str, torch.T
     for number, row in enumerate(rows):
         size, lengths = len(row["input_ids"]), np.asarray(row["seq_lengths"], dtype=np.int64)
         starts = np.cumsum(lengths) - lengths
-        trained = np.array(row["trained"], dtype=bool)
-        trained[starts] = False
+        completion_mask = np.array(row["completion_mask"], dtype=bool)
+        completion_mask[starts] = False
         input_ids[number, :size] = row["input_ids"]
-        labels[number, :size][trained] = input_ids[number, :size][trained]
+        labels[number, :size][completion_mask] = input_ids[number, :size][completion_mask]
         position_ids[number, :size] = np.arange(size) - np.repeat(starts, lengths)
         position_ids[number, size:] = np.arange(width - size)
     arrays = {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def located(batch: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """A collated batch with `trained_at`: int64 (tokens,), where in the flat batch the next token is trained.
+def add_loss_positions(batch: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """A collated batch with `loss_positions`: int64 (tokens,), the places in the flat batch before a trained token.
 
-    Found on the CPU: to pick them out by a mask, a GPU would have to stop and say how many they are.
+    Computed on the CPU: a GPU that selects by a mask has to stop and report how many there are.
     """
-    trained = batch["labels"].new_zeros(batch["labels"].shape, dtype=bool)
-    trained[:, :-1] = batch["labels"][:, 1:] != IGNORED
-    return {**batch, "trained_at": trained.flatten().nonzero().flatten()}
+    completion_mask = batch["labels"].new_zeros(batch["labels"].shape, dtype=bool)
+    completion_mask[:, :-1] = batch["labels"][:, 1:] != IGNORED
+    return {**batch, "loss_positions": completion_mask.flatten().nonzero().flatten()}
 
 
 def token_dtype(vocab_size: int) -> type:

@@ -103,7 +103,7 @@ class MlflowRegistry(Tracker):
             version = self.client.get_model_version_by_alias(name, ALIAS)
             return str(version.version), version.tags
 
-    def decided(self, name: str, version: str, sentence: str, *, moves: bool) -> None:
+    def record_promotion(self, name: str, version: str, sentence: str, *, moves: bool) -> None:
         """Show beside the version how it compared with the champion, and move the alias to it where it `moves`."""
         with explained(self.uri):
             self.client.set_model_version_tag(name, version, "promotion", sentence)

@@ -96,12 +96,12 @@ def load_version(artifacts: dict[str, str]) -> Any:
     from recipe.model.load import load_adapter, load_base
     from recipe.tokens.tokenizer import load_tokenizer
 
-    manifest, meta, trained = (
+    manifest, meta, train_metrics = (
         json.loads(Path(artifacts[name]).read_text(encoding="utf-8"))
         for name in ("base_manifest", "prepared_meta", "training")
     )
     tokenizer = load_tokenizer(Path(artifacts["tokenizer"]))
-    base = load_base(manifest, Path.cwd(), len(tokenizer), trained["quantization"])
+    base = load_base(manifest, Path.cwd(), len(tokenizer), train_metrics["quantization"])
     model = load_adapter(base, Path(artifacts["adapter"]), manifest)
     return lambda rows, max_new_tokens: answer_rows(model, tokenizer, meta, rows, max_new_tokens)
 

@@ -1,6 +1,6 @@
 """The sections `lora` and `train` of params.yaml."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,8 +22,9 @@ class LoraParams(Section):
 class TrainParams(Section):
     """How the adapter is trained."""
 
+    RENAMED: ClassVar = {"batch_size": "global_batch_size"}
     num_epochs: float = Field(gt=0)
-    batch_size: int = Field(ge=1, description="packed sequences an optimiser step")
+    global_batch_size: int = Field(ge=1, description="packed sequences an optimiser step")
     micro_batch_tokens: int = Field(ge=8, description="tokens at once, as whole sequences")
     learning_rate: float = Field(gt=0)
     lr_schedule: Literal["linear", "cosine", "constant"]
@@ -47,7 +48,7 @@ class TrainParams(Section):
 
     def micro_batch_size(self, max_length: int) -> int:
         """Sequences at once: the largest part of a batch with at most micro_batch_tokens tokens."""
-        parts = [size for size in range(1, self.batch_size + 1) if self.batch_size % size == 0]
+        parts = [size for size in range(1, self.global_batch_size + 1) if self.global_batch_size % size == 0]
         fitting = [size for size in parts if size * max_length <= self.micro_batch_tokens]
         if not fitting:
             raise ParamsError(

@@ -16,11 +16,11 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from recipe.core.errors import TrainingError
-from recipe.core.format import shown_time
+from recipe.core.format import format_time
 from recipe.core.services import Log
 from recipe.model.chunked_loss import head_loss
-from recipe.model.fused_lora import fuse
-from recipe.model.packed_attention import BORDERS, NAME
+from recipe.model.fused_lora import patch_lora_layers
+from recipe.model.packed_attention import CU_SEQLENS, NAME
 from recipe.model.processor import torch_dtype
 from recipe.report.loss_curve import CURVE
 from recipe.train.checkpoints import mark_complete
@@ -36,7 +36,7 @@ def sft_config(params: TrainParams, max_length: int, checkpoints: Path) -> Any:
         output_dir=str(checkpoints),
         num_train_epochs=params.num_epochs,
         per_device_train_batch_size=micro_batch_size,
-        gradient_accumulation_steps=params.batch_size // micro_batch_size,
+        gradient_accumulation_steps=params.global_batch_size // micro_batch_size,
         learning_rate=params.learning_rate,
         lr_scheduler_type=schedule,
         warmup_steps=params.warmup_ratio,  # below 1 it is a share of all steps
@@ -72,7 +72,7 @@ class PackedTrainer(SFTTrainer):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        fuse(self.model)
+        patch_lora_layers(self.model)
         whole = self.model.get_base_model()
         self.backbone, self.head = whole.base_model, whole.get_output_embeddings()
         self.num_right, self.num_scored = torch.zeros((), device=self.model.device), 0
@@ -85,9 +85,9 @@ class PackedTrainer(SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The summed cross entropy of the trained tokens, over their number in the whole optimiser step."""
-        known = {name: inputs.pop(name) for name in BORDERS if name in inputs}
+        known = {name: inputs.pop(name) for name in CU_SEQLENS if name in inputs}
         borders = known if self.model.config._attn_implementation == NAME else {}
-        positions = inputs.pop("trained_at")
+        positions = inputs.pop("loss_positions")
         if not self.trained_only:
             inputs.update(borders)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -167,7 +167,7 @@ class Progress(TrainerCallback):
         else:
             left = (state.max_steps - state.global_step) * self.tokens_per_step / tokens_per_second
             with suppress(OSError):  # `dvc repro | tee log` and Ctrl-C: tee is gone first
-                print(f"step {state.global_step}/{state.max_steps}: {text}, {shown_time(left)} left", flush=True)
+                print(f"step {state.global_step}/{state.max_steps}: {text}, {format_time(left)} left", flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         """Mark the checkpoint whole; raises TrainingError where its weights are not finite."""

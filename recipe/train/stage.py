@@ -19,10 +19,10 @@ from recipe.core.io import new_folder, read_json, write_json, write_text
 from recipe.core.paths import Paths
 from recipe.core.services import Log, Services
 from recipe.model.load import check_target_modules, load_base, save_adapter
-from recipe.model.packed_attention import bounded
+from recipe.model.packed_attention import add_cu_seqlens
 from recipe.model.processor import be_deterministic, pin_processor, torch_dtype
 from recipe.report.loss_curve import curve_text, last_loss
-from recipe.tokens.packing import collate, located, read_sequences
+from recipe.tokens.packing import add_loss_positions, collate, read_sequences
 from recipe.tokens.tokenizer import load_tokenizer
 from recipe.train.checkpoints import is_last, newest_complete
 from recipe.train.interrupt import Stop
@@ -57,12 +57,12 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.activation_checkpointing)
     sequences = read_sequences(paths.prepared / "train.arrow")
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    tokens_per_step = meta["tokens"]["train"] / len(sequences) * params.batch_size
+    tokens_per_step = meta["tokens"]["train"] / len(sequences) * params.global_batch_size
     stop = Stop()
     trainer = PackedTrainer(
         model=model,
         args=config,
-        data_collator=lambda rows: bounded(located(collate(rows, meta["pad_token_id"]))),
+        data_collator=lambda rows: add_cu_seqlens(add_loss_positions(collate(rows, meta["pad_token_id"]))),
         train_dataset=sequences,
         processing_class=tokenizer,
         peft_config=LoraConfig(
@@ -112,7 +112,7 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
             "dtype": str(torch_dtype(params.dtype)).removeprefix("torch."),
             "quantization": params.quantization,
             "tokens": meta["tokens"]["train"],
-            "trained_token_fraction": round(meta["tokens"]["train_trained"] / meta["tokens"]["train"], 6),
+            "trained_token_fraction": round(meta["tokens"]["train_loss_tokens"] / meta["tokens"]["train"], 6),
             "trainable_parameters": trainable,
             "parameters": sum(weight.numel() for weight in trainer.model.parameters()),
         },
