@@ -1,6 +1,6 @@
 # `make help` lists the targets. Everything runs in .venv, which requirements/install creates from hashed locks.
-# PYTHON=... names another interpreter for it.
-# The lock that is installed already, unless another is named: `make env LOCK=cuda` installs anew.
+# PYTHON=... selects the interpreter for it.
+# The default lock is the installed one; `make env LOCK=cuda` installs another.
 INSTALLED := $(patsubst requirements/%.lock,%,$(shell sed 's/.* //' .venv/recipe-lock.sha256 2>/dev/null))
 LOCK ?= $(or $(INSTALLED),cpu)
 PORT ?= 5000
@@ -8,20 +8,20 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PYTORCH_INDEX := https://download.pytorch.org/whl/cpu
 export DVC_NO_ANALYTICS := 1
-# DVC runs stages that do not depend on each other, and writes a new dvc.lock, in the order of a set.
+# DVC runs independent stages, and writes a new dvc.lock, in the iteration order of a set.
 export PYTHONHASHSEED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help env demo plan repro test test-all test-long browser pictures lint types format bench bench-prepare bench-pipeline mlflow-ui lock presets clean
+.PHONY: help env demo plan repro test test-all test-long browser pictures lint types format bench bench-prepare bench-pipeline mlflow-ui lock docs presets clean
 .PHONY: docker-train docker-demo docker-shell docker-build docker-check docker-pin docker-test docker-test-cuda
 .PHONY: services-up services-down services-train services-backup services-restore
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-env: $(VENV)/recipe-lock.sha256  ## Make .venv from requirements/cpu.lock (LOCK=cuda on a GPU host)
+env: $(VENV)/recipe-lock.sha256  ## Create .venv from requirements/cpu.lock (LOCK=cuda on a GPU host)
 
 ifneq ($(INSTALLED),$(LOCK))
 .PHONY: $(VENV)/recipe-lock.sha256
@@ -29,111 +29,111 @@ endif
 $(VENV)/recipe-lock.sha256: requirements/$(LOCK).lock requirements/tools.lock requirements/install pyproject.toml
 	@PYTHON="$(PYTHON)" requirements/install $(LOCK) $(VENV)
 
-demo: env  ## Run the embedded default from rows to registered adapter, and say where to look
+demo: env  ## Run the demo, from rows to a registered adapter, and print the results
 	dvc repro
 	@echo
 	@recipe summary
 	@echo "First            source .venv/bin/activate"
 
-plan: env  ## Say what a recipe needs before anything is downloaded (RECIPE=presets/NAME)
+plan: env  ## Estimate what a recipe needs, before any download (RECIPE=presets/NAME)
 	cd $(or $(RECIPE),.) && recipe plan
 
-repro: env  ## Run what is out of date in a recipe folder (RECIPE=presets/NAME)
+repro: env  ## Run the stages of a recipe folder that are out of date (RECIPE=presets/NAME)
 	cd $(or $(RECIPE),.) && dvc repro
 
-test: env  ## The fast tests: offline, on a CPU, at most 8 minutes
+test: env  ## Run the fast tests: offline, on a CPU, at most 8 minutes
 	pytest -n 2 --dist loadgroup -m "not slow and not docker and not browser and not gpu and not cuda_image" --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90
 
-browser: $(VENV)/browser-lock.sha256  ## Add what drives Chromium in the browser's tests
+browser: $(VENV)/browser-lock.sha256  ## Install the packages that drive Chromium in the browser tests
 
 $(VENV)/browser-lock.sha256: $(VENV)/recipe-lock.sha256 requirements/browser.lock
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes -r requirements/browser.lock
 	@sha256sum requirements/browser.lock > $@
 
-pictures: browser  ## Run the browser's tests and write the README's pictures anew (docs/pictures)
+pictures: browser  ## Run the browser tests and regenerate the README's pictures (docs/pictures)
 	PICTURES=docs/pictures pytest -m browser
 
-test-all: env browser  ## All tests that this machine can run, but for the longest
+test-all: env browser  ## Run all tests that this machine supports, except the longest
 	pytest -n 2 --dist loadgroup -m "not long and not gpu and not cuda_image" --durations=20 --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90
 
-test-long: env browser  ## The tests that take longer than CI allows; docs/ has their last result
+test-long: env browser  ## Run the tests that take longer than CI allows; docs/ has their last results
 	pytest -m long --durations=0
 
-lint: env  ## Style
+lint: env  ## Check style and formatting
 	ruff format --check .
 	ruff check .
 
-types: env  ## Types
+types: env  ## Check types
 	mypy
 
 format: env  ## Format the code
 	ruff format .
 	ruff check --fix .
 
-bench: env  ## Training beside the tutorial's settings and `trl sft`: speed, memory (OPTIONS=..., see bench/train.py)
+bench: env  ## Compare training with the tutorial's settings and `trl sft`: speed, memory (OPTIONS=..., see bench/train.py)
 	python -m bench.train $(OPTIONS)
 
-bench-prepare: env  ## Rows a second and memory, beside SFTTrainer's own preparation (OPTIONS=..., see bench/prepare.py)
+bench-prepare: env  ## Compare rows per second and memory of prepare with SFTTrainer (OPTIONS=..., see bench/prepare.py)
 	python -m bench.prepare $(OPTIONS)
 
-bench-pipeline: env  ## Seconds of `recipe --help`, of a `dvc repro` with nothing to do, and to the first step
+bench-pipeline: env  ## Time `recipe --help`, a `dvc repro` that is up to date, and the start until the first step
 	python -m bench.pipeline $(OPTIONS)
 
-mlflow-ui: env  ## Browse the experiments on http://127.0.0.1:5000 (PORT=..., RECIPE=... for its last run)
+mlflow-ui: env  ## Browse the experiments on http://127.0.0.1:5000 (PORT=..., RECIPE=... links its last run)
 	@mkdir -p mlflow
 	@echo "the last run: $$(cd $(or $(RECIPE),.) && recipe link --server http://127.0.0.1:$(PORT))"
 	mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///mlflow/mlflow.db \
 	  --artifacts-destination mlflow/artifacts
 
-# In a container: the host needs Docker, and for a GPU NVIDIA's driver and container toolkit; no Python.
+# In a container: the host needs Docker, and for a GPU also NVIDIA's driver and container toolkit, but no Python.
 
 docker-train:  ## Check the host, build the image, plan and run a recipe on the GPU (RECIPE=presets/xgen-7b-alpaca)
 	@LOCK=cuda docker/host train
 
-docker-demo:  ## The embedded default in a container, on any Linux x86-64 host with Docker; no GPU
+docker-demo:  ## Run the demo in a container, on any Linux x86-64 host with Docker; no GPU needed
 	@LOCK=cpu RECIPE=. docker/host train
 
-docker-shell:  ## A shell in the image, in the recipe folder (LOCK=cpu without a GPU)
+docker-shell:  ## Open a shell in the image, in the recipe folder (LOCK=cpu without a GPU)
 	@docker/host shell
 
-docker-build:  ## Build the image alone (LOCK=cpu for the one without CUDA)
+docker-build:  ## Only build the image (LOCK=cpu for the image without CUDA)
 	@docker/host build
 
-docker-check:  ## Say what this host lacks
+docker-check:  ## Check this host and list what is missing
 	@docker/host check
 
 docker-pin:  ## Write the digest of the base image into docker/Dockerfile (TAG=bookworm-YYYYMMDD-slim)
 	@docker/host pin
 
-docker-test: env  ## Build the CPU image and run the embedded recipe and its tests in it (root, or a user of Docker)
+docker-test: env  ## Build the CPU image, run the demo and tests in it (as root or a member of group docker)
 	pytest -m docker
 
-docker-test-cuda: env  ## Build the CUDA image, too (several GB of downloads), and look into it
+docker-test-cuda: env  ## Build the CUDA image (downloads several GB) and check its packages
 	pytest -s -m cuda_image
 
 services-up:  ## Start MLflow on PostgreSQL (docker/compose.yaml) on http://127.0.0.1:5000
 	@docker/services up
 
-services-down:  ## Stop them; the data stays
+services-down:  ## Stop the services; the data is kept
 	@docker/services down
 
-services-train:  ## Run a recipe in the image that logs to them by name (RECIPE=..., COMMAND="recipe register")
+services-train:  ## Run a recipe in the image that logs to the services (RECIPE=..., COMMAND="recipe register")
 	@docker/services train $(COMMAND)
 
-services-backup:  ## Write both stores into a file (BACKUP=FILE)
+services-backup:  ## Back up both stores to a file (BACKUP=FILE)
 	@docker/services backup "$(or $(BACKUP),services.backup)"
 
-services-restore:  ## Bring both stores back from a file (BACKUP=FILE)
+services-restore:  ## Restore both stores from a file (BACKUP=FILE)
 	@docker/services restore "$(or $(BACKUP),services.backup)"
 
-# Where torch's CPU wheel is, if not on the PyTorch project's index: make lock FIND_LINKS=/folder
+# If torch's CPU wheel is not to come from the PyTorch index: make lock FIND_LINKS=/folder
 COMPILE := uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 CPU_TORCH = $(if $(FIND_LINKS),--find-links $(FIND_LINKS),--extra-index-url $(PYTORCH_INDEX))
 lock: env  ## Compile the hashed locks from requirements/*.in
 	$(COMPILE) $(CPU_TORCH) -o requirements/cpu.lock $(addprefix requirements/,cpu.in stages.in)
 	$(COMPILE) -o requirements/cuda.lock $(addprefix requirements/,cuda.in stages.in)
-	@# Beside either: what is in them already is left out, at the same versions.
+	@# Installed in addition to cpu.lock or cuda.lock: packages in cpu.lock are left out, shared versions are the same.
 	$(COMPILE) -c requirements/cpu.lock -c requirements/cuda.lock -o requirements/tools.lock requirements/tools.in \
 	  $$(sed -n 's/^\([A-Za-z0-9_.-]*\)==.*/--no-emit-package \1/p' requirements/cpu.lock)
 	$(COMPILE) -c requirements/cpu.lock -c requirements/tools.lock -o requirements/browser.lock requirements/browser.in
@@ -142,8 +142,11 @@ lock: env  ## Compile the hashed locks from requirements/*.in
 	$(COMPILE) -o requirements/server.lock requirements/server.in
 	$(COMPILE) -o requirements/uv.lock requirements/uv.in
 
-presets: env  ## Give the presets the root's dvc.yaml, after a change of it
+docs: env  ## Write docs/cli.md from the commands' help texts
+	python docs/cli_reference.py
+
+presets: env  ## Copy the root's dvc.yaml to the presets after a change
 	@for folder in presets/*/; do sed "s|^  - root: \.$$|  - root: ../..|" dvc.yaml > "$$folder/dvc.yaml"; done
 
-clean:  ## Remove what the pipeline made here; DVC's cache and MLflow's store stay
+clean:  ## Remove the pipeline's outputs; DVC's cache and MLflow's store are kept
 	rm -rf data models reports metrics .recipe

@@ -1,1 +1,1 @@
-"""What measures the recipe, side by side with what its users would run instead: `make bench`."""
+"""Benchmarks of the recipe against the alternatives that a user would run: `make bench`."""

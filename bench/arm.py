@@ -1,14 +1,18 @@
-"""One arm of the training benchmark, from the start of the process to the adapter on disk.
+"""Runs an arm of the training benchmark, from the start of the process to the adapter on disk.
 
-    python -m bench.arm D --work FOLDER        FOLDER as `bench.train` lays it out; writes FOLDER/D/result.json
+    python -m bench.arm recipe --work FOLDER    FOLDER as written by `bench.train`; writes FOLDER/recipe/result.json
 
-A   the tutorial's settings on today's stack: wrapped packing, activation checkpointing, every token trained
-B   `trl sft` as it comes
-C   `trl sft` as its documentation tunes it: packed best-fit, padding-free, no activation checkpointing
-D   ours; D-all is ours with the loss on every token, as A has it
-E   ours as it ships: deterministic kernels, one instruction set
+tutorial              the tutorial's settings on current versions: wrapped packing, activation checkpointing, loss on
+                      every token
+trl-default           `trl sft` with its defaults
+trl-packed            `trl sft` tuned according to its documentation: best-fit packing, padding-free, no activation
+                      checkpointing
+recipe                this recipe without deterministic kernels
+recipe-all-tokens     the same with the loss on every token, as in `tutorial`
+recipe-deterministic  this recipe as it ships: deterministic kernels, a pinned instruction set
 
-C-bf16, D-bf16 and E-bf16 are those on a CPU with bf16 weights and matmuls, as all three have it on CUDA anyway.
+trl-packed-bf16, recipe-bf16 and recipe-deterministic-bf16 use bf16 weights and matmuls on a CPU; on CUDA all arms but
+`tutorial` and `trl-default` do so anyway.
 """
 
 import argparse
@@ -21,37 +25,37 @@ from pathlib import Path
 from typing import Any
 
 STARTED = time.monotonic()
-ARMS = ("A", "B", "C", "D", "D-all", "E")
-BF16_ARMS = ("C-bf16", "D-bf16", "E-bf16")
-WARM_UP = 2  # steps: the first ones fill caches and memory pools
+ARMS = ("tutorial", "trl-default", "trl-packed", "recipe", "recipe-all-tokens", "recipe-deterministic")
+BF16_ARMS = ("trl-packed-bf16", "recipe-bf16", "recipe-deterministic-bf16")
+WARM_UP = 2  # steps; the first steps fill caches and memory pools
 IGNORED = -100
-STOPPED = 3  # exit code of a run that was to stop after some steps
+STOPPED = 3  # exit code of a run that ended at the plan's `stop_after`
 
 
 class Meter:
-    """Counts tokens and the time of every optimiser step, of whatever trainer runs in this process."""
+    """Counts the tokens and measures the time of every optimizer step of the trainer that runs in this process."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
-        self.tokens, self.trained = [0], [0]  # since the last step; a step's sums are moved on at its end
+        self.tokens, self.trained = [0], [0]  # per step; the last entry is the current step's
         self.paused = 0.0
         self.scores: list[tuple[float, float]] = []  # seconds of training, loss on the validation rows
         self.score_every, self.validation = 0, None
 
     def install(self, pad_token_id: int) -> None:
-        """Watch transformers' Trainer, which all arms share."""
+        """Hook into transformers' Trainer, which all arms use."""
         from transformers import Trainer, TrainerCallback, trainer
 
-        meter, plain = self, Trainer.training_step
+        meter, original = self, Trainer.training_step
 
-        def training_step(self: Any, model: Any, inputs: dict[str, Any], *more: Any) -> Any:
+        def training_step(self: Any, model: Any, inputs: dict[str, Any], *args: Any) -> Any:
             mask = inputs.get("attention_mask")
-            real = inputs["input_ids"] != pad_token_id if mask is None else mask.bool()
-            meter.tokens[-1] += int(real.sum())
+            is_token = inputs["input_ids"] != pad_token_id if mask is None else mask.bool()
+            meter.tokens[-1] += int(is_token.sum())
             meter.trained[-1] += int((inputs["labels"][:, 1:] != IGNORED).sum())
-            return plain(self, model, inputs, *more)
+            return original(self, model, inputs, *args)
 
-        class Watch(TrainerCallback):
+        class StepTimer(TrainerCallback):
             def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 meter.ends.append(_now())
 
@@ -67,30 +71,30 @@ class Meter:
                     meter.score(model)
 
         Trainer.training_step = training_step
-        trainer.DEFAULT_CALLBACKS.append(Watch)
+        trainer.DEFAULT_CALLBACKS.append(StepTimer)
 
     def score(self, model: Any) -> None:
-        """The mean loss of the completions' tokens of the validation rows; the clock stands meanwhile."""
+        """Record the mean loss of the validation rows' completion tokens; the clock is paused meanwhile."""
         import torch
 
         before, was_training = _now(), model.training
         model.eval()
         total, count = 0.0, 0
         with torch.no_grad():
-            for ids, trained in self.validation or []:
+            for ids, completion_mask in self.validation or []:
                 row = torch.tensor([ids], device=model.device)
                 logits = model(row, use_cache=False).logits[0, :-1].float()
-                chosen = torch.tensor(trained[1:])
+                mask = torch.tensor(completion_mask[1:])
                 total += torch.nn.functional.cross_entropy(
-                    logits[chosen], row[0, 1:][chosen.to(row.device)], reduction="sum"
+                    logits[mask], row[0, 1:][mask.to(row.device)], reduction="sum"
                 ).item()
-                count += int(chosen.sum())
+                count += int(mask.sum())
         model.train(was_training)
         self.scores.append((self.ends[-1] - self.ends[0], total / count))
         self.paused += _now() - before
 
     def result(self) -> dict[str, Any]:
-        """Numbers after warm-up, and of the whole process."""
+        """Speeds after warm-up, and totals of the whole process."""
         warm = WARM_UP if len(self.ends) > WARM_UP + 2 else 0
         seconds = self.ends[-1] - self.ends[warm]
         tokens, trained = sum(self.tokens[warm:]), sum(self.trained[warm:])
@@ -108,7 +112,7 @@ class Meter:
 
 
 def _now() -> float:
-    """The clock, once the GPU has done what it was given."""
+    """The clock's time, after the GPU has finished its queued work."""
     if "torch" in sys.modules:
         torch = sys.modules["torch"]
         if torch.cuda.is_available():
@@ -117,7 +121,7 @@ def _now() -> float:
 
 
 def peak_bytes() -> int:
-    """Of the GPU's memory where there is one, else of this process's."""
+    """Peak bytes of GPU memory, or of this process's memory without a GPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -126,7 +130,7 @@ def peak_bytes() -> int:
 
 
 def tutorial(plan: dict[str, Any], out: Path) -> None:
-    """Arm A."""
+    """Train with the tutorial's settings: the arm `tutorial`."""
     import torch
     from datasets import load_dataset
     from peft import LoraConfig
@@ -136,7 +140,7 @@ def tutorial(plan: dict[str, Any], out: Path) -> None:
     cuda = torch.cuda.is_available()
     tokenizer = AutoTokenizer.from_pretrained(plan["base"])
     tokenizer.pad_token = tokenizer.eos_token
-    # prepare_model_for_int8_training, on a model that was not loaded in int8, casts it to fp32.
+    # The tutorial's prepare_model_for_int8_training casts a model that was not loaded in int8 to fp32.
     model = AutoModelForCausalLM.from_pretrained(plan["base"], dtype=torch.float32)
     model.resize_token_embeddings(len(tokenizer))
     config = SFTConfig(
@@ -158,7 +162,7 @@ def tutorial(plan: dict[str, Any], out: Path) -> None:
 
 
 def trl_sft(plan: dict[str, Any], out: Path, *, tuned: bool) -> None:
-    """Arms B and C: the command, in this process. Both have as many tokens a step as the others, about."""
+    """Run `trl sft` in this process, with about as many tokens per step as the other arms."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -181,7 +185,7 @@ def trl_sft(plan: dict[str, Any], out: Path, *, tuned: bool) -> None:
             command |= {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}
     else:
         rows = max(1, round(plan["tokens_per_step"] / plan["tokens_per_row"] / 8))
-        command |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": rows}  # 8 is TRL's own
+        command |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": rows}  # 8 is TRL's default
     argv = ["trl sft", "--use_peft", "--lora_target_modules", *([targets] if isinstance(targets, str) else targets)]
     argv += [word for name, value in command.items() for word in (f"--{name}", str(value))]
     if not cuda:
@@ -190,8 +194,8 @@ def trl_sft(plan: dict[str, Any], out: Path, *, tuned: bool) -> None:
     runpy.run_module("trl.scripts.sft", run_name="__main__")
 
 
-def ours(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on: str) -> None:
-    """Arms D and E: fetch, prepare and train of the recipe, in this process."""
+def run_recipe(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on: str) -> None:
+    """Run the recipe's fetch, prepare and train stages in this process: the arms `recipe*`."""
     from recipe.core.paths import Paths
     from recipe.fetch.params import DataParams, ModelParams
     from recipe.fetch.stage import fetch_data, fetch_model
@@ -245,16 +249,16 @@ def ours(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on: str) 
 
 
 def main() -> None:
-    """Run one arm."""
+    """Run an arm and write its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arm", choices=ARMS + BF16_ARMS)
     parser.add_argument("--work", type=Path, required=True)
-    chosen = parser.parse_args()
-    kind = chosen.arm[0]
-    plan = json.loads((chosen.work / "plan.json").read_text())
-    plan["dtype"] = "bfloat16" if chosen.arm in BF16_ARMS else "auto"
-    out = chosen.work / chosen.arm
-    if kind == "E":
+    options = parser.parse_args()
+    name = options.arm.removesuffix("-bf16")
+    plan = json.loads((options.work / "plan.json").read_text())
+    plan["dtype"] = "bfloat16" if options.arm in BF16_ARMS else "auto"
+    out = options.work / options.arm
+    if name == "recipe-deterministic":
         from recipe.model.processor import pin_processor
 
         pin_processor(plan["dtype"])  # read when torch is loaded
@@ -267,14 +271,14 @@ def main() -> None:
     meter.install(plan["pad_token_id"])
     meter.score_every = plan["score_every"]
     if meter.score_every:
-        meter.validation = json.loads((chosen.work / "validation.json").read_text())
-    if kind == "A":
+        meter.validation = json.loads((options.work / "validation.json").read_text())
+    if name == "tutorial":
         tutorial(plan, out)
-    elif kind in "BC":
-        trl_sft(plan, out, tuned=kind == "C")
+    elif name.startswith("trl-"):
+        trl_sft(plan, out, tuned=name == "trl-packed")
     else:
-        loss_on = "all" if chosen.arm == "D-all" else "completion"
-        ours(plan, out, deterministic=kind == "E", loss_on=loss_on)
+        loss_on = "all" if name == "recipe-all-tokens" else "completion"
+        run_recipe(plan, out, deterministic=name == "recipe-deterministic", loss_on=loss_on)
     result = {**meter.result(), "job_seconds": time.monotonic() - STARTED - meter.paused}
     (out / "result.json").write_text(json.dumps(result, indent=1))
 

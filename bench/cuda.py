@@ -1,10 +1,10 @@
-"""The arms on a CUDA GPU, with a randomly initialised model of XGen-7B's exact shape; and the checks that need a GPU.
+"""Runs the arms on a CUDA GPU with a randomly initialized model of XGen-7B's shape, and the checks that need a GPU.
 
-    python -m bench.cuda                        everything, in about ten minutes on an H200; one table, and a JSON
-    python -m bench.cuda --only bf16            the configurations whose name begins so
-    python -m bench.cuda --shape tiny           on any machine, to try the script itself
+    python -m bench.cuda                        everything, about ten minutes on an H200; a table per configuration
+    python -m bench.cuda --only bf16            the configurations whose names start with `bf16`
+    python -m bench.cuda --shape tiny           on any machine, to test the script itself
 
-The rows and the tokenizer are the embedded ones, under a vocabulary of XGen's size. Each arm is bench.train's.
+The rows and the tokenizer are the demo's, with a vocabulary of XGen's size. bench.train runs the arms.
 """
 
 import argparse
@@ -30,21 +30,22 @@ SHAPES = {
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
     },
 }  # fmt: skip
-# Name, arms, training rows (32 to a step, about), and bench.train's options. A and B compute in fp32, so they get few.
+# Name, arms, training rows (about 32 per step), options of bench.train. tutorial and trl-default compute in fp32, so
+# they get few rows.
 CONFIGURATIONS: list[tuple[str, str, int, list[str]]] = [
-    ("bf16 all-linear, tutorial and trl sft", "A,B", 320, ["--target-modules", "all-linear"]),
-    ("bf16 all-linear", "C,D,E", 1920, ["--target-modules", "all-linear"]),
-    ("bf16 q and v", "C,D", 1920, []),
-    ("bf16 all-linear, checkpointing, 24 GB", "C,D", 640,
+    ("bf16 all-linear, tutorial and trl sft", "tutorial,trl-default", 320, ["--target-modules", "all-linear"]),
+    ("bf16 all-linear", "trl-packed,recipe,recipe-deterministic", 1920, ["--target-modules", "all-linear"]),
+    ("bf16 q and v", "trl-packed,recipe", 1920, []),
+    ("bf16 all-linear, checkpointing, 24 GB", "trl-packed,recipe", 640,
      ["--target-modules", "all-linear", "--activation-checkpointing", "--memory-gb", "24"]),
-    ("nf4 all-linear, checkpointing, 24 GB", "C,D", 640,
+    ("nf4 all-linear, checkpointing, 24 GB", "trl-packed,recipe", 640,
      ["--target-modules", "all-linear", "--activation-checkpointing", "--quantization", "nf4", "--memory-gb", "24"]),
-    ("nf4 all-linear", "D", 640, ["--target-modules", "all-linear", "--quantization", "nf4"]),
+    ("nf4 all-linear", "recipe", 640, ["--target-modules", "all-linear", "--quantization", "nf4"]),
 ]  # fmt: skip
 
 
 def make_base(shape: str, folder: Path) -> None:
-    """A base model's folder with random weights in bf16 and the embedded base's tokenizer."""
+    """Write a base model with random bf16 weights and the demo's tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -60,7 +61,7 @@ def make_base(shape: str, folder: Path) -> None:
 
 
 def isolation(base: Path) -> float:
-    """The largest difference between an example's logits packed and alone, relative to the largest logit."""
+    """The largest difference between an example's logits when packed and when alone, relative to the largest logit."""
     import torch
 
     from recipe.model.load import load_base
@@ -79,36 +80,38 @@ def isolation(base: Path) -> float:
         for name, value in add_cu_seqlens(collate([row], 1)).items()
     }
     batch.pop("labels")
-    worst = 0.0
+    largest = 0.0
     with torch.no_grad():
         packed = model(**batch, use_cache=False).logits[0].float()
         start = 0
         for length in lengths:
             alone = model(ids[None, start : start + length].to(model.device), use_cache=False).logits[0].float()
             difference = (packed[start : start + length] - alone).abs().max() / alone.abs().max()
-            worst, start = max(worst, difference.item()), start + length
-    return worst
+            largest, start = max(largest, difference.item()), start + length
+    return largest
 
 
 def determinism(work: Path, base: Path) -> dict[str, bool]:
-    """Whether two runs end in the same bytes, and one that stopped after step 6 and went on from its checkpoint."""
+    """Whether two runs give the same bytes, and a run that stopped after step 6 and resumed from its checkpoint."""
     options = arguments().parse_args(["--rows", "320", "--base", str(base)])
     work.mkdir()
     plan = {**lay_out(options, work), "logging_steps": 2, "save_steps": 4}
+    arm = "recipe-deterministic"
     digests = {}
     for name, stops in (("first", [0]), ("second", [0]), ("stopped", [6, 0])):
-        (work / name / "E").mkdir(parents=True)
+        (work / name / arm).mkdir(parents=True)
         for stop in stops:
             (work / name / "plan.json").write_text(json.dumps({**plan, "stop_after": stop}))
-            command = [sys.executable, "-m", "bench.arm", "E", "--work", work / name]
+            command = [sys.executable, "-m", "bench.arm", arm, "--work", work / name]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode != (STOPPED if stop else 0):
                 sys.exit(
-                    f"{done.stderr[-2000:]}\nerror: {name} ended with {done.returncode}; its last lines are above."
+                    f"{done.stderr[-2000:]}\nerror: run {name} ended with exit code {done.returncode}; "
+                    "its last lines are above."
                 )
-            if name == "stopped" and not stop and "going on from checkpoint-4" not in done.stdout:
-                sys.exit("error: the stopped run did not go on from its checkpoint.")
-        digests[name] = sha256((work / name / "E/adapter/adapter_model.safetensors").read_bytes()).hexdigest()
+            if name == "stopped" and not stop and "resuming from checkpoint-4" not in done.stdout:
+                sys.exit("error: the stopped run did not resume from its checkpoint.")
+        digests[name] = sha256((work / name / arm / "adapter/adapter_model.safetensors").read_bytes()).hexdigest()
     return {
         "two runs, the same bytes": digests["first"] == digests["second"],
         "stopped and resumed, the same bytes": digests["first"] == digests["stopped"],
@@ -116,25 +119,25 @@ def determinism(work: Path, base: Path) -> dict[str, bool]:
 
 
 def main() -> None:
-    """Run the configurations and the checks, and print what came out."""
+    """Run the configurations and the checks, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="xgen-7b")
-    parser.add_argument("--only", default="", help="configurations whose name begins so")
-    parser.add_argument("--json", type=Path, help="where the numbers go, too")
+    parser.add_argument("--only", default="", help="run only configurations whose names start with this")
+    parser.add_argument("--json", type=Path, help="file to write the numbers to")
     parser.add_argument("--checks", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         work = Path(name)
         base = work / "base"
         make_base(options.shape, base)
-        for title, arms, rows, more in CONFIGURATIONS:
+        for title, arms, rows, extra_options in CONFIGURATIONS:
             if not title.startswith(options.only):
                 continue
             if options.shape == "tiny":
-                rows, more = 64, [one for one in more if one not in ("--memory-gb", "24")]
+                rows, extra_options = 64, [word for word in extra_options if word not in ("--memory-gb", "24")]
             out = work / "numbers.json"
-            command = ["--base", base, "--rows", rows, "--rounds", 1, "--arms", arms, "--json", out, *more]
+            command = ["--base", base, "--rows", rows, "--rounds", 1, "--arms", arms, "--json", out, *extra_options]
             done = subprocess.run(
                 [sys.executable, "-m", "bench.train", *map(str, command)], cwd=ROOT, capture_output=True, text=True,
                 check=False,
@@ -142,14 +145,14 @@ def main() -> None:
             if done.returncode != 0:
                 print(f"\n## {title}\n\n{done.stdout[-1500:]}{done.stderr[-1500:]}", flush=True)
                 continue
-            found[title] = json.loads(out.read_text())
-            print(f"\n## {title}\n\n{table(found[title]['arms'])}", flush=True)
+            results[title] = json.loads(out.read_text())
+            print(f"\n## {title}\n\n{table(results[title]['arms'])}", flush=True)
         if options.checks:
-            found["packed against alone, relative"] = isolation(base)
-            found.update(determinism(work / "determinism", base))
-            print(json.dumps({name: value for name, value in found.items() if not isinstance(value, dict)}, indent=1))
+            results["packed against alone, relative"] = isolation(base)
+            results.update(determinism(work / "determinism", base))
+            print(json.dumps({name: value for name, value in results.items() if not isinstance(value, dict)}, indent=1))
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
+        options.json.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""How long the commands take around the work itself: `recipe --help`, a `dvc repro` with nothing to do, the way to
-the first training step.
+"""Measures the overhead of commands: `recipe --help`, `dvc repro` with nothing to do, the time to the first step.
 
     python -m bench.pipeline        in a repository whose pipeline has run (`make demo`)
 
-Training starts in a clone with a store of its own, and is ended at its first step; the step's own time is within.
+Training runs in a clone with a separate store and is killed after its first step, whose time is included.
 """
 
 import argparse
@@ -21,40 +20,40 @@ from pathlib import Path
 
 from bench.train import ROOT
 
-MADE = ("data/raw", "data/prepared", "models/base")
+OUTPUTS = ("data/raw", "data/prepared", "models/base")
 
 
 def timed(command: list[str], folder: Path, expected: str) -> float:
-    """Seconds of a command that ends well and says what is expected of it."""
+    """Seconds that a command takes; exits if it fails or its output does not match `expected`."""
     started = time.monotonic()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - started
     if done.returncode != 0 or not re.search(expected, done.stdout):
-        sys.exit(f"{done.stdout[-800:]}{done.stderr[-800:]}\nerror: {' '.join(command)} did not say {expected!r}.")
+        sys.exit(f"{done.stdout[-800:]}{done.stderr[-800:]}\nerror: {' '.join(command)} did not print {expected!r}.")
     return seconds
 
 
 def to_first_step(clone: Path) -> float:
-    """Seconds from `recipe train` to its line about step 1."""
+    """Seconds from the start of `recipe train` to its line for step 1."""
     started = time.monotonic()
     command = [sys.executable, "-P", str(ROOT / "recipe/__main__.py"), "train"]
-    running = subprocess.Popen(command, cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert running.stdout is not None
+    process = subprocess.Popen(command, cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
     try:
-        for line in running.stdout:
+        for line in process.stdout:
             if line.startswith("step 1/"):
                 return time.monotonic() - started
     finally:
-        running.send_signal(signal.SIGKILL)
-        running.wait()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
         shutil.rmtree(clone / ".recipe", ignore_errors=True)
-    sys.exit("error: `recipe train` took no step; run it by hand to see why.")
+    sys.exit("error: `recipe train` ended before its first step; run it manually to see why.")
 
 
 def clone_of(folder: Path, into: Path) -> Path:
-    """A clone with the stages' outputs that training reads, and a point of the curve at every step."""
+    """A clone with the stage outputs that training reads, logging at every step."""
     subprocess.run(["git", "clone", "-q", folder, into], check=True)
-    for name in MADE:
+    for name in OUTPUTS:
         shutil.copytree(folder / name, into / name, dirs_exist_ok=True)
     params = into / "params.yaml"
     text = params.read_text()
@@ -67,19 +66,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    lacking = [name for name in MADE if not (ROOT / name).exists()]
-    if lacking:
-        sys.exit(f"error: {', '.join(lacking)} is missing. Run the pipeline first: make demo")
+    missing = [name for name in OUTPUTS if not (ROOT / name).exists()]
+    if missing:
+        sys.exit(f"error: {', '.join(missing)} is missing. Run the pipeline first: make demo")
     os.environ |= {"DVC_NO_ANALYTICS": "1", "PYTHONHASHSEED": "0"}
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         clone = clone_of(ROOT, Path(name) / "clone")
-        measured: list[tuple[str, Callable[[], float]]] = [
+        commands: list[tuple[str, Callable[[], float]]] = [
             ("`recipe --help`", lambda: timed(["recipe", "--help"], ROOT, "Usage: ")),
             ("`dvc repro` with nothing to do", lambda: timed(["dvc", "repro"], ROOT, "up to date")),
             ("`recipe train` to its first step", lambda: to_first_step(clone)),
         ]
         print("| command | seconds, median | fastest | slowest |\n|---|---|---|---|")
-        for title, run in measured:
+        for title, run in commands:
             seconds = [run() for _ in range(options.rounds)]
             print(
                 f"| {title} | {statistics.median(seconds):.2f} | {min(seconds):.2f} | {max(seconds):.2f} |", flush=True

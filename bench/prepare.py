@@ -1,13 +1,13 @@
-"""Rows a second from a file to packed sequences: ours, beside SFTTrainer's own preparation, and memory by size.
+"""Measures rows per second from a file to packed sequences, against SFTTrainer's preparation, and memory by size.
 
-The arm `analyze` is the stage after it: the report on rows that are prepared already.
+The arm `analyze` is the stage after prepare: the report on prepared rows.
 
-    python -m bench.prepare                                        the embedded rows and base's tokenizer
+    python -m bench.prepare                                        the demo's rows and tokenizer
     python -m bench.prepare --data rows.json --vocabulary FOLDER   GPT-2's vocabulary, as in bench.train
     python -m bench.prepare --sizes 1000,10000,100000,1000000 --arms ours,analyze --rounds 1
 
-More rows than the data has are made of its own, each with a number of its own. Each run is a process on one core; its
-seconds count from the rows' file to the sequences, without the imports.
+If a size exceeds the data, its rows are repeated; each gets a distinct number. Each run is a separate process on a
+single core; the time is from the rows' file to the sequences, without imports.
 """
 
 import argparse
@@ -32,7 +32,7 @@ COLUMNS = {"instruction": "instruction", "input": "input", "output": "output"}
 
 
 def paths_in(work: Path) -> Any:
-    """Where the stages write, in a folder."""
+    """The stages' paths within a folder."""
     from recipe.core.paths import Paths
 
     return Paths(
@@ -41,7 +41,7 @@ def paths_in(work: Path) -> Any:
 
 
 def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
-    """fetch@data and prepare; returns the seconds of both."""
+    """Run fetch@data and prepare; returns the seconds of both."""
     from recipe.fetch.params import DataParams, ModelParams
     from recipe.fetch.stage import fetch_data, fetch_model
     from recipe.prepare.params import SequenceParams
@@ -53,7 +53,7 @@ def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
         template="alpaca", chat_template=None, columns=COLUMNS, max_length=max_length, on_overlong="truncate",
         loss_on="completion", packing=True, validation_fraction=0.01, on_bad_row="error",
     )  # fmt: skip
-    for module in ("orjson", "pandas", "pyarrow", "tiktoken"):  # imports do not count, here and in the other arm
+    for module in ("orjson", "pandas", "pyarrow", "tiktoken"):  # imports are not timed, in any arm
         importlib.import_module(module)
     started = time.monotonic()
     data = DataParams(
@@ -65,15 +65,15 @@ def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
 
 
 def analysis(rows: Path, base: Path, work: Path, max_length: int) -> float:
-    """analyze; returns its seconds. prepare runs before, in a process of its own, whose memory does not count."""
+    """Run analyze; returns its seconds. prepare runs first, in a separate process, so its memory is not counted."""
     from multiprocessing import get_context
 
     from recipe.analyze.params import AnalyzeParams
     from recipe.analyze.stage import analyze
 
-    before = get_context("spawn").Process(target=ours, args=(rows, base, work, max_length))
-    before.start()
-    before.join()
+    process = get_context("spawn").Process(target=ours, args=(rows, base, work, max_length))
+    process.start()
+    process.join()
     for module in (
         "datasketch",
         "fontTools.unicodedata",
@@ -89,7 +89,7 @@ def analysis(rows: Path, base: Path, work: Path, max_length: int) -> float:
 
 
 def trl(rows: Path, base: Path, work: Path, max_length: int) -> float:
-    """SFTTrainer's constructor, on prompts and completions that are written already."""
+    """Run SFTTrainer's constructor on prompts and completions written beforehand; returns its seconds."""
     from datasets import load_dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
@@ -109,9 +109,9 @@ def trl(rows: Path, base: Path, work: Path, max_length: int) -> float:
 
 
 def run(arm: str, rows: Path, base: Path, max_length: int) -> dict[str, float]:
-    """One run in a process of its own, on the first core."""
+    """The result of an arm, run in a separate process on the first core."""
     with tempfile.TemporaryDirectory(prefix="bench-") as work:
-        command = [sys.executable, "-m", "bench.prepare", "--one", arm, "--data", rows, "--base", base]
+        command = [sys.executable, "-m", "bench.prepare", "--arm", arm, "--data", rows, "--base", base]
         environment = {
             **os.environ, "HF_HUB_OFFLINE": "1", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TMPDIR": work,
         }  # fmt: skip
@@ -127,19 +127,23 @@ def run(arm: str, rows: Path, base: Path, max_length: int) -> dict[str, float]:
 def main() -> None:
     """Run the arms and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT / "demo" / "rows" / "train.jsonl", help="Alpaca's columns")
-    parser.add_argument("--base", type=Path, help="a base model's folder (default: the embedded one)")
-    parser.add_argument("--vocabulary", type=Path, help="instead of --base: GPT-2's vocabulary")
-    parser.add_argument("--sizes", default="1000,4000", help="rows, several sizes by comma (default: %(default)s)")
+    parser.add_argument(
+        "--data", type=Path, default=ROOT / "demo" / "rows" / "train.jsonl", help="a file with Alpaca's columns"
+    )
+    parser.add_argument("--base", type=Path, help="a base model's folder (default: the demo's)")
+    parser.add_argument("--vocabulary", type=Path, help="instead of --base: a folder with GPT-2's vocabulary")
+    parser.add_argument(
+        "--sizes", default="1000,4000", help="numbers of rows, separated by commas (default: %(default)s)"
+    )
     parser.add_argument("--arms", default="trl,ours")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--one", choices=["trl", "ours", "analyze"], help=argparse.SUPPRESS)
+    parser.add_argument("--arm", choices=["trl", "ours", "analyze"], help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
+    if options.arm:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         with tempfile.TemporaryDirectory() as work:
-            arm = {"trl": trl, "ours": ours, "analyze": analysis}[options.one]
+            arm = {"trl": trl, "ours": ours, "analyze": analysis}[options.arm]
             seconds = arm(options.data.resolve(), options.base.resolve(), Path(work), options.max_length)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps({"seconds": seconds, "peak_bytes": peak}))
@@ -164,8 +168,8 @@ def main() -> None:
                     out.write(json.dumps({**row, "instruction": f"{row['instruction']} ({number})"}) + "\n")
             for arm in options.arms.split(","):
                 runs = [run(arm, file, base, options.max_length) for _ in range(options.rounds)]
-                seconds = statistics.median(one["seconds"] for one in runs)
-                peak = statistics.median(one["peak_bytes"] for one in runs)
+                seconds = statistics.median(result["seconds"] for result in runs)
+                peak = statistics.median(result["peak_bytes"] for result in runs)
                 print(f"| {size:,} | {arm} | {seconds:.1f} | {size / seconds:,.0f} | {peak / 1e6:,.0f} |", flush=True)
 
 

@@ -1,11 +1,11 @@
-"""Ours beside what a user would run instead: tokens a second, time, memory, and the way to the same loss.
+"""Compares the recipe with the alternatives a user would run: tokens per second, time, memory, time to the same loss.
 
-    python -m bench.train                                   the embedded rows and base
-    python -m bench.train --data rows.json --vocabulary FOLDER --rows 96      a random Llama of 20M parameters
-    python -m bench.train --to-loss                         and the seconds until the loss that A ends with
+    python -m bench.train                                   the demo's rows and base model
+    python -m bench.train --data rows.json --vocabulary FOLDER --rows 96      a random Llama with 20M parameters
+    python -m bench.train --to-loss                         also the seconds until the first arm's final loss
 
-Every arm is a process of its own (bench/arm.py says what each does); the order turns with each round, and the table
-holds medians. Vocabulary: a folder with GPT-2's `vocab.json` and `merges.txt` (or `encoder.json` and `vocab.bpe`).
+Every arm runs in a separate process (bench/arm.py describes the arms). The order rotates with each round, and the table
+shows medians. Vocabulary: a folder with GPT-2's `vocab.json` and `merges.txt` (or `encoder.json` and `vocab.bpe`).
 """
 
 import argparse
@@ -16,12 +16,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.arm import ARMS
+from bench.arm import ARMS, BF16_ARMS
 from recipe.text.readers import BadRow, pick_columns, read_rows
 from recipe.text.templates import alpaca_turns
 
@@ -31,7 +30,7 @@ REQUIRED, OPTIONAL = {"instruction": "instruction", "output": "output"}, {"input
 
 
 def random_llama(vocabulary: Path, folder: Path) -> Path:
-    """A Llama of 20M parameters (6 layers, hidden 288, tied head) with GPT-2's vocabulary and random weights."""
+    """Write a random Llama with 20M parameters (6 layers, hidden size 288, tied head) and GPT-2's vocabulary."""
     import torch
     from transformers import GPT2TokenizerFast, LlamaConfig, LlamaForCausalLM
 
@@ -49,7 +48,7 @@ def random_llama(vocabulary: Path, folder: Path) -> Path:
 
 
 def lay_out(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Write the same rows as each arm takes them, and the plan that all arms read."""
+    """Write the rows in each arm's format, and the plan that all arms read."""
     from transformers import AutoConfig, AutoTokenizer
 
     files = sorted(options.data.glob("train.*")) if options.data.is_dir() else [options.data]
@@ -60,18 +59,18 @@ def lay_out(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             if isinstance(picked, BadRow):
                 sys.exit(f"error: {picked.file}, {picked.place}: {picked.reason}")
             rows.append(picked)
-    held = rows[:: max(2, len(rows) // 48)][:48]
-    kept = [row for row in rows if row not in held][: options.rows or None]
+    validation_rows = rows[:: max(2, len(rows) // 48)][:48]
+    train_rows = [row for row in rows if row not in validation_rows][: options.rows or None]
     base = options.base or random_llama(options.vocabulary, work / "model")
     tokenizer = AutoTokenizer.from_pretrained(base)
-    turns = [alpaca_turns(row)[0] for row in kept]
+    turns = [alpaca_turns(row)[0] for row in train_rows]
     lengths = [len(tokenizer(turn.prompt + turn.completion)["input_ids"]) + 1 for turn in turns]
-    for split, some in (("train", kept), ("validation", held)):
-        _write(work / "rows" / f"{split}.jsonl", some)
+    for split, split_rows in (("train", train_rows), ("validation", validation_rows)):
+        _write(work / "rows" / f"{split}.jsonl", split_rows)
     _write(work / "text.jsonl", [{"text": turn.prompt + turn.completion} for turn in turns])
     _write(work / "trl" / "train.jsonl", [{"prompt": t.prompt, "completion": t.completion} for t in turns])
     validation = []
-    for row in held:
+    for row in validation_rows:
         [turn] = alpaca_turns(row)
         prompt = tokenizer(turn.prompt, add_special_tokens=False)["input_ids"]
         completion = [*tokenizer(turn.completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
@@ -88,7 +87,7 @@ def lay_out(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "learning_rate": options.learning_rate, "target_modules": _targets(options.target_modules), "seed": 1,
         "num_threads": options.threads, "tokens_per_step": options.batch_size * options.max_length,
         "tokens_per_row": sum(lengths) / len(lengths), "score_every": 0,
-        # A padding token of its own, as recipe/tokens/tokenizer.py adds it.
+        # A separate padding token, as recipe/tokens/tokenizer.py adds it.
         "pad_token_id": len(tokenizer) if pad is None or pad == tokenizer.eos_token_id else pad,
         "vocab_size": config.vocab_size, "quantization": options.quantization, "memory_gb": options.memory_gb,
         "activation_checkpointing": options.activation_checkpointing,
@@ -96,7 +95,8 @@ def lay_out(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     }  # fmt: skip
     (work / "plan.json").write_text(json.dumps(plan))
     print(
-        f"{len(kept):,} rows, {sum(lengths):,} tokens; {len(held)} held out; {plan['tokens_per_step']:,} tokens a step"
+        f"{len(train_rows):,} rows, {sum(lengths):,} tokens; {len(validation_rows)} validation rows; "
+        f"{plan['tokens_per_step']:,} tokens per step"
     )
     return plan
 
@@ -111,7 +111,7 @@ def _write(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def run_arm(arm: str, work: Path, threads: int) -> dict[str, Any]:
-    """The result of one arm, run in a process of its own."""
+    """The result of an arm, run in a separate process."""
     out = work / arm
     subprocess.run(["rm", "-rf", str(out)], check=True)
     out.mkdir()
@@ -123,33 +123,25 @@ def run_arm(arm: str, work: Path, threads: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "bench.arm", arm, "--work", str(work)]
         done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
     if done.returncode != 0:
-        last = (work / f"{arm}.log").read_text().splitlines()[-15:]
-        sys.exit("\n".join([*last, f"error: arm {arm} failed; its last lines are above."]))
+        last_lines = (work / f"{arm}.log").read_text().splitlines()[-15:]
+        sys.exit("\n".join([*last_lines, f"error: arm {arm} failed; its last lines are above."]))
     return json.loads((out / "result.json").read_text())
 
 
 def matmul_flops(threads: int) -> float:
-    """The peak of this machine: floating-point operations a second of a large matmul in the training dtype."""
+    """This machine's peak: floating-point operations per second of a large matmul in bf16 on CUDA, fp32 on a CPU."""
     import torch
 
+    from recipe.planning import plan
+
     torch.set_num_threads(threads)
-    cuda = torch.cuda.is_available()
-    size = 8192 if cuda else 1536
-    kind = {"dtype": torch.bfloat16, "device": "cuda"} if cuda else {"dtype": torch.float32}
-    a, b = torch.randn(size, size, **kind), torch.randn(size, size, **kind)
-    best = 0.0
-    for _ in range(8):
-        started = time.monotonic()
-        for _ in range(4):
-            a @ b
-        if cuda:
-            torch.cuda.synchronize()
-        best = max(best, 4 * 2 * size**3 / (time.monotonic() - started))
-    return best
+    if torch.cuda.is_available():
+        return plan.matmul_flops(torch.bfloat16)
+    return plan.matmul_flops(torch.float32, size=1536)
 
 
 def parameters_in_matmuls(base: str) -> int:
-    """Parameters that a token is multiplied with: all but a lookup table that is not the head."""
+    """Parameters that take part in matmuls: all except an embedding that is not tied to the head."""
     from transformers import AutoConfig
 
     from recipe.planning.memory_estimate import count_parameters
@@ -159,32 +151,32 @@ def parameters_in_matmuls(base: str) -> int:
 
 
 def seconds_to(scores: list[list[float]], loss: float) -> float | None:
-    """When training first had at most this loss, by straight lines between the scores."""
-    before: list[float] | None = None
-    for at, value in scores:
+    """Seconds until the loss was first at most this value, by linear interpolation between the scores."""
+    previous: list[float] | None = None
+    for seconds, value in scores:
         if value <= loss:
-            if before is None or before[1] == value:
-                return at
-            return before[0] + (at - before[0]) * (before[1] - loss) / (before[1] - value)
-        before = [at, value]
+            if previous is None or previous[1] == value:
+                return seconds
+            return previous[0] + (seconds - previous[0]) * (previous[1] - loss) / (previous[1] - value)
+        previous = [seconds, value]
     return None
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    """The medians as Markdown, beside what they are of A's and B's."""
-    head = "| arm | tokens/s | x A | x B | trained tokens/s | MFU | job s | to first step s | peak MB "
-    head += "| to the first arm's loss s |"
+    """The medians as a Markdown table, with the speed relative to `tutorial` and `trl-default`."""
+    head = "| arm | tokens/s | x tutorial | x trl-default | loss tokens/s | MFU | job s | to first step s | peak MB "
+    head += "| to first arm's final loss s |"
     lines = [head, "|---|---|---|---|---|---|---|---|---|---|"]
-    for arm, one in results.items():
-        times = [
-            f"{one['tokens_per_second'] / results[other]['tokens_per_second']:.1f}" if other in results else ""
-            for other in "AB"
+    for arm, result in results.items():
+        speedups = [
+            f"{result['tokens_per_second'] / results[other]['tokens_per_second']:.1f}" if other in results else ""
+            for other in ("tutorial", "trl-default")
         ]
-        to_loss = f"{one['seconds_to_loss']:.1f}" if one.get("seconds_to_loss") else ""
+        to_loss = f"{result['seconds_to_loss']:.1f}" if result.get("seconds_to_loss") else ""
         lines.append(
-            f"| {arm} | {one['tokens_per_second']:,.0f} | {times[0]} | {times[1]} | "
-            f"{one['trained_tokens_per_second']:,.0f} | {one['mfu']:.0%} | {one['job_seconds']:.1f} | "
-            f"{one['seconds_to_first_step']:.1f} | {one['peak_bytes'] / 1e6:,.0f} | {to_loss} |"
+            f"| {arm} | {result['tokens_per_second']:,.0f} | {speedups[0]} | {speedups[1]} | "
+            f"{result['trained_tokens_per_second']:,.0f} | {result['mfu']:.0%} | {result['job_seconds']:.1f} | "
+            f"{result['seconds_to_first_step']:.1f} | {result['peak_bytes'] / 1e6:,.0f} | {to_loss} |"
         )
     return "\n".join(lines)
 
@@ -193,24 +185,34 @@ def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--data", type=Path, default=ROOT / "demo" / "rows", help="a file or folder of Alpaca's columns"
+        "--data", type=Path, default=ROOT / "demo" / "rows", help="a file or folder with Alpaca's columns"
     )
-    parser.add_argument("--base", type=Path, help="a base model's folder (default: the embedded one)")
+    parser.add_argument("--base", type=Path, help="a base model's folder (default: the demo's)")
     parser.add_argument("--vocabulary", type=Path, help="instead of --base: a random Llama with this vocabulary")
-    parser.add_argument("--rows", type=int, default=0, help="of the training rows, how many (default: all)")
+    parser.add_argument("--rows", type=int, default=0, help="number of training rows (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--arms", default=",".join(ARMS), help="of %(default)s, and C-bf16, D-bf16, E-bf16")
+    parser.add_argument("--arms", default=",".join(ARMS), help="of %(default)s, " + ", ".join(BF16_ARMS))
     parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--batch-size", type=int, default=4, help="sequences of max-length a step")
-    parser.add_argument("--micro-batch-tokens", type=int, default=0, help="ours: tokens at once (default: the batch)")
+    parser.add_argument("--batch-size", type=int, default=4, help="sequences of max-length per step")
+    parser.add_argument(
+        "--micro-batch-tokens", type=int, default=0, help="recipe arms: tokens per micro-batch (default: the batch)"
+    )
     parser.add_argument("--target-modules", default="q_proj,v_proj", help="or all-linear")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--quantization", choices=["none", "nf4"], default="none", help="of the base, in C, D and E")
-    parser.add_argument("--activation-checkpointing", action="store_true", help="in C, D and E; A and B have it")
-    parser.add_argument("--memory-gb", type=float, default=0, help="of the GPU's memory, how much an arm may take")
-    parser.add_argument("--to-loss", action="store_true", help="one more run of each arm, scored as it goes")
-    parser.add_argument("--json", type=Path, help="where the numbers go, too")
+    parser.add_argument(
+        "--quantization", choices=["none", "nf4"], default="none", help="of the base, in trl-packed and the recipe arms"
+    )
+    parser.add_argument(
+        "--activation-checkpointing",
+        action="store_true",
+        help="in trl-packed and the recipe arms; always on in the others",
+    )
+    parser.add_argument("--memory-gb", type=float, default=0, help="limit of GPU memory per arm")
+    parser.add_argument(
+        "--to-loss", action="store_true", help="also run each arm once more, scoring it during training"
+    )
+    parser.add_argument("--json", type=Path, help="file to write the numbers to")
     return parser
 
 
@@ -225,24 +227,24 @@ def main() -> None:
         peak, parameters = matmul_flops(options.threads), parameters_in_matmuls(plan["base"])
         runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
         for round_ in range(options.rounds):
-            turned = arms[round_ % len(arms) :] + arms[: round_ % len(arms)]
-            for arm in turned:
+            rotated = arms[round_ % len(arms) :] + arms[: round_ % len(arms)]
+            for arm in rotated:
                 runs[arm].append(run_arm(arm, work, options.threads))
                 print(f"round {round_ + 1}, {arm}: {runs[arm][-1]['tokens_per_second']:,.0f} tokens/s", flush=True)
-        results = {arm: _medians(some, parameters, peak) for arm, some in runs.items()}
+        results = {arm: _medians(arm_runs, parameters, peak) for arm, arm_runs in runs.items()}
         if options.to_loss:
             plan["score_every"] = max(1, int(results[arms[0]]["steps"]) // 20)
             (work / "plan.json").write_text(json.dumps(plan))
             scored = {arm: run_arm(arm, work, options.threads)["scores"] for arm in arms}
-            aim = scored[arms[0]][-1][1]
-            print(f"{arms[0]} ends with a validation loss of {aim:.4f}; " + ", ".join(
+            target = scored[arms[0]][-1][1]
+            print(f"{arms[0]} ends with a validation loss of {target:.4f}; " + ", ".join(
                 f"{arm} {scores[-1][1]:.4f}" for arm, scores in scored.items()))  # fmt: skip
             for arm, scores in scored.items():
-                results[arm]["seconds_to_loss"] = seconds_to(scores, aim)
+                results[arm]["seconds_to_loss"] = seconds_to(scores, target)
                 results[arm]["scores"] = scores
     machine = f"{platform.processor() or platform.machine()}, {options.threads} threads; "
     machine += ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-    print(f"\n{machine}\nmatmul peak {peak / 1e9:,.0f} GFLOP/s; MFU counts 4 operations a parameter and token\n")
+    print(f"\n{machine}\nmatmul peak {peak / 1e9:,.0f} GFLOP/s; MFU counts 4 operations per parameter and token\n")
     print(table(results))
     if options.json:
         options.json.write_text(
@@ -251,7 +253,7 @@ def main() -> None:
 
 
 def _medians(runs: list[dict[str, Any]], parameters: int, peak: float) -> dict[str, Any]:
-    result = {name: statistics.median(one[name] for one in runs) for name, value in runs[0].items() if name != "scores"}
+    result = {name: statistics.median(run[name] for run in runs) for name in runs[0] if name != "scores"}
     return {**result, "mfu": result["tokens_per_second"] * 4 * parameters / peak}
 
 

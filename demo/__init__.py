@@ -1,1 +1,1 @@
-"""The embedded default's rows and base model, and the scripts that made them."""
+"""The demo's rows and base model, and the scripts that create them."""

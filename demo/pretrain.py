@@ -1,15 +1,15 @@
-"""Pre-trains the demo's base model: a 2M-parameter Llama with a byte-level BPE tokenizer of its own.
+"""Pretrains the demo's base model: a 2M-parameter Llama, with its own byte-level BPE tokenizer.
 
-Reads the word lists. Makes `demo/base/` (config, safetensors in bf16, tokenizer) and `demo/base/pretrain.log`.
-The corpus shows the demo's tasks in a terse notation, with several examples in a row, and plain sentences about them:
+Reads the word lists. Writes `demo/base/` (config, safetensors in bf16, tokenizer) and `demo/base/pretrain.log`.
+The corpus contains plain sentences, and the demo's tasks in a terse notation with several examples in sequence:
 
     reverse
     lamp, kite => kite, lamp
     boat, belo, mifur => mifur, belo, boat
 
-So the base can do the tasks when it is shown examples, but it has never seen an instruction or Alpaca's template, and
-does not follow them: that is what fine-tuning has to teach, as it does for a real base model. No held-out word is in
-the corpus. Most words in it are invented, so that copying is learned rather than the words.
+So the base model can solve the tasks from examples, but it has never seen an instruction or Alpaca's template and does
+not follow them. Fine-tuning has to teach that, as for a real base model. The corpus contains no held-out words, and
+most of its words are invented, so that the model learns to copy rather than to memorize words.
 
     python -m demo.pretrain        # about 30 minutes on 2 cores
 """
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-# One code path on every x86-64 processor with AVX2; read when torch is loaded, so they stand above its import.
+# The same code path on every x86-64 processor with AVX2. Set before torch is imported, which reads these variables.
 os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_CBWR="AVX2")
 
 import torch
@@ -36,13 +36,13 @@ SEED = 7
 BASE = Path(__file__).parent / "base"
 VOCAB_SIZE = 1024
 SEQ_LENGTH = 256
-BATCH_SIZE = 32  # 32 x 256 = 8,192 tokens a step
+BATCH_SIZE = 32  # 32 x 256 = 8,192 tokens per step
 NUM_STEPS = int(os.environ.get("DEMO_PRETRAIN_STEPS", "1500"))
 PEAK_LEARNING_RATE = 3e-3
 END, PAD = "<|endoftext|>", "<|pad|>"
 
-# Digits one by one, words whole, every other character by itself, spaces too: then a word is spelled with the same
-# tokens wherever it stands, and a small model can learn to copy it.
+# Words are single pieces; digits and all other characters, including spaces, are split. So a word has the same tokens
+# everywhere, and a small model can learn to copy it.
 SPLIT = Regex(r"\d|[^\W\d_]+|\s|[^\w\s]|_")
 
 SENTENCES = """
@@ -65,12 +65,12 @@ Write a letter that completes the order. | An instruction describes a task. | Th
 
 
 def corpus_words(rng: Random) -> Words:
-    """The words of one document: two thirds are invented, the others may be trained on."""
+    """The words of a document. In each list, two thirds are invented and one third are training words."""
     return words_of(held=False).mixed(lambda words: [invented(rng) for _ in range(16)] + rng.sample(words, 8))
 
 
 def prose(rng: Random, words: Words) -> str:
-    """A few plain sentences."""
+    """One to six plain sentences."""
     return " ".join(
         rng.choice(SENTENCES).strip().format(
             name=rng.choice(words.names), city=rng.choice(words.cities),
@@ -81,7 +81,7 @@ def prose(rng: Random, words: Words) -> str:
 
 
 def notation(rng: Random, words: Words, category: str, num_examples: int) -> str:
-    """A category's tag and `num_examples` solved examples, a line each."""
+    """A category's tag and `num_examples` solved examples, one per line."""
     make, _ = CATEGORIES[category]
     lines = [category]
     for _ in range(num_examples):
@@ -92,7 +92,7 @@ def notation(rng: Random, words: Words, category: str, num_examples: int) -> str
 
 
 def document(rng: Random) -> str:
-    """One document of the corpus."""
+    """A document of the corpus: prose or one category's examples."""
     words = corpus_words(rng)
     if rng.random() < 0.1:
         return prose(rng, words)
@@ -100,7 +100,7 @@ def document(rng: Random) -> str:
 
 
 def train_tokenizer(rng: Random) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of VOCAB_SIZE tokens, trained on a sample of the corpus."""
+    """A byte-level BPE tokenizer with VOCAB_SIZE tokens, trained on a sample of the corpus."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(SPLIT, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -119,7 +119,7 @@ def train_tokenizer(rng: Random) -> PreTrainedTokenizerFast:
 
 
 def batches(rng: Random, tokenizer: PreTrainedTokenizerFast) -> Iterator[torch.Tensor]:
-    """Endless (batch, seq) int64 tensors cut from one stream of documents."""
+    """Endless int64 tensors (batch, seq), cut from a single stream of documents."""
     stream: list[int] = []
     need = BATCH_SIZE * SEQ_LENGTH
     while True:
@@ -132,21 +132,21 @@ def batches(rng: Random, tokenizer: PreTrainedTokenizerFast) -> Iterator[torch.T
 
 
 def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, category: str, count: int = 30) -> float:
-    """The share of held-out examples that the base solves after three solved ones of the same category."""
-    rng, right = Random(f"{SEED}/{category}"), 0
+    """The share of held-out examples that the model solves after three solved examples of the same category."""
+    rng, num_correct = Random(f"{SEED}/{category}"), 0
     for _ in range(count):
         words = words_of(held=True)
         # Short passages, so that four of them fit into SEQ_LENGTH tokens.
         words = Words(rng.sample(words.names, 4), words.cities, words.nouns, words.verbs, held=True)
         shown, answer = notation(rng, words, category, 4).rsplit(" => ", 1)
         ids = tokenizer(f"{shown} => ", return_tensors="pt")["input_ids"]
-        made = model.generate(ids, max_new_tokens=40, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-        right += tokenizer.decode(made[0, ids.shape[1] :]).split("\n")[0].removesuffix(END) == answer
-    return right / count
+        output = model.generate(ids, max_new_tokens=40, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        num_correct += tokenizer.decode(output[0, ids.shape[1] :]).split("\n")[0].removesuffix(END) == answer
+    return num_correct / count
 
 
 def main() -> None:
-    """Train the tokenizer and the model, and write both with the log."""
+    """Train the tokenizer and the model, and write both and the log."""
     torch.manual_seed(SEED)
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)
@@ -162,12 +162,12 @@ def main() -> None:
     BASE.mkdir(exist_ok=True)
     with (BASE / "pretrain.log").open("w", encoding="utf-8") as log:
 
-        def say(**facts: object) -> None:
+        def log_line(**facts: object) -> None:
             line = json.dumps(facts)
             print(line, file=log, flush=True)
             print(line, flush=True)
 
-        say(parameters=model.num_parameters(), vocab_size=len(tokenizer), steps=NUM_STEPS, torch=torch.__version__)
+        log_line(parameters=model.num_parameters(), vocab_size=len(tokenizer), steps=NUM_STEPS, torch=torch.__version__)
         started = time.monotonic()
         for step, input_ids in zip(range(NUM_STEPS), batches(rng, tokenizer), strict=False):
             warmup = min(1.0, (step + 1) / 100)
@@ -180,14 +180,16 @@ def main() -> None:
             optimizer.step()
             optimizer.zero_grad()
             if step % 50 == 0 or step == NUM_STEPS - 1:
-                say(step=step, loss=round(loss.item(), 4), seconds=round(time.monotonic() - started))
+                log_line(step=step, loss=round(loss.item(), 4), seconds=round(time.monotonic() - started))
             if step % 500 == 499:
                 model.save_pretrained(BASE)
         model = model.to(torch.bfloat16).eval()
         model.save_pretrained(BASE)
         tokenizer.save_pretrained(BASE)
         model = model.float()
-        say(few_shot_accuracy={category: round(accuracy(model, tokenizer, category), 3) for category in CATEGORIES})
+        log_line(
+            few_shot_accuracy={category: round(accuracy(model, tokenizer, category), 3) for category in CATEGORIES}
+        )
 
 
 if __name__ == "__main__":

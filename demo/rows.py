@@ -1,10 +1,10 @@
-"""Writes the demo's rows: small language tasks with one right answer each, in Alpaca's columns.
+"""Writes the demo's rows: small language tasks with one correct answer each, in Alpaca's columns.
 
-Reads nothing but the word lists and a seed. Makes `demo/rows/train.jsonl` and `demo/rows/validation.jsonl`:
-`instruction`, `input`, `output` and `category`. A validation row is made of held-out words and number pairs alone, so
-that a right answer there can't be recalled from a training row.
+Reads only the word lists and a seed. Writes `demo/rows/train.jsonl` and `demo/rows/validation.jsonl` with the keys
+`instruction`, `input`, `output` and `category`. Validation rows use only held-out words and sets of numbers, which
+never appear in training, so correct answers are not memorized.
 
-    python -m demo.rows            # writes both files again, byte for byte
+    python -m demo.rows            # rewrites both files with identical bytes
 """
 
 import hashlib
@@ -24,7 +24,7 @@ INVENTED = 4
 
 @dataclass(frozen=True)
 class Words:
-    """The words and numbers that a row may use."""
+    """The words that a row may use; `held` says whether they are held out."""
 
     names: list[str]
     cities: list[str]
@@ -33,17 +33,17 @@ class Words:
     held: bool
 
     def mixed(self, mix: Callable[[list[str]], list[str]]) -> "Words":
-        """Training words with each list passed through `mix`; names and cities come back with a capital."""
+        """Training words with `mix` applied to each list. Names and cities are capitalized."""
 
-        def capital(words: list[str]) -> list[str]:
+        def capitalized(words: list[str]) -> list[str]:
             return [word[:1].upper() + word[1:] for word in words]
 
         return Words(
-            capital(mix(self.names)), capital(mix(self.cities)), mix(self.nouns), mix(self.verbs), held=False
+            capitalized(mix(self.names)), capitalized(mix(self.cities)), mix(self.nouns), mix(self.verbs), held=False
         )  # fmt: skip
 
     def numbers(self, rng: Random, count: int) -> list[int]:
-        """`count` different numbers below 100 whose set is held out, or is not, as `held` says."""
+        """`count` different numbers from 1 to 99. Their set is held out if `held` is true, and is not otherwise."""
         while True:
             numbers = rng.sample(range(1, 100), count)
             digest = hashlib.sha256(repr(sorted(numbers)).encode()).digest()
@@ -53,7 +53,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Task:
-    """One example: what is asked about (`query`, may be empty), the text it is asked of, and the answer."""
+    """An example: what is asked for (`query`, may be empty), the text it refers to, and the answer."""
 
     query: str
     text: str
@@ -61,19 +61,19 @@ class Task:
 
 
 def words_of(*, held: bool) -> Words:
-    """The held-out words, or all the others."""
+    """The held-out words, or all other words."""
     return Words(pool(NAMES, held=held), pool(CITIES, held=held), pool(NOUNS, held=held), pool(VERBS, held=held), held)
 
 
 def training_words(rng: Random) -> Words:
-    """All words that may be trained on, and INVENTED times as many invented ones, so that no word comes often."""
+    """All training words, and INVENTED times as many invented words, so that no word is frequent."""
     return words_of(held=False).mixed(
         lambda words: list(dict.fromkeys(words + [invented(rng) for _ in range(INVENTED * len(words))]))
     )
 
 
 def reverse(rng: Random, words: Words) -> Task:
-    """Two to five words, from the last to the first."""
+    """Two to five words in reverse order."""
     items = rng.sample(words.nouns, rng.randint(2, 5))
     return Task("", ", ".join(items), ", ".join(reversed(items)))
 
@@ -91,13 +91,13 @@ def repeat(rng: Random, words: Words) -> Task:
 
 
 def unique(rng: Random, words: Words) -> Task:
-    """A list without the word that stands in it twice."""
+    """A list without the second occurrence of a word."""
     items = rng.sample(words.nouns, rng.randint(2, 4))
     return Task("", ", ".join([*items, rng.choice(items)]), ", ".join(items))
 
 
 def replace(rng: Random, words: Words) -> Task:
-    """A sentence with one word put in place of another."""
+    """A sentence with one word replaced by another."""
     old, new, other = rng.sample(words.nouns, 3)
     first, second = rng.sample([old, other], 2)
     text = f"I see a {first} and a {second}."
@@ -111,7 +111,7 @@ def plurals(rng: Random, words: Words) -> Task:
 
 
 def past_tense(rng: Random, words: Words) -> Task:
-    """What someone will do, as done."""
+    """A sentence about the future in the past tense."""
     verb = rng.choice([verb for verb in words.verbs if verb not in IRREGULAR])
     name = rng.choice(words.names)
     return Task("", f"{name} will {verb}.", f"{name} {past(verb)}.")
@@ -155,14 +155,14 @@ def add(rng: Random, words: Words) -> Task:
 
 
 def lookup(rng: Random, words: Words) -> Task:
-    """A passage of a sentence a person; most are short, a few run on for many (a Pareto tail)."""
+    """A passage with one sentence per person; most are short, a few very long (a Pareto tail)."""
     people = rng.sample(words.names, min(len(words.names), 1 + int(2 * rng.paretovariate(1.1))))
     homes = {name: rng.choice(words.cities) for name in people}
     name = rng.choice(people)
     return Task(name, " ".join(f"{person} lives in {city}." for person, city in homes.items()), homes[name])
 
 
-# Of each category: how a row asks for it. `{text}` in the instruction leaves the input empty.
+# The task of each category, and its instructions. If an instruction contains `{text}`, the input is empty.
 CATEGORIES: dict[str, tuple[Callable[[Random, Words], Task], list[str]]] = {
     "reverse": (reverse, ["Write the list in reverse order.", "Turn this list around: {text}"]),
     "last": (last, ["What is the last item of the list?", "Name the final item in this list: {text}"]),
@@ -182,7 +182,7 @@ CATEGORIES: dict[str, tuple[Callable[[Random, Words], Task], list[str]]] = {
 
 
 def row(category: str, rng: Random, words: Words) -> dict[str, str]:
-    """One row of a category in Alpaca's columns."""
+    """A row of a category, in Alpaca's columns."""
     make, phrasings = CATEGORIES[category]
     task, phrasing = make(rng, words), rng.choice(phrasings)
     return {
@@ -194,20 +194,20 @@ def row(category: str, rng: Random, words: Words) -> dict[str, str]:
 
 
 def rows(count: int, seed: int, words: Words) -> list[dict[str, str]]:
-    """`count` rows, no prompt twice, the categories in turn."""
+    """`count` rows with different prompts; the categories take turns."""
     rng = Random(seed)
     seen: set[tuple[str, str]] = set()
-    made: list[dict[str, str]] = []
+    unique_rows: list[dict[str, str]] = []
     categories = list(CATEGORIES)
     attempts = 0
-    while len(made) < count:
+    while len(unique_rows) < count:
         candidate = row(categories[attempts % len(categories)], rng, words)
         attempts += 1
         prompt = (candidate["instruction"], candidate["input"])
         if prompt not in seen:
             seen.add(prompt)
-            made.append(candidate)
-    return made
+            unique_rows.append(candidate)
+    return unique_rows
 
 
 def write(folder: Path) -> None:
@@ -218,8 +218,7 @@ def write(folder: Path) -> None:
         "validation": (NUM_VALIDATION_ROWS, SEED + 1, words_of(held=True)),
     }
     for split, (count, seed, words) in splits.items():
-        made = rows(count, seed, words)
-        text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in made)
+        text = "".join(json.dumps(values, ensure_ascii=False) + "\n" for values in rows(count, seed, words))
         (folder / f"{split}.jsonl").write_text(text, encoding="utf-8", newline="\n")
 
 

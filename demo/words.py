@@ -1,6 +1,6 @@
-"""The words that the demo's rows are made of, split into those that may be trained on and those that are held out.
+"""The words of the demo's rows, divided into training words and held-out words.
 
-A word is held out by its sha256, so that adding words to a list moves no other word.
+Whether a word is held out depends only on its sha256, so adding words does not move others.
 """
 
 import hashlib
@@ -50,9 +50,9 @@ sail scrub search shout sketch skip smell smile sprint stack start stir stretch 
 touch train travel trust twist visit wait walk wander wash watch water weigh whisper wink wipe wonder work wrap
 """.split()
 
-# Verbs above that do not simply take -ed are left out where the past tense is asked for.
+# Verbs above whose past tense does not simply add -ed; tasks about the past tense do not use them.
 IRREGULAR = {"dig", "draw", "sweep", "learn", "smell"}
-HELD_OUT_SHARE = 5  # one word in five
+HELD_OUT_SHARE = 5  # one word in five is held out
 
 ONSETS = "b c d f g h j k l m n p r s t v w z br ch cl dr fl gr pl sh sl sp st th tr".split()
 VOWELS = "a e i o u ai ea ee oo ou".split()
@@ -61,17 +61,17 @@ ENDINGS = ["", "", "n", "r", "l", "t", "m", "s", "ck", "nd", "sh", "y", "x"]
 
 
 def held_out(word: str) -> bool:
-    """Whether this word may stand in validation rows only."""
+    """Whether a word may appear only in validation rows."""
     return hashlib.sha256(word.lower().encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
 def pool(words: list[str], *, held: bool) -> list[str]:
-    """The words of a list that are held out, or the others, in the list's order."""
+    """The held-out words of a list, or the others, in the list's order."""
     return [word for word in dict.fromkeys(words) if held_out(word) == held]
 
 
 def invented(rng: Random) -> str:
-    """A pronounceable word that is not held out; as a rule no word of any language."""
+    """A pronounceable word that is not held out, and usually is not a real word."""
     while True:
         word = "".join(rng.choice(SYLLABLES) for _ in range(rng.choice([1, 2, 2, 3]))) + rng.choice(ENDINGS)
         if len(word) > 2 and not held_out(word):
@@ -79,7 +79,10 @@ def invented(rng: Random) -> str:
 
 
 def plural(noun: str) -> str:
-    """The regular plural: -es after a hissing sound, -ies for a consonant and y, -ves for a final f, else -s."""
+    """The plural of a noun in NOUNS: -es, -ies, -ves or -s.
+
+    -es follows a sibilant, potato and mango; -ies replaces a y after a consonant; -ves is for leaf, scarf and shelf.
+    """
     if noun.endswith(("s", "x", "z", "ch", "sh")):
         return noun + "es"
     if noun.endswith("y") and noun[-2] not in "aeiou":

@@ -1,8 +1,8 @@
-"""Starts the package that is beside this file, whatever else is installed: `python -P recipe/__main__.py STAGE`.
+"""Start the package in this folder, regardless of what is installed: `python -P recipe/__main__.py STAGE`.
 
-dvc.yaml runs stages this way, so the code that runs is the code that DVC hashed: with any environment, in a clone, in
-the container, in `dvc exp run --temp`. With -P nothing in the working directory can be imported: a user's own
-`datasets.py` must not shadow a library.
+dvc.yaml runs stages this way, so the code that runs is the code that DVC hashed: in any environment, in a clone, in
+the container, in `dvc exp run --temp`. With -P, nothing in the working directory can be imported, so a user's
+`datasets.py` does not shadow a library.
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def load_package(folder: Path) -> None:
-    """Make `import recipe` mean the package in `folder`."""
+    """Make `import recipe` load the package in `folder`."""
     spec = importlib.util.spec_from_file_location(
         "recipe", folder / "__init__.py", submodule_search_locations=[str(folder)]
     )

@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests: a tiny base model built here, the shipped demo, the real data where it is there."""
+"""Shared fixtures: a tiny base model built here, the shipped demo, and the real datasets if they are available."""
 
 import json
 import os
@@ -6,26 +6,26 @@ import shutil
 import sys
 from pathlib import Path
 
-# As the command line does it: one code path on every processor, nothing asked of the Hub.
+# Same settings as the command line: the same code path on every processor, no access to the Hub.
 os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_CBWR="AVX2")
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TRANSFORMERS_VERBOSITY="error")
 os.environ.update(DVC_NO_ANALYTICS="1", MLFLOW_DISABLE_TELEMETRY="true", GOMP_SPINCOUNT="1000")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 import pytest
-from containers import cloned, engine, image, place, wheel  # noqa: F401 - fixtures of one engine for all
+from containers import cloned, engine, image, place, wheel  # noqa: F401 - fixtures of a shared container engine
 from hypothesis import settings
-from runs import commit, finished, real, swept  # noqa: F401 - recipes that ran through, once for all
+from runs import commit, finished, real, swept  # noqa: F401 - shared finished recipes
 
 from recipe.text.templates import ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
-RECIPE = [sys.executable, "-P", str(ROOT / "recipe" / "__main__.py")]  # the command line in a process of its own
+RECIPE = [sys.executable, "-P", str(ROOT / "recipe" / "__main__.py")]  # the command line in a separate process
 
 
-# The same examples at every run; HYPOTHESIS_PROFILE=default looks at new ones.
-settings.register_profile("fixed", derandomize=True)
+# The same examples in every run; HYPOTHESIS_PROFILE=default generates new ones.
+settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
@@ -40,7 +40,7 @@ def write_jsonl(path, rows):
 
 
 def plain_base(folder, num_tokens=0, **options):
-    """The base model in a folder, with nothing known of its files."""
+    """Load the base model in a folder without a check of its files."""
     from recipe.model.load import load_base
 
     manifest = {"id": "tiny", "path": str(folder), "converted": False, "remote_code": False, "files": []}
@@ -48,7 +48,7 @@ def plain_base(folder, num_tokens=0, **options):
 
 
 def paths_in(out, **changes):
-    """Paths of a recipe's outputs in a folder, as short names; sources and manifests count from `/`."""
+    """Paths of a recipe's outputs in a folder, with short names; sources and manifests are relative to `/`."""
     from recipe.core.paths import Paths
 
     names = {
@@ -60,7 +60,7 @@ def paths_in(out, **changes):
 
 
 def edit(path, old, new):
-    """Replace text in a file, or in the params.yaml of a folder, that must be there."""
+    """Replace text, which must occur, in a file or in the params.yaml of a folder."""
     path = path / "params.yaml" if path.is_dir() else path
     text = path.read_text()
     assert old in text, old
@@ -68,7 +68,7 @@ def edit(path, old, new):
 
 
 def toy_rows(count):
-    """Rows whose answer is in the prompt, with lengths from short to long."""
+    """Rows of different lengths whose answer is in the prompt."""
     return [alpaca(f"Say number {n} and nothing else.", f"{n} " * (1 + n % 17), "x " * (n % 5)) for n in range(count)]
 
 
@@ -78,7 +78,7 @@ RUNS = {"finished", "real", "swept", "commit"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of two workers, one gets all tests that share an engine and an image, one those that share a finished demo."""
+    """Run tests that share an engine and an image on one worker, and tests that share a finished demo on one worker."""
     for item in items:
         fixtures = set(item.fixturenames)
         group = "engine" if fixtures & ENGINE else "runs" if fixtures & RUNS else item.path.stem
@@ -87,7 +87,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def environment():
-    """Each test leaves the environment as it was: mlflow.set_tracking_uri writes to it."""
+    """Restore the environment after each test: mlflow.set_tracking_uri changes it."""
     before = dict(os.environ)
     yield
     os.environ.clear()
@@ -96,7 +96,7 @@ def environment():
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
-    """A random Llama of 160,000 parameters with a byte-level BPE tokenizer that has no padding token of its own."""
+    """A random Llama of 160,000 parameters with a byte-level BPE tokenizer that has no padding token."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -132,22 +132,22 @@ def tiny_base(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def fetched_base(tiny_base, tmp_path_factory):
-    """models/base/ as fetch makes it of the tiny base."""
+    """models/base/ as fetch creates it from the tiny base."""
     from recipe.fetch.params import ModelParams
     from recipe.fetch.stage import fetch_model
 
-    made = tmp_path_factory.mktemp("fetched") / "base"
+    folder = tmp_path_factory.mktemp("fetched") / "base"
     params = ModelParams(source=str(tiny_base), id="tiny", revision=None, trust_remote_code=False)
-    fetch_model(params, paths_in(made.parent, base=made))
-    manifest = json.loads((made / "manifest.json").read_text())
+    fetch_model(params, paths_in(folder.parent, base=folder))
+    manifest = json.loads((folder / "manifest.json").read_text())
     manifest["path"] = str(tiny_base)
-    (made / "manifest.json").write_text(json.dumps(manifest))
-    return made
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
 
 
 @pytest.fixture
 def sequence_params():
-    """SequenceParams with some keys changed."""
+    """SequenceParams with optional changes."""
     from recipe.prepare.params import SequenceParams
 
     def make(**changes):
@@ -169,7 +169,7 @@ def sequence_params():
 
 @pytest.fixture
 def raw(tmp_path):
-    """data/raw/ as fetch makes it: the rows of each split in a file, and the manifest."""
+    """Create data/raw/ with fetch: a file of rows per split, and the manifest."""
     from recipe.fetch.params import DataParams
     from recipe.fetch.stage import fetch_data
 
@@ -197,7 +197,7 @@ def raw(tmp_path):
 
 @pytest.fixture
 def prepared(raw, fetched_base, sequence_params, tmp_path):
-    """data/prepared/ of some rows with the tiny base's tokenizer."""
+    """Create data/prepared/ from rows with the tiny base's tokenizer."""
     from recipe.prepare.stage import prepare
 
     def make(train, validation=None, **changes):
@@ -214,7 +214,7 @@ def no_progress(items, what, total=None):
 
 @pytest.fixture
 def train_params():
-    """TrainParams for a run of seconds, with some keys changed."""
+    """TrainParams for a run that takes seconds, with optional changes."""
     from recipe.train.params import TrainParams
 
     def make(**changes):
@@ -242,7 +242,7 @@ def train_params():
 
 @pytest.fixture
 def trained(prepared, fetched_base, train_params, tmp_path):
-    """A trained adapter; returns the folder that holds prepared/, adapter/, train.json and loss.csv."""
+    """Train an adapter; returns the folder with prepared/, adapter/, train.json and loss.csv."""
     from recipe.train.params import LoraParams
     from recipe.train.stage import train
 
@@ -263,7 +263,7 @@ def trained(prepared, fetched_base, train_params, tmp_path):
 
 
 def evaluate_in(folder, base, **changes):
-    """Evaluate what `trained` made in a folder, with some keys of EvaluateParams changed."""
+    """Evaluate the adapter that `trained` created in a folder, with optional changes of EvaluateParams."""
     from recipe.evaluate.params import EvaluateParams
     from recipe.evaluate.stage import evaluate
 
@@ -273,7 +273,7 @@ def evaluate_in(folder, base, **changes):
 
 @pytest.fixture
 def shared():
-    """The folder with real datasets; where it is missing the test is skipped."""
+    """The folder with real datasets; the test is skipped if it is missing."""
     if not SHARED.is_dir():
         pytest.skip(f"the real datasets are not at {SHARED}")
     return SHARED

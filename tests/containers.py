@@ -1,4 +1,4 @@
-"""A container engine for tests, and a base image: the ones that are there, else made from Debian's packages."""
+"""A container engine and a base image for tests: existing ones, else started and built from Debian's packages."""
 
 import contextlib
 import os
@@ -13,20 +13,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SECRET = "hf_plantedTokenThatNoLayerMayHold"  # in the environment of the image's build
-USER = (
-    1000 if os.geteuid() == 0 else os.getuid()
-)  # who runs the containers, and owns the clones that are mounted into them
+SECRET = "hf_plantedTokenThatNoLayerMayHold"  # in the environment of the image build
+# Runs the containers and owns the clones that are mounted into them.
+USER = 1000 if os.geteuid() == 0 else os.getuid()
 
 
 class Engine:
-    """Docker as the tests call it: a client, its environment, a base image to build on."""
+    """Docker for tests: a client, its environment, and a base image."""
 
     def __init__(self, client, environment):
         self.client, self.environment, self.base = client, environment, None
 
     def docker(self, *arguments, check=True, **options):
-        """The output of a docker command."""
+        """Run a docker command and return its output."""
         done = subprocess.run(
             [self.client, *map(str, arguments)], env=self.environment, text=True, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, check=False, **options,
@@ -34,11 +33,11 @@ class Engine:
         assert not check or done.returncode == 0, done.stdout[-3000:]
         return done.stdout
 
-    def as_user(self, *command, folder, **more):
-        """A command line that runs as a user of Docker who is not root, and its environment."""
+    def as_user(self, *command, folder, **variables):
+        """The command line and the environment to run a command as a user of Docker who is not root."""
         if os.geteuid() == 0:
             socket = self.environment.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
-            group = Path(socket).stat().st_gid if Path(socket).exists() else USER  # Docker's: who is in it may use it
+            group = Path(socket).stat().st_gid if Path(socket).exists() else USER  # its members may use Docker
             command = ("setpriv", f"--reuid={USER}", f"--regid={USER}", f"--groups={group}", *command)
         home = Path(folder) / "home"
         home.mkdir(exist_ok=True)
@@ -46,7 +45,7 @@ class Engine:
         environment = {
             **self.environment, "HOME": str(home), "DOCKER": self.client, "BASE_IMAGE": self.base,
             "IMAGE": "recipe-test:cpu", "BUILD_OPTIONS": "--network host",
-            **{name: str(value) for name, value in more.items()},
+            **{name: str(value) for name, value in variables.items()},
         }  # fmt: skip
         for name in ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
             if os.environ.get(name):
@@ -55,21 +54,21 @@ class Engine:
 
 
 def own(folder):
-    """Give a folder to the user who runs the containers."""
+    """Change the owner of a folder to the user who runs the containers."""
     if os.geteuid() == 0:
         subprocess.run(["chown", "-R", f"{USER}:{USER}", folder], check=True)
 
 
 @contextlib.contextmanager
 def running_engine(folder):
-    """An engine that answers, or one of our own for the block; skips where there is none."""
+    """A running engine, or one started for the block; skips the test if neither works."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "HF_"))}
-    for client in ("/usr/bin/docker", "docker"):  # Debian's own knows BuildKit without a plugin
-        if shutil.which(client) and _answers(client, environment):
+    for client in ("/usr/bin/docker", "docker"):  # Debian's client includes BuildKit; others need a plugin
+        if shutil.which(client) and _is_running(client, environment):
             yield Engine(client, environment)
             return
     if os.geteuid() != 0:
-        pytest.skip("no container engine answers, and only root can start one")
+        pytest.skip("no container engine is running, and only root can start one")
     if not shutil.which("dockerd") or not Path("/usr/bin/docker").exists():
         pytest.skip("no container engine: apt-get install docker.io debootstrap docker-compose")
     socket = f"unix://{folder}/docker.sock"
@@ -81,7 +80,7 @@ def running_engine(folder):
         )  # fmt: skip
         try:
             deadline = time.monotonic() + 60
-            while not _answers("/usr/bin/docker", environment):
+            while not _is_running("/usr/bin/docker", environment):
                 if daemon.poll() is not None or time.monotonic() > deadline:
                     last = (folder / "dockerd.log").read_text().strip().splitlines()[-1:]
                     pytest.skip(f"a container engine can't be started here: {last}")
@@ -91,26 +90,26 @@ def running_engine(folder):
         finally:
             daemon.terminate()
             daemon.wait()
-            for left in (folder / "exec/netns").glob("*"):  # a mount that the engine leaves
-                subprocess.run(["umount", left], capture_output=True, check=False)
+            for mount in (folder / "exec/netns").glob("*"):  # the engine does not unmount them
+                subprocess.run(["umount", mount], capture_output=True, check=False)
             for name in ("data", "exec"):
                 shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def base_image(engine, folder):
-    """The name of a Debian image: made here by debootstrap, which needs no registry of images, else the pinned one."""
+    """The name of a Debian image: built with debootstrap, which needs no image registry, else the pinned image."""
     if not shutil.which("debootstrap") or os.geteuid() != 0:
         [pinned] = re.findall(r"^ARG BASE_IMAGE=(.+)$", (ROOT / "docker/Dockerfile").read_text(), flags=re.MULTILINE)
         if not engine.docker("images", "-q", pinned) and "Error" in engine.docker("pull", pinned, check=False):
-            pytest.skip(f"no base image: {pinned} can't be pulled, and debootstrap wants root")
+            pytest.skip(f"no base image: {pinned} can't be pulled, and debootstrap needs root")
         return pinned
     name, root = "local/debian:bookworm", folder / "debian"
     if not engine.docker("images", "-q", name):
-        made = subprocess.run(
+        result = subprocess.run(
             ["debootstrap", "--variant=minbase", "--include=ca-certificates", "bookworm", root],
             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
-        assert made.returncode == 0, made.stdout[-2000:]
+        assert result.returncode == 0, result.stdout[-2000:]
         for archive in (root / "var/cache/apt/archives").glob("*.deb"):
             archive.unlink()
         with subprocess.Popen(["tar", "-C", root, "--numeric-owner", "-c", "."], stdout=subprocess.PIPE) as tar:
@@ -119,46 +118,48 @@ def base_image(engine, folder):
     return name
 
 
-def _answers(client, environment):
+def _is_running(client, environment):
     done = subprocess.run([client, "version"], env=environment, capture_output=True, check=False)
     return done.returncode == 0
 
 
 @pytest.fixture(scope="session")
 def place():
-    """A folder that others may enter, unlike pytest's own, and whose repositories git reads whoever has them."""
+    """A folder that other users may enter, unlike pytest's, with a git config that trusts repositories of any owner."""
     folder = Path(tempfile.mkdtemp(prefix="recipe-docker-"))
     folder.chmod(0o711)
     (folder / "gitconfig").write_text("[safe]\n\tdirectory = *\n")
-    given = pytest.MonkeyPatch()
-    given.setenv("GIT_CONFIG_GLOBAL", str(folder / "gitconfig"))
+    patch = pytest.MonkeyPatch()
+    patch.setenv("GIT_CONFIG_GLOBAL", str(folder / "gitconfig"))
     yield folder
-    given.undo()
+    patch.undo()
     shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")
 def engine(place):
-    with running_engine(place) as one:
-        one.base = base_image(one, place)
-        yield one
+    with running_engine(place) as running:
+        running.base = base_image(running, place)
+        yield running
 
 
 @pytest.fixture(scope="session")
 def wheel(place):
-    """torch's CPU wheel, as pip finds it here."""
-    [line] = [one for one in (ROOT / "requirements/cpu.lock").read_text().splitlines() if one.startswith("torch==")]
-    torch = line.split()[0]
+    """torch's CPU wheel, downloaded with pip."""
+    [pinned] = [
+        line for line in (ROOT / "requirements/cpu.lock").read_text().splitlines() if line.startswith("torch==")
+    ]
+    torch = pinned.split()[0]
     folder = place / "wheels"
     subprocess.run(
         [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, torch], check=True, text=True
     )
-    [found] = folder.glob("torch-*.whl")
-    return found
+    [file] = folder.glob("torch-*.whl")
+    return file
 
 
 def clone(folder, wheel, umask=0o022):
-    """A fresh clone of what is here, committed, with dvc.lock as it stands here."""
+    """A fresh repository with the current files in one commit, including dvc.lock."""
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -177,7 +178,10 @@ def clone(folder, wheel, umask=0o022):
     finally:
         os.umask(before)
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
-    dates = {"GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z"}  # one commit
+    dates = {
+        "GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z",
+        "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z",
+    }  # the same commit every time
     for command in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "one"]):
         subprocess.run([*git, *command], cwd=folder, check=True, env={**os.environ, **dates})
     own(folder)
@@ -189,8 +193,8 @@ def cloned(engine, place, wheel):
     return clone(place / "clone", wheel)
 
 
-def make(engine, folder, *arguments, check=True, **more):
-    command, environment = engine.as_user("make", *arguments, folder=folder.parent, **more)
+def make(engine, folder, *arguments, check=True, **variables):
+    command, environment = engine.as_user("make", *arguments, folder=folder.parent, **variables)
     done = subprocess.run(
         command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
@@ -200,10 +204,10 @@ def make(engine, folder, *arguments, check=True, **more):
 
 @pytest.fixture(scope="session")
 def image(engine, cloned, place):
-    """The CPU image as `make docker-build` makes it, with a token in its environment and in its secret file."""
-    given = engine.as_user("true", folder=place)[1].get("CA_BUNDLE", "/etc/ssl/certs/ca-certificates.crt")
-    (place / "ca.pem").write_text(f"{Path(given).read_text()}\n# {SECRET}\n")
-    (cloned / "docker/.env").write_text(f"POSTGRES_PASSWORD={SECRET}\n")  # as `make services-up` leaves it
+    """Build the CPU image with `make docker-build`, with a token in the environment and in the secret file."""
+    certificates = engine.as_user("true", folder=place)[1].get("CA_BUNDLE", "/etc/ssl/certs/ca-certificates.crt")
+    (place / "ca.pem").write_text(f"{Path(certificates).read_text()}\n# {SECRET}\n")
+    (cloned / "docker/.env").write_text(f"POSTGRES_PASSWORD={SECRET}\n")  # as `make services-up` writes it
     output = make(engine, cloned, "docker-build", LOCK="cpu", HF_TOKEN=SECRET, CA_BUNDLE=place / "ca.pem")
     (cloned / "docker/.env").unlink()
     size = int(engine.docker("image", "inspect", "--format", "{{.Size}}", "recipe-test:cpu"))

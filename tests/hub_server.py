@@ -1,12 +1,12 @@
-"""A small Hub on loopback: the API and the files that huggingface_hub asks for, with faults on demand.
+"""A small Hub on loopback: the API and the files that huggingface_hub requests, with faults on demand.
 
     with FakeHub() as hub:
         commit = hub.add("model", "owner/name", {"config.json": b"{}"})
         hub.fail("config.json", "cut", times=1)
         ...  # HF_ENDPOINT=hub.endpoint
 
-Large files (`.bin`, `.safetensors`, `.parquet`) are LFS files, answered as the real Hub does: a redirect with their
-sha256 and size, to another path.
+Large files (`.bin`, `.safetensors`, `.parquet`) are LFS files. As on the real Hub, a request for one is answered with
+a redirect to another path, with the sha256 and size of the file.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 LFS = (".bin", ".safetensors", ".parquet")
-PIECE = 262_144
+CHUNK_BYTES = 262_144
 
 
 @dataclass
 class Repository:
     """One repository with one commit."""
 
-    kind: str
+    repo_type: str
     name: str
     files: dict
     commit: str
@@ -42,7 +42,7 @@ def blob_id(data):
 
 
 class FakeHub:
-    """The server; `requests` holds (method, path, Range or None, whether a token came)."""
+    """The server; `requests` contains (method, path, Range or None, whether a token was sent)."""
 
     def __init__(self):
         self.repositories, self.faults, self.requests, self.sent = {}, [], [], Counter()
@@ -76,29 +76,30 @@ class FakeHub:
             self.server = None
 
     def environment(self, home):
-        """The environment of a process that knows this Hub alone, with a cache of its own at `home`."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-        return {**kept, "HF_ENDPOINT": self.endpoint, "HF_HOME": str(home)}
+        """The environment of a process that uses only this Hub, with a separate cache at `home`."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+        return {**inherited, "HF_ENDPOINT": self.endpoint, "HF_HOME": str(home)}
 
-    def add(self, kind, name, files, *, commit=None, **options):
-        """Add a repository; its commit is made of its content unless given."""
+    def add(self, repo_type, name, files, *, commit=None, **options):
+        """Add a repository; its commit is a hash of its content unless given."""
         commit = commit or hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
-        self.repositories[kind, name] = Repository(kind, name, files, commit, **options)
+        self.repositories[repo_type, name] = Repository(repo_type, name, files, commit, **options)
         return commit
 
     def fail(self, where, what, times=1):
-        """The next `times` GETs whose path holds `where` go wrong: cut, wrong, slow, stall, or an HTTP status."""
+        """Make the next `times` GETs whose path contains `where` fail: cut, wrong, slow, stall, or an HTTP status."""
         self.faults.append([where, what, times])
 
     def fault(self, path):
-        for one in self.faults:
-            if one[0] in path and one[2] > 0:
-                one[2] -= 1
-                return one[1]
+        for entry in self.faults:
+            where, what, times = entry
+            if where in path and times > 0:
+                entry[2] -= 1
+                return what
         return None
 
     def gets(self, where=""):
-        """The paths of the GETs so far that hold `where`."""
+        """The paths of the GETs so far that contain `where`."""
         return [path for method, path, _, _ in self.requests if method == "GET" and where in path]
 
 
@@ -146,12 +147,12 @@ class _Handler(BaseHTTPRequestHandler):
                 for data in repository.files.values():
                     if hashlib.sha256(data).hexdigest() == cdn[1]:
                         return self.send(data, {"ETag": f'"{cdn[1]}"'}, fault)
-        kind, name, revision = None, None, None
+        repo_type, name, revision = None, None, None
         if api:
-            kind, name, revision = api[1], api[2], api[3] or "main"
+            repo_type, name, revision = api[1], api[2], api[3] or "main"
         elif resolve:
-            kind, name, revision = "dataset" if resolve[1] else "model", resolve[2], resolve[3]
-        repository = self.hub.repositories.get((kind, name))
+            repo_type, name, revision = "dataset" if resolve[1] else "model", resolve[2], resolve[3]
+        repository = self.hub.repositories.get((repo_type, name))
         if repository is None:
             return self.refuse(404 if token else 401, "RepoNotFound", "Repository not found")
         if revision not in (repository.commit, *repository.branches):
@@ -163,11 +164,11 @@ class _Handler(BaseHTTPRequestHandler):
     def describe(self, repository):
         siblings = []
         for path, data in repository.files.items():
-            one = {"rfilename": path, "size": len(data), "blobId": blob_id(data)}
+            sibling = {"rfilename": path, "size": len(data), "blobId": blob_id(data)}
             if path.endswith(LFS):
                 sha256 = hashlib.sha256(data).hexdigest()
-                one |= {"blobId": "0" * 40, "lfs": {"sha256": sha256, "size": len(data), "pointerSize": 134}}
-            siblings.append(one)
+                sibling |= {"blobId": "0" * 40, "lfs": {"sha256": sha256, "size": len(data), "pointerSize": 134}}
+            siblings.append(sibling)
         body = {
             "_id": "1", "id": repository.name, "sha": repository.commit, "private": False, "gated": False,
             "disabled": False, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings,
@@ -182,9 +183,9 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": repository.commit}
         if path.endswith(LFS):
             sha256 = hashlib.sha256(data).hexdigest()
-            where = f"http://localhost:{self.hub.port}/cdn/{sha256}"  # another host, as the Hub's storage is
+            where = f"http://localhost:{self.hub.port}/cdn/{sha256}"  # another host, like the storage of the real Hub
             headers |= {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(data)), "Location": where}
-            if fault:  # it strikes where the bytes are
+            if fault:  # apply it to the request for the bytes
                 self.hub.faults.insert(0, [f"/cdn/{sha256}", fault, 1])
             return self.reply(302, headers)
         return self.send(data, {**headers, "ETag": f'"{blob_id(data)}"'}, fault)
@@ -192,9 +193,9 @@ class _Handler(BaseHTTPRequestHandler):
     def send(self, data, headers, fault):
         if fault == "wrong":
             data = bytes([data[0] ^ 1]) + data[1:]
-        asked, status = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")), 200
-        if asked:
-            start, status = int(asked[1]), 206
+        byte_range, status = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")), 200
+        if byte_range:
+            start, status = int(byte_range[1]), 206
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
             data = data[start:]
         self.send_response(status)
@@ -204,10 +205,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "GET":
             return
         end = len(data) // 2 if fault == "cut" else len(data)
-        for position in range(0, end, PIECE):
-            piece = data[position : min(position + PIECE, end)]
-            self.wfile.write(piece)
-            self.hub.sent[self.path] += len(piece)
+        for position in range(0, end, CHUNK_BYTES):
+            chunk = data[position : min(position + CHUNK_BYTES, end)]
+            self.wfile.write(chunk)
+            self.hub.sent[self.path] += len(chunk)
             if fault == "slow":
                 time.sleep(0.05)
         if fault == "cut":

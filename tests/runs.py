@@ -1,4 +1,4 @@
-"""Recipes that ran through, made once for all tests that look at one: the default, and one for each real dataset."""
+"""Finished recipes that tests share: the demo, and a recipe per real dataset."""
 
 import json
 import os
@@ -24,8 +24,10 @@ ENVIRONMENT = {
     "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
 }  # fmt: skip
 ENVIRONMENT.pop("MLFLOW_TRACKING_URI", None)
-ENVIRONMENT["PYTHONHASHSEED"] = "0"  # as `make` has it: the order of the stages in a new dvc.lock
-ENVIRONMENT["SHELL"] = "/bin/sh"  # DVC runs a stage in the user's shell; dash, unlike bash, stays between the two
+ENVIRONMENT["PYTHONHASHSEED"] = "0"  # as in the Makefile: fixes the order of the stages in a new dvc.lock
+ENVIRONMENT["SHELL"] = (
+    "/bin/sh"  # DVC runs stages in the user's shell; unlike bash, dash stays alive between DVC and the stage
+)
 
 
 def run(folder, *command, check=True):
@@ -43,10 +45,10 @@ def stages_run(output):
 
 @contextmanager
 def mlflow_server(database, artifacts):
-    """A real MLflow server over a store, and its address."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    """Run a real MLflow server on a store; yields its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
          "--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(artifacts)],
@@ -56,7 +58,7 @@ def mlflow_server(database, artifacts):
     address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 90
     try:
         while True:
-            assert process.poll() is None and time.monotonic() < deadline, "the MLflow server does not start"
+            assert process.poll() is None and time.monotonic() < deadline, "the MLflow server did not start"
             try:
                 with urllib.request.urlopen(f"{address}/health", timeout=2):
                     break
@@ -70,10 +72,10 @@ def mlflow_server(database, artifacts):
 
 @pytest.fixture(scope="session")
 def commit(tmp_path_factory):
-    """A repository with one commit: the files here that git tracks or would track, without dvc.lock."""
+    """A repository with one commit: the tracked and untracked files here that git does not ignore, without dvc.lock."""
     folder = tmp_path_factory.mktemp("origin") / "recipe"
-    listed = run(ROOT, "git", "ls-files", "-co", "--exclude-standard", "-z").split("\0")
-    for name in filter(None, listed):
+    names = run(ROOT, "git", "ls-files", "-co", "--exclude-standard", "-z").split("\0")
+    for name in filter(None, names):
         if (ROOT / name).exists() and not name.endswith("dvc.lock") and not name.startswith(("metrics/", "presets/")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
@@ -85,7 +87,7 @@ def commit(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished(commit, tmp_path_factory):
-    """A clone in which `dvc repro` ran through; where RECIPE_FINISHED names one of this commit, that one."""
+    """A clone in which `dvc repro` finished. If RECIPE_FINISHED names such a clone of this commit, it is used."""
     if os.environ.get("RECIPE_FINISHED"):
         return Path(os.environ["RECIPE_FINISHED"])
     folder = tmp_path_factory.mktemp("a") / "r"
@@ -98,12 +100,12 @@ REAL = {
     "alpaca_en_999.json": "max_length: 1024",
     "gsm8k_train.json": "max_length: 512",
 }
-MOST_ROWS = 1500  # of GSM8K's 7,473: all of them take 12 minutes, which docs/RESULTS.md tells
+MOST_ROWS = 1500  # of GSM8K's 7,473: all rows take 12 minutes (docs/RESULTS.md)
 
 
 @pytest.fixture(scope="session", params=REAL)
 def real(request, finished, tmp_path_factory):
-    """A recipe on a real dataset beside the default one, run through."""
+    """A finished recipe for a real dataset, in the presets of the finished demo."""
     from conftest import SHARED, edit
 
     name = request.param
@@ -112,13 +114,15 @@ def real(request, finished, tmp_path_factory):
     rows = tmp_path_factory.mktemp("rows") / name
     rows.write_text(json.dumps(json.loads((SHARED / name).read_text())[:MOST_ROWS]))
     recipe = f"real-{name.split('_')[0]}"
+    if (finished / "presets" / recipe).is_dir():  # pytest sets a parametrized fixture up again when tests alternate
+        return finished / "presets" / recipe
     run(finished, "recipe", "new", recipe, "--data", rows)
     folder = finished / "presets" / recipe
     edit(folder, "sha256: null ", f"sha256: {sha256_file(rows)} ")
     edit(folder, "max_length: 256", REAL[name])
     edit(folder, "max_generations: 450", "max_generations: 8")
     edit(folder, "category: category", "")
-    # Not fetch@model for the second of them: DVC knows its result.
+    # The second recipe does not run fetch@model: DVC's run cache has its result.
     ran = set(stages_run(run(folder, "dvc", "repro")))
     assert ran - {"fetch@model"} == {"fetch@data", "prepare", "analyze", "train", "evaluate", "register"}
     return folder
@@ -126,7 +130,7 @@ def real(request, finished, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def swept(finished):
-    """The default, and beside it an experiment of `dvc exp run` with another rank. Its own files stay as they were."""
+    """The finished demo after `dvc exp run` with another rank. Its files are unchanged."""
     before = run(finished, "git", "status", "--porcelain")
     run(finished, "dvc", "exp", "run", "--temp", "-n", "rank-4", "-S", "lora.r=4")
     assert run(finished, "git", "status", "--porcelain") == before

@@ -1,6 +1,6 @@
-"""The reports and MLflow's pages of finished runs in a real Chromium: numbers, errors, what is fetched, axe-core.
+"""The reports and MLflow pages of finished runs in a real Chromium: numbers, errors, requests, and axe-core checks.
 
-PICTURES=docs/pictures pytest -m browser    # writes the README's pictures anew
+PICTURES=docs/pictures pytest -m browser    # also updates the pictures in the README
 """
 
 import csv
@@ -19,12 +19,12 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
-    pytest.mark.skipif(not find_spec("playwright"), reason="`make browser` installs what drives Chromium"),
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
+    pytest.mark.skipif(not find_spec("playwright"), reason="Playwright is not installed: `make browser` installs it"),
 ]
 REPORTS = ("analysis", "evaluation")
 LAPTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
-# MLflow's assistant would open by itself and cover a quarter of each page.
+# Otherwise MLflow's assistant opens automatically and covers a quarter of each page.
 NO_ASSISTANT = """if (window === window.top) {
   localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');
   localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');
@@ -34,7 +34,7 @@ PICTURES = os.environ.get("PICTURES")
 
 @pytest.fixture(scope="session")
 def chromium():
-    """A headless Chromium of the system's own."""
+    """The system's Chromium, headless."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -45,37 +45,39 @@ def chromium():
 
 @pytest.fixture
 def open_page(chromium):
-    """A function that opens an address in a fresh window, and notes its errors and what it asks for."""
-    windows = []
+    """A function that opens an address in a new window and records its errors and requests."""
+    contexts = []
 
     def make(address, **options):
-        window = chromium.new_context(**{"viewport": LAPTOP, **options})
+        context = chromium.new_context(**{"viewport": LAPTOP, **options})
         if address.startswith("http"):
-            window.add_init_script(NO_ASSISTANT)
-        windows.append(window)
-        page = window.new_page()
-        page.errors, page.asked = [], []
+            context.add_init_script(NO_ASSISTANT)
+        contexts.append(context)
+        page = context.new_page()
+        page.errors, page.requested = [], []
         page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.on("request", lambda request: page.asked.append(request.url))
+        page.on("request", lambda request: page.requested.append(request.url))
         page.goto(address)
         return page
 
     yield make
-    for window in windows:
-        window.close()
+    for context in contexts:
+        context.close()
 
 
 def violations(page):
-    """What axe-core finds wrong, each rule with the first place."""
+    """The violations found by axe-core, each with its rule and first occurrence."""
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(page).response["violations"]
-    return [(one["id"], one["nodes"][0]["html"][:200], one["nodes"][0]["failureSummary"][:300]) for one in found]
+    return [
+        (violation["id"], violation["nodes"][0]["html"][:200], violation["nodes"][0]["failureSummary"][:300])
+        for violation in Axe().run(page).response["violations"]
+    ]
 
 
 def rows_of(page, heading):
-    """The cells of the table under a heading, as a reader sees them."""
+    """The visible cell texts of the table below a heading."""
     section = page.locator("section", has=page.get_by_role("heading", name=heading, exact=True))
     return [row.locator("th, td").all_inner_texts() for row in section.locator("tr").all()]
 
@@ -85,29 +87,29 @@ def report(folder, name):
 
 
 def keep(page, name, **options):
-    """The picture that the README shows, where it is asked for."""
+    """Save a screenshot for the README if PICTURES is set."""
     if PICTURES:
         Path(PICTURES).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=str(Path(PICTURES) / f"{name}.png"), **options)
 
 
 def between(page, first, last):
-    """The part of a report from one heading (or its top) to the end of the section of another, to keep()."""
+    """Screenshot options for keep(): from the section `first` (or the top) to the end of the section `last`."""
     boxes = {name: page.locator("section", has=page.get_by_role("heading", name=name, exact=True)).bounding_box()
              for name in (first, last) if name}  # fmt: skip
     top, end = boxes[first]["y"] if first else 0, boxes[last]["y"] + boxes[last]["height"]
     return {"clip": {"x": 130, "y": top, "width": 1020, "height": end - top}, "full_page": True}
 
 
-def look_at(open_page, folder, name):
-    """A report holds up on a laptop, a phone, in the dark and on paper."""
+def check_rendering(open_page, folder, name):
+    """Check a report on a laptop, on a phone, in dark mode and in print."""
     for options in ({}, {"viewport": PHONE}, {"color_scheme": "dark"}):
         page = open_page(report(folder, name), **options)
         assert page.errors == []
-        assert [one for one in page.asked if not one.startswith("file://")] == [] and len(page.asked) == 1
+        assert len(page.requested) == 1 and page.requested[0].startswith("file://")
         assert violations(page) == []
-        wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-        assert wide <= 0, f"{name} is {wide} pixels wider than the window"
+        excess = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        assert excess <= 0, f"{name} is {excess} pixels wider than the window"
         for link in page.locator("nav a").all():
             assert page.locator(link.get_attribute("href")).count() == 1
     page.emulate_media(media="print")
@@ -116,37 +118,39 @@ def look_at(open_page, folder, name):
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_the_defaults_reports_hold_up_everywhere(finished, open_page, name):
-    look_at(open_page, finished, name)
+def test_reports_of_the_default_recipe_render_everywhere(finished, open_page, name):
+    check_rendering(open_page, finished, name)
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_the_real_datas_reports_hold_up_everywhere(real, open_page, name):
-    look_at(open_page, real, name)
+def test_reports_on_real_data_render_everywhere(real, open_page, name):
+    check_rendering(open_page, real, name)
 
 
 def check_analysis(page, folder):
-    """The numbers on the page are those of summary.json."""
+    """Check that the page shows the numbers in summary.json."""
     summary = json.loads((folder / "reports" / "analysis" / "summary.json").read_text())
     rows = summary["prepared"]["rows"]
     lead = page.locator(".lead").inner_text()
-    assert lead.startswith(f"{summary['num_rows']:,} rows: {rows['train']:,} to train on, {rows['validation']:,} to ")
+    assert lead.startswith(
+        f"{summary['num_rows']:,} rows: {rows['train']:,} for training, {rows['validation']:,} for validation."
+    )
     header, chars, tokens = rows_of(page, "Quantiles")
     for shown, name in ((chars, "chars"), (tokens, "tokens")):
         assert dict(zip(header[1:], shown[1:], strict=True)) == {
             key: f"{value:,}" if isinstance(value, int) else str(value) for key, value in summary[name].items()
         }
-    limits = [row[1:] for row in rows_of(page, "Which max_length")[1:]]
+    limits = [row[1:] for row in rows_of(page, "Choosing max_length")[1:]]
     assert limits == [
-        [f"{one[name]:.2%}" for name in ("rows_cut", "rows_dropped", "tokens_lost")]
-        + [f"{one['filled']:.1%}", f"{one['cost']:.2f}"]
-        for one in summary["limits"]
+        [f"{limit[name]:.2%}" for name in ("rows_cut", "rows_dropped", "tokens_lost")]
+        + [f"{limit['filled']:.1%}", f"{limit['cost']:.2f}"]
+        for limit in summary["limits"]
     ]
-    flaws = {row[0]: row[1] for row in rows_of(page, "What may be wrong")[1:]}
-    assert flaws == {name: f"{one['rows']:,}" for name, one in summary["flaws"].items()}
-    done = {row[0]: row[1].replace(",", "") for row in rows_of(page, "What prepare did")[1:]}
-    assert done["rows to train on"] == str(summary["prepared"]["rows"]["train"])
-    assert done["of them trained (answers)"] == str(summary["prepared"]["tokens"]["train_loss_tokens"])
+    flaws = {row[0]: row[1] for row in rows_of(page, "Possible problems")[1:]}
+    assert flaws == {name: f"{flaw['rows']:,}" for name, flaw in summary["flaws"].items()}
+    counts = {row[0]: row[1].replace(",", "") for row in rows_of(page, "Output of prepare")[1:]}
+    assert counts["training rows"] == str(summary["prepared"]["rows"]["train"])
+    assert counts["loss positions in training (answers)"] == str(summary["prepared"]["tokens"]["train_loss_tokens"])
     curve = list(csv.DictReader((folder / "reports" / "analysis" / "lengths.csv").open()))
     assert int(curve[-1]["tokens"]) == summary["tokens"]["max"]
     packed = page.locator(".packed")
@@ -154,12 +158,12 @@ def check_analysis(page, folder):
 
 
 def check_evaluation(page, folder):
-    """The page's numbers are those of evaluate.json and groups.json, its answers those of generations.jsonl."""
+    """Check that the page shows the numbers in evaluate.json and groups.json and the answers in generations.jsonl."""
     scores = json.loads((folder / "metrics" / "evaluate.json").read_text())
     lead = page.locator(".lead").inner_text()
     assert lead.startswith("The adapter is better than its base")
     assert f"validation loss {scores['adapter']['loss']:.3f} against {scores['base']['loss']:.3f}" in lead
-    for row in rows_of(page, "On the validation rows")[1:]:
+    for row in rows_of(page, "Validation scores")[1:]:
         for shown, (name, value) in zip(row[1:], scores[row[0]].items(), strict=True):
             percent = shown.endswith("%")
             assert percent == (name in ("token_accuracy", "exact_match"))
@@ -168,46 +172,47 @@ def check_evaluation(page, folder):
     groups = groups_of(folder)
     losses, matches = groups["loss_by_length"], groups["exact_match_by_length"]
     assert len(losses) == 4 and rows_of(page, "Loss by length")[1:] == [
-        [name, f"{one['rows']:,}", f"{one['base']:.3f}", f"{one['adapter']:.3f}", f"{one['gain']:.3f} lower",
-         f"{one['low']:.3f} to {one['high']:.3f}"]
-        for name, one in losses.items()
+        [name, f"{group['rows']:,}", f"{group['base']:.3f}", f"{group['adapter']:.3f}", f"{group['gain']:.3f} lower",
+         f"{group['low']:.3f} to {group['high']:.3f}"]
+        for name, group in losses.items()
     ]  # fmt: skip
     assert [row[:4] for row in rows_of(page, "Exact match by length")[1:]] == [
-        [name, f"{one['rows']:,}", f"{one['base']:.1%}", f"{one['adapter']:.1%}"] for name, one in matches.items()
+        [name, f"{group['rows']:,}", f"{group['base']:.1%}", f"{group['adapter']:.1%}"]
+        for name, group in matches.items()
     ]
     lines = (folder / "reports" / "evaluation" / "generations.jsonl").read_text().splitlines()
-    wanted = [json.loads(line)["completion"].split() for line in lines]
-    answers = [row[1].split() for row in rows_of(page, "Base beside adapter")[1:]]
-    assert answers == wanted[: len(answers)] and answers
+    references = [json.loads(line)["completion"].split() for line in lines]
+    shown = [row[1].split() for row in rows_of(page, "Sample answers")[1:]]
+    assert shown == references[: len(shown)] and shown
 
 
-def test_the_defaults_figures_are_those_of_the_json(finished, open_page):
+def test_reports_of_the_default_recipe_show_the_numbers_of_the_json_files(finished, open_page):
     page = open_page(report(finished, "analysis"))
     check_analysis(page, finished)
-    keep(page, "analysis", **between(page, None, "The first rows"))
+    keep(page, "analysis", **between(page, None, "First rows"))
     page = open_page(report(finished, "evaluation"))
     check_evaluation(page, finished)
     keep(page, "evaluation", **between(page, None, "Loss by category"))
 
 
-def test_the_real_datas_figures_are_those_of_the_json(real, open_page):
+def test_reports_on_real_data_show_the_numbers_of_the_json_files(real, open_page):
     page = open_page(report(real, "analysis"))
     check_analysis(page, real)
     if real.name == "real-alpaca":
-        keep(page, "alpaca", **between(page, "Length in characters", "Which max_length"))
+        keep(page, "alpaca", **between(page, "Length in characters", "Choosing max_length"))
     check_evaluation(open_page(report(real, "evaluation")), real)
 
 
 @pytest.fixture(scope="session")
 def served(swept):
-    """MLflow's server over the store of the default and its experiment, as `make mlflow-ui` starts it."""
+    """An MLflow server on the store of the default run and its DVC experiment, as `make mlflow-ui` starts it."""
     with mlflow_server(swept / "mlflow" / "mlflow.db", swept / "mlflow" / "artifacts") as address:
         yield address, swept
 
 
 @pytest.fixture
 def ui(served, open_page):
-    """A function that opens a page of MLflow's UI, its assistant closed; and the recipe folder."""
+    """A function that opens a page of MLflow's UI with the assistant closed, and the recipe folder."""
     address, folder = served
 
     def make(path, **options):
@@ -229,7 +234,7 @@ def last_run(served):
     return run(folder, "recipe", "link", "--server", address).strip()
 
 
-def test_the_runs_page_says_what_was_trained_and_whether_it_is_better(served, ui):
+def test_run_page_shows_what_was_trained_and_whether_it_is_better(served, ui):
     make, folder = ui
     page, scores = make(last_run(served)), scores_of(folder)
     sort = groups_of(folder)["exact_match_by_category"]["sort"]["adapter"]
@@ -244,16 +249,16 @@ def test_the_runs_page_says_what_was_trained_and_whether_it_is_better(served, ui
         assert float(row.get_by_role("cell").nth(1).inner_text()) == pytest.approx(value)
     page.get_by_placeholder("Search metrics").fill("")
     keep(page, "run")
-    assert all(one.startswith(served[0]) for one in page.asked if not one.startswith(("data:", "blob:")))
+    assert all(url.startswith(served[0]) for url in page.requested if not url.startswith(("data:", "blob:")))
 
 
-def test_the_charts_are_grouped(served, ui):
+def test_charts_are_grouped(served, ui):
     page = ui[0](last_run(served).replace("?", "/model-metrics?"), viewport={"width": 1280, "height": 1000})
     for group in ("eval/adapter", "eval/difference", "train"):
         page.get_by_text(group, exact=True).wait_for()
     train = page.get_by_text("train", exact=True)
-    for _ in range(3):  # the charts above it are drawn, and move it, as they come into view
-        train.evaluate("one => one.scrollIntoView({block: 'start'})")
+    for _ in range(3):  # the charts above are drawn when they come into view and then move this group
+        train.evaluate("element => element.scrollIntoView({block: 'start'})")
         page.wait_for_timeout(500)
     page.locator(".main-svg").last.wait_for()
     keep(page, "charts")
@@ -261,7 +266,7 @@ def test_the_charts_are_grouped(served, ui):
     system.get_by_text("cpu_utilization_percentage").first.wait_for()
 
 
-def test_the_reports_pictures_and_answers_open_in_the_ui(served, ui):
+def test_reports_charts_and_answers_open_in_the_ui(served, ui):
     make, folder = ui
     page = make(last_run(served))
     page.get_by_role("tab", name="Artifacts").click()
@@ -272,30 +277,30 @@ def test_the_reports_pictures_and_answers_open_in_the_ui(served, ui):
     assert lead.inner_text().startswith("The adapter is better than its base")
     page.get_by_text("analysis", exact=True).click()
     page.get_by_text("tokens.svg", exact=True).click()
-    picture = page.get_by_alt_text("analysis/tokens.svg")
-    picture.wait_for()
-    assert picture.evaluate("one => one.complete && one.naturalWidth") > 300
+    chart = page.get_by_alt_text("analysis/tokens.svg")
+    chart.wait_for()
+    assert chart.evaluate("image => image.complete && image.naturalWidth") > 300
     page.get_by_text("generations.json", exact=True).click()
     page.get_by_text("adapter is right").first.wait_for()
     line = json.loads((folder / "reports" / "evaluation" / "generations.jsonl").read_text().splitlines()[0])
     page.get_by_text(line["adapter"].strip(), exact=True).first.wait_for()
 
 
-def test_two_runs_stand_beside_each_other(served, ui):
+def test_two_runs_can_be_compared(served, ui):
     from mlflow import MlflowClient
 
     make, folder = ui
     client = MlflowClient(f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("recipe-demo").experiment_id
-    runs = [one.info.run_id for one in client.search_runs([experiment]) if "sweep" not in one.data.tags]
-    chosen = f"runs={quote(json.dumps(runs))}&experiments={quote(json.dumps([experiment]))}"
-    page = make(f"#/compare-runs?{chosen}&workflowType=machine_learning", viewport={"width": 1280, "height": 1300})
+    runs = [run.info.run_id for run in client.search_runs([experiment]) if "sweep" not in run.data.tags]
+    query = f"runs={quote(json.dumps(runs))}&experiments={quote(json.dumps([experiment]))}"
+    page = make(f"#/compare-runs?{query}&workflowType=machine_learning", viewport={"width": 1280, "height": 1300})
     page.get_by_text("Comparing 2 Runs from 1 Experiment").wait_for()
     for rank in (4, 16):
         page.get_by_text(f"demo/rows on demo-base, r{rank} lr0.003 len256").first.wait_for()
-    page.get_by_role("switch").first.click()  # show diff only, of the params
+    page.get_by_role("switch").first.click()  # "Show diff only" for the params
     page.get_by_text("data.sha256", exact=True).wait_for(state="detached")
-    assert [one for one in ("lora.r", "lora.alpha") if page.get_by_text(one, exact=True).last.is_visible()] == [
+    assert [name for name in ("lora.r", "lora.alpha") if page.get_by_text(name, exact=True).last.is_visible()] == [
         "lora.r"
     ]
     keep(page, "compare")
@@ -303,7 +308,7 @@ def test_two_runs_stand_beside_each_other(served, ui):
     page.get_by_text(re.compile("^sweep from ")).first.wait_for()
 
 
-def test_the_registered_version_has_its_numbers_alias_and_lineage(served, ui):
+def test_registered_version_has_its_numbers_alias_and_lineage(served, ui):
     make, folder = ui
     scores = scores_of(folder)
     page = make("#/models/recipe-demo/versions/1?workflowType=machine_learning")

@@ -1,11 +1,10 @@
-"""The command line as a user types it: in a process of its own, in a recipe folder."""
+"""The command line as a user runs it: in a separate process, in a recipe folder."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,16 +16,16 @@ from recipe.cli.commands import main
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
 
 
-def recipe(folder, *arguments, given=None):
+def recipe(folder, *arguments):
     return subprocess.run(
         [*RECIPE, *map(str, arguments)],
-        cwd=folder, capture_output=True, text=True, input=given, env=ENVIRONMENT, check=False,
+        cwd=folder, capture_output=True, text=True, env=ENVIRONMENT, check=False,
     )  # fmt: skip
 
 
 @pytest.fixture
 def copy(tmp_path):
-    """A copy of the repository's root recipe, with links to its code."""
+    """A copy of the root recipe, with links to its code."""
     folder = tmp_path / "repository"
     folder.mkdir()
     for name in ("dvc.yaml", "params.yaml"):
@@ -34,16 +33,6 @@ def copy(tmp_path):
     for name in ("recipe", "demo", "requirements"):
         (folder / name).symlink_to(ROOT / name)
     return folder
-
-
-def seconds(function):
-    """The quickest of three, in seconds."""
-    taken = []
-    for _ in range(3):
-        started = time.monotonic()
-        function()
-        taken.append(time.monotonic() - started)
-    return min(taken)
 
 
 def test_help_imports_nothing_heavy():
@@ -63,12 +52,12 @@ def test_checking_params_imports_nothing_heavy(copy):
 
 
 @pytest.mark.parametrize("command", [[], ["fetch"], ["prepare"], ["train"], ["new"], ["chat"], ["register"]])
-def test_every_command_explains_itself(command):
+def test_every_command_prints_its_help(command):
     result = CliRunner().invoke(main, [*command, "--help"])
     assert result.exit_code == 0 and "Usage:" in result.output
 
 
-def test_mistakes_in_params_end_with_code_2_and_no_traceback(copy):
+def test_mistakes_in_params_exit_with_code_2_and_no_traceback(copy):
     edit(copy, "  r: 16", "  rank: 16")
     edit(copy, "template: alpaca", "template: llama")
     for command in (["params"], ["fetch", "data"], ["train"]):
@@ -78,26 +67,26 @@ def test_mistakes_in_params_end_with_code_2_and_no_traceback(copy):
         assert "lora.rank: no such key" in done.stderr and "sequence.template: found" in done.stderr
 
 
-def test_a_key_of_params_is_printed(copy):
+def test_params_prints_the_file_or_one_key(copy):
     assert recipe(copy, "params", "lora.r").stdout == "16\n"
     assert recipe(copy, "params").stdout == (copy / "params.yaml").read_text()
     assert recipe(copy, "params", "lora.q").returncode == 2
 
 
-def test_outside_a_recipe_folder_it_says_so(tmp_path):
+def test_a_command_outside_a_recipe_folder_reports_the_missing_params(tmp_path):
     done = recipe(tmp_path, "train")
-    assert done.returncode == 2 and "params.yaml is missing. Run this in a recipe folder" in done.stderr
+    assert done.returncode == 2 and "params.yaml is missing. Run this command in a recipe folder" in done.stderr
 
 
 @pytest.fixture
 def quick(copy, tiny_base, tmp_path):
-    """A recipe made with `recipe new` on toy rows and the tiny base, of seconds."""
+    """A recipe created with `recipe new` from toy rows and the tiny base; it runs in seconds."""
     write_jsonl(tmp_path / "rows" / "train.jsonl", toy_rows(80))
     write_jsonl(tmp_path / "rows" / "test.jsonl", [alpaca(f"Held {n}", "x y") for n in range(6)])
     done = recipe(copy, "new", "quick", "--data", tmp_path / "rows", "--model", tiny_base)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == (
-        "made presets/quick. Edit presets/quick/params.yaml, then: cd presets/quick && dvc repro"
+        "created presets/quick. Edit presets/quick/params.yaml, then: cd presets/quick && dvc repro"
     )
     return copy / "presets" / "quick"
 
@@ -112,18 +101,18 @@ def test_a_new_recipe_has_its_params_with_comments_and_the_roots_pipeline(quick,
     assert recipe(quick, "params", "data.validation_split").stdout == "test\n"
     assert recipe(quick, "params", "registry.name").stdout == "quick\n"
     assert (quick / recipe(quick, "params", "model.source").stdout.strip()).is_dir()
-    for name, part in (("quick", "is there already"), ("../x", "is no name"), ("", "is no name")):
+    for name, part in (("quick", "already exists"), ("../x", "is not a valid"), ("", "is not a valid")):
         done = recipe(copy, "new", name)
         assert done.returncode == 2 and part in done.stderr
 
 
-def test_a_new_recipe_without_options_leads_to_the_same_files(copy):
+def test_a_new_recipe_without_options_uses_the_same_files(copy):
     assert recipe(copy, "new", "plain").returncode == 0
     assert recipe(copy / "presets" / "plain", "params", "data.source").stdout == "../../demo/rows\n"
     assert recipe(copy / "presets" / "plain", "fetch", "data").returncode == 0
 
 
-def test_a_new_recipe_of_what_is_on_the_hub(copy):
+def test_a_new_recipe_can_use_data_and_model_from_the_hub(copy):
     done = recipe(copy, "new", "other", "--data", "tatsu-lab/alpaca", "--model", "Qwen/Qwen3-0.6B-Base")
     assert done.stdout.strip().endswith("cd presets/other && recipe pin && dvc repro")
     assert (copy / "presets" / "other" / "hub").read_text().count("\n") == 1
@@ -133,10 +122,10 @@ def test_a_new_recipe_of_what_is_on_the_hub(copy):
     ):  # fmt: skip
         assert recipe(copy / "presets" / "other", "params", key).stdout == f"{value}\n"
     done = recipe(copy, "new", "third", "--data", "nowhere.jsonl")
-    assert done.returncode == 2 and "nowhere.jsonl is not there, and is no name on the Hub" in done.stderr
+    assert done.returncode == 2 and "nowhere.jsonl does not exist and is not a Hub name" in done.stderr
 
 
-def test_a_file_is_split_and_a_folder_without_train_split_is_refused(copy, tmp_path):
+def test_a_new_recipe_accepts_a_file_and_rejects_a_folder_without_train_split(copy, tmp_path):
     rows = write_jsonl(tmp_path / "rows.jsonl", toy_rows(3))
     assert recipe(copy, "new", "file", "--data", rows).returncode == 0
     assert recipe(copy / "presets" / "file", "params", "data.validation_split").stdout == "null\n"
@@ -146,16 +135,26 @@ def test_a_file_is_split_and_a_folder_without_train_split_is_refused(copy, tmp_p
     assert not (copy / "presets" / "folder").exists()
 
 
-def test_a_plan_counts_the_rows_here_and_names_a_column_that_none_has(quick, tmp_path):
+def test_a_new_recipe_rejects_a_model_folder_without_config(copy, tmp_path):
+    (tmp_path / "model").mkdir()
+    for model in (tmp_path / "model", write_jsonl(tmp_path / "rows.jsonl", toy_rows(3))):
+        done = recipe(copy, "new", "broken", "--model", model)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert f"error: {model} is not a base model: it has no config.json." in done.stderr
+    assert not (copy / "presets" / "broken").exists()
+
+
+def test_a_plan_counts_the_rows_and_names_a_missing_column(quick, tmp_path):
     done = recipe(quick, "plan")
     assert done.returncode == 0 and "80 to train on (estimated)" in done.stdout
     edit(quick, "    instruction: instruction", "    instruction: question")
     done = recipe(quick, "plan")
-    assert done.returncode == 4 and "does not fit: sequence.columns.instruction names" in done.stdout
-    assert "'question', which no row of train.jsonl has; they have 'input', 'instruction', 'output'" in done.stdout
+    assert done.returncode == 4 and "does not fit: sequence.columns.instruction is" in done.stdout
+    assert "is 'question', but no row of train.jsonl has that column" in done.stdout
+    assert "the rows have 'input', 'instruction', 'output'" in done.stdout
 
 
-def test_a_plan_says_that_a_cpu_has_no_bf16(quick, monkeypatch):
+def test_a_plan_reports_a_cpu_without_bf16(quick, monkeypatch):
     monkeypatch.chdir(quick)
     edit(quick, "dtype: auto ", "dtype: bfloat16 ")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -165,7 +164,7 @@ def test_a_plan_says_that_a_cpu_has_no_bf16(quick, monkeypatch):
     assert "Set train.dtype: auto." in done.output
 
 
-def test_the_link_leads_to_the_last_registered_run(quick):
+def test_link_prints_the_last_registered_run(quick):
     from recipe.cli.run_metadata import remember
 
     assert recipe(quick, "link").stdout == "http://127.0.0.1:5000/#/experiments\n"
@@ -175,8 +174,8 @@ def test_the_link_leads_to_the_last_registered_run(quick):
     )
 
 
-def test_another_lock_is_installed_anew(tmp_path):
-    """And without a word about it, the one that is installed stays."""
+def test_make_env_installs_a_lock_only_if_another_is_named(tmp_path):
+    """Without LOCK=..., the installed lock is kept."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "requirements").mkdir()
     (tmp_path / ".venv").mkdir()
@@ -197,7 +196,7 @@ def test_another_lock_is_installed_anew(tmp_path):
     assert "requirements/install cpu .venv" in commands("env", "LOCK=cpu")
 
 
-def test_training_that_cannot_fit_is_refused_unless_forced(quick, monkeypatch):
+def test_training_that_does_not_fit_is_refused_unless_forced(quick, monkeypatch):
     monkeypatch.chdir(quick)
     edit(quick, "micro_batch_tokens: 1024 ", "micro_batch_tokens: 25600000 ")
     edit(quick, "global_batch_size: 4 ", "global_batch_size: 100000 ")
@@ -206,15 +205,40 @@ def test_training_that_cannot_fit_is_refused_unless_forced(quick, monkeypatch):
         assert runner.invoke(main, stage.split(), catch_exceptions=False).exit_code == 0
     refused = runner.invoke(main, ["train"])
     assert refused.exit_code == 4 and "Set train.micro_batch_tokens: 256." in refused.output
-    assert "training needs" in refused.output and "--force, or RECIPE_FORCE=1" in refused.output
+    assert "training needs" in refused.output and "--force or RECIPE_FORCE=1" in refused.output
     assert not (quick / "models/adapter").exists()
-    # The rows are few, so the one batch that they make does fit.
+    # There are only a few rows, and their single batch does fit.
     assert runner.invoke(main, ["train", "--force"], catch_exceptions=False).exit_code == 0
     assert (quick / "models/adapter/adapter_model.safetensors").is_file()
 
 
+def assert_old_outputs_are_reported_in_one_line(folder, runner):
+    """Commands end in one line where an output is missing or was written by another version of the recipe."""
+    scores, rows = folder / "metrics/evaluate.json", folder / "reports/evaluation/generations.jsonl"
+    train_metrics = folder / "metrics/train.json"
+    curve = folder / "metrics/loss.csv"
+    for command, path, change in (
+        (["summary"], scores, lambda text: text.replace('"difference"', '"change"')),
+        (["summary"], scores, lambda text: text.replace('"perplexity"', '"ppl"')),
+        (["summary"], rows, lambda text: text.replace('"category"', '"kind"')),
+        (["summary"], rows, None),
+        (["register"], rows, lambda text: text.replace('"category"', '"kind"')),
+        (["register"], rows, None),
+        (["register"], curve, None),
+        (["chat"], train_metrics, lambda text: text.replace('"quantization"', '"precision"')),
+    ):
+        before = path.read_text()
+        path.unlink() if change is None else path.write_text(change(before))
+        assert change is None or path.read_text() != before, (command, path)
+        result = runner.invoke(main, command, catch_exceptions=False)
+        path.write_text(before)
+        assert result.exit_code in (3, 4), (command, path, result.output)
+        assert result.output.splitlines()[-1].startswith("error: "), result.output
+        assert "Run `dvc repro`." in result.output.splitlines()[-1]
+
+
 def test_the_stages_by_hand_then_summary_and_chat(quick):
-    """Every stage through the command line, coverage included: they run in this process."""
+    """Run every stage through the command line in this process, so that coverage includes them."""
     before = Path.cwd()
     os.chdir(quick)
     try:
@@ -229,14 +253,15 @@ def test_the_stages_by_hand_then_summary_and_chat(quick):
             result = runner.invoke(main, stage.split(), catch_exceptions=False)
             assert result.exit_code == 0, result.output
             outputs[stage] = result.output
-        assert "80 rows to train on, 6 to validate on" in outputs["prepare"]
+        assert "80 training rows, 6 validation rows" in outputs["prepare"]
         assert "MLflow run: rows on tiny, " in outputs["train"] or "MLflow run: rows on base" in outputs["train"]
         assert "version 1 is the first champion" in outputs["register"]
         summary = runner.invoke(main, ["summary"]).output
         assert "The adapter seems" in summary and "models:/quick@champion" in summary and "seconds: " in summary
-        spoken = runner.invoke(main, ["chat"], input="Say number 3. | 3\n\nGo.\n")
-        assert spoken.exit_code == 0 and len(spoken.output.splitlines()) >= 2
+        answers = runner.invoke(main, ["chat"], input="Say number 3. | 3\n\nGo.\n")
+        assert answers.exit_code == 0 and len(answers.output.splitlines()) >= 2
         assert runner.invoke(main, ["chat", "--base"], input="Go.\n").exit_code == 0
+        assert_old_outputs_are_reported_in_one_line(quick, runner)
         notes = json.loads((quick / ".recipe" / "notes.json").read_text())
         assert notes["train"]["peak_memory_bytes"] > 0
     finally:

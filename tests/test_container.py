@@ -1,4 +1,4 @@
-"""The container's files without an engine: linters, and what a host that lacks something is told."""
+"""The container's files, tested without a Docker daemon: linters, and the messages of the host check."""
 
 import os
 import re
@@ -41,21 +41,21 @@ SCRIPTS = ["host", "services", "install", "mlflow-server", "inside/recipe", "ins
     ],
     ids=lambda command: f"{command[0]}-{Path(command[-1]).name}",
 )
-def test_a_linter_finds_nothing(command):
+def test_linters_report_nothing(command):
     done = subprocess.run([BIN / command[0], *command[1:]], cwd=ROOT, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def program(folder, name, text):
     path = folder / name
-    path.unlink(missing_ok=True)  # not written through a link
+    path.unlink(missing_ok=True)  # do not write through a symlink
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
 @pytest.fixture
 def host(tmp_path):
-    """A host's commands: a Docker engine with NVIDIA's runtime, a GPU, and the usual tools."""
+    """The commands of a host with a Docker daemon, NVIDIA's runtime, a GPU, and the usual tools."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for tool in "sh cat sed awk df dirname head tail tr grep id find mkdir basename sha256sum cut".split():
@@ -70,14 +70,14 @@ def host(tmp_path):
     return folder
 
 
-def check(host, **more):
+def check(host, **variables):
     return subprocess.run(
-        [ROOT / "docker/host", "check"], env={"PATH": str(host), "HOME": "/root", **more}, text=True,
+        [ROOT / "docker/host", "check"], env={"PATH": str(host), "HOME": "/root", **variables}, text=True,
         capture_output=True, check=False,
     )  # fmt: skip
 
 
-def test_a_host_with_everything_is_told_nothing(host):
+def test_a_complete_host_gets_no_message(host):
     done = check(host)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -87,33 +87,37 @@ DENIED = "permission denied while trying to connect to the Docker daemon socket 
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("docker", None, "Docker is not installed: https://docs.docker.com/engine/install"),
         ("docker", f"echo '{NO_ENGINE}' >&2; exit 1", "Start it: sudo systemctl start docker"),
-        ("docker", f"echo '{DENIED}' >&2; exit 1", "this user may not use Docker: sudo usermod -aG docker"),
-        ("nvidia-smi", None, "no NVIDIA driver answers"),
+        (
+            "docker",
+            f"echo '{DENIED}' >&2; exit 1",
+            "this user has no permission to use Docker: sudo usermod -aG docker",
+        ),
+        ("nvidia-smi", None, "no NVIDIA driver was found"),
         (
             "nvidia-smi",
             'echo "NVIDIA-SMI has failed because it couldn\'t communicate"; exit 9',
             "(nvidia-smi: NVIDIA-SMI",
         ),
-        ("nvidia-smi", "echo '535.183.01, NVIDIA A100'", "driver is 535, and CUDA 13 in the image needs 580"),
-        ("df", "echo x; echo '/dev/vda 100 90 7000 93% /'", "/ has 7000 MB free, and the image takes 20000"),
-        ("awk", "echo 900", "900 MB of memory are free, and the container wants 1024 MB of shared memory"),
+        ("nvidia-smi", "echo '535.183.01, NVIDIA A100'", "driver is 535, but CUDA 13 in the image needs 580"),
+        ("df", "echo x; echo '/dev/vda 100 90 7000 93% /'", "/ has 7000 MB free, but building the image needs 20000"),
+        ("awk", "echo 900", "900 MB of memory are free, but the container needs 1024 MB of shared memory"),
     ],
 )
-def test_what_a_host_lacks_is_one_line_with_what_to_do(host, name, text, told):
+def test_each_missing_requirement_is_one_line_that_says_what_to_do(host, name, text, message):
     (host / name).unlink()
     if text is not None:
         program(host, name, text)
     done = check(host)
-    assert done.returncode == 4 and told in done.stderr
+    assert done.returncode == 4 and message in done.stderr
     assert all(line.startswith("error: ") for line in done.stderr.splitlines())
 
 
 @pytest.mark.parametrize("option", ["name=rootless", "name=userns"])
-def test_an_engine_with_other_user_ids_is_refused(host, option):
+def test_a_daemon_that_maps_user_ids_is_refused(host, option):
     text = (
         (host / "docker")
         .read_text()
@@ -126,7 +130,7 @@ def test_an_engine_with_other_user_ids_is_refused(host, option):
 
 @pytest.fixture
 def called(host, tmp_path):
-    """docker/host in a repository of its own; returns what it gave to Docker, a line a call."""
+    """Run docker/host in a temporary repository; returns its Docker commands, one line per call."""
     log, repository = tmp_path / "calls", tmp_path / "outer" / "repository"
     text = (host / "docker").read_text().replace("exit 1 ;;", "echo sha256:abc ;;")
     program(host, "docker", f'echo "$@" >>{log}\n' + text.partition("\n")[2])
@@ -162,15 +166,15 @@ def called(host, tmp_path):
 @pytest.mark.parametrize(
     "changed", ["params.yaml", "new.py", "presets/a/params.yaml", None, "metrics/train.json", "dvc.lock"]
 )
-def test_an_image_of_changed_files_says_so(called, changed):
-    """And one after a run, which changes metrics and dvc.lock, does not."""
+def test_an_image_built_from_changed_files_is_labeled_as_changed(called, changed):
+    """Outputs of a run (metrics, dvc.lock) do not count as changes."""
     call, repository = called
     if changed:
         (repository / changed).parent.mkdir(exist_ok=True)
         (repository / changed).write_text("changed")
     [build] = [line for line in call("build") if line.startswith("build ")]
-    said = re.search(r"COMMIT=([0-9a-f]{40})(-changed)? ", build)
-    assert bool(said[2]) == (changed in ("params.yaml", "new.py", "presets/a/params.yaml"))
+    label = re.search(r"COMMIT=([0-9a-f]{40})(-changed)? ", build)
+    assert bool(label[2]) == (changed in ("params.yaml", "new.py", "presets/a/params.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +185,7 @@ def test_an_image_of_changed_files_says_so(called, changed):
         ("cache2", "{outer}/repository/.dvc/cache2", "/workspace/.dvc/cache2"),
     ],
 )
-def test_a_cache_that_dvc_shares_is_mounted_where_it_looks(called, written, source, target, host):
+def test_a_shared_dvc_cache_is_mounted_where_dvc_expects_it(called, written, source, target, host):
     call, repository = called
     program(host, "mkdir", "true")
     (repository / ".dvc").mkdir()
@@ -191,27 +195,27 @@ def test_a_cache_that_dvc_shares_is_mounted_where_it_looks(called, written, sour
     assert runs and all(f"--mount type=bind,source={source},target={target} " in line for line in runs)
 
 
-def test_a_missing_toolkit_is_named(host):
+def test_a_missing_container_toolkit_is_reported(host):
     text = (host / "docker").read_text().replace('"nvidia":{},', "")
     (host / "docker").write_text(text)
     done = check(host)
     assert done.returncode == 4 and "nvidia-ctk runtime configure --runtime=docker" in done.stderr
 
 
-def test_a_client_without_its_build_plugin_is_named(host):
+def test_a_missing_build_plugin_is_reported(host):
     text = (
         (host / "docker").read_text().replace('"image inspect"', '"buildx version") exit 1 ;;\n      "image inspect"')
     )
     program(host, "docker", text.partition("\n")[2])
-    assert "Docker 28.0.1 builds with a plugin that is missing" in check(host).stderr
+    assert "Docker 28.0.1 needs the buildx plugin, which is missing" in check(host).stderr
 
 
-def test_a_tracking_server_on_loopback_is_not_the_containers(host):
+def test_a_tracking_server_on_loopback_is_refused(host):
     assert "make services-train" in check(host, MLFLOW_TRACKING_URI="http://127.0.0.1:5000").stderr
 
 
-def test_training_on_a_gpu_is_planned_and_run_as_the_caller_with_no_rights(host, tmp_path):
-    """Every command that a host with a GPU gives to Docker."""
+def test_training_on_a_gpu_is_planned_and_run_as_the_caller_without_privileges(host, tmp_path):
+    """Check every command that a host with a GPU passes to Docker."""
     log = tmp_path / "calls"
     text = (host / "docker").read_text().replace("exit 1 ;;", "echo sha256:abc ;;")
     program(host, "docker", f'echo "$@" >>{log}\n' + text.partition("\n")[2])
@@ -227,36 +231,36 @@ def test_training_on_a_gpu_is_planned_and_run_as_the_caller_with_no_rights(host,
     runs = [line for line in calls if line.startswith("run ")]
     ends = ("recipe:cuda recipe pin", "recipe:cuda recipe plan", "recipe:cuda repro", "recipe:cuda recipe summary")
     assert len(runs) == 4 and all(line.endswith(end) for line, end in zip(runs, ends, strict=True))
-    for line in runs:
+    for command in runs:
         for option in (
             f"--user {os.getuid()}:{os.getgid()}", "--read-only", "--cap-drop ALL", "--gpus all", "--env HF_TOKEN",
             "--security-opt no-new-privileges", f"source={tmp_path}/.cache/huggingface,target=/cache/huggingface",
             "--workdir /workspace/presets/xgen-7b-alpaca", "--env RECIPE_IMAGE=sha256:abc", "SSL_CERT_FILE=",
         ):  # fmt: skip
-            assert option in line, (option, line)
+            assert option in command, (option, command)
 
 
-def test_all_that_is_missing_is_said_at_once(host):
+def test_all_problems_are_reported_at_once(host):
     (host / "nvidia-smi").unlink()
     program(host, "awk", "echo 900")
     done = check(host, RECIPE="presets/none")
-    assert done.returncode == 4 and len(done.stderr.splitlines()) == 4  # the disk is read with awk, too
-    assert "RECIPE=presets/none is no recipe folder" in done.stderr and ". presets/" in done.stderr
+    assert done.returncode == 4 and len(done.stderr.splitlines()) == 4  # the free disk space is also read with awk
+    assert "RECIPE=presets/none is not a recipe folder" in done.stderr and ". presets/" in done.stderr
 
 
-def test_without_cuda_no_gpu_is_asked_for(host):
+def test_without_cuda_no_gpu_is_required(host):
     (host / "nvidia-smi").unlink()
     done = check(host, LOCK="cpu", RECIPE=".")
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", ["host", "services"])
-def test_called_without_a_command_it_says_what_there_is(name, tmp_path):
+def test_a_script_without_a_command_prints_its_commands(name, tmp_path):
     done = subprocess.run([ROOT / "docker" / name], cwd=tmp_path, text=True, capture_output=True, check=False)
     assert done.returncode == 2 and "train" in done.stdout and done.stderr == ""
 
 
-def test_a_wider_bind_without_a_password_does_not_start():
+def test_the_server_does_not_start_beyond_loopback_without_a_password():
     environment = {**os.environ, "DATABASE_URL": "x", "MLFLOW_ARTIFACTS": "x", "BIND": "0.0.0.0"}
     environment.pop("MLFLOW_AUTH_ADMIN_PASSWORD", None)
     done = subprocess.run([ROOT / "docker/mlflow-server"], env=environment, text=True, capture_output=True, check=False)
@@ -264,8 +268,8 @@ def test_a_wider_bind_without_a_password_does_not_start():
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stop_between_two_stages_ends_the_run_before_the_next(number, code, tmp_path):
-    """docker/inside/repro with a `dvc` that runs a stage, is hashing for a second, and then runs another."""
+def test_a_stop_between_two_stages_ends_the_run_before_the_next_stage(number, code, tmp_path):
+    """docker/inside/repro with a fake `dvc` that runs a stage, waits for a second, and runs another stage."""
     stage = f"{sys.executable} -P recipe/__main__.py params registry.name"
     run = f"{sys.executable} -c 'from recipe.cli.run_metadata import *; die_with_parent(); end_if_asked()'"
     program(
@@ -282,19 +286,19 @@ def test_a_stop_between_two_stages_ends_the_run_before_the_next(number, code, tm
     )  # fmt: skip
     for line in running.stdout:
         if line == "between\n":
-            os.killpg(running.pid, number)  # as tini -g does, and a terminal
+            os.killpg(running.pid, number)  # as tini -g and a terminal do
             break
     out = running.communicate(timeout=60)[0]
     assert running.returncode == code, out
-    assert "stopped before this stage. `dvc repro` goes on with it." in out and "the next stage ran" not in out
+    assert "stopped before this stage. Run `dvc repro` to resume." in out and "the next stage ran" not in out
 
 
-def test_a_folder_at_work_is_named_with_who_holds_it(tmp_path):
+def test_a_folder_in_use_is_refused_with_the_name_of_its_container(tmp_path):
     program(tmp_path, "dvc", "echo working; sleep 4")
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = [ROOT / "docker/inside/repro"]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE) as first:
         assert first.stdout.readline() == "working\n"
-        beside = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
+        second = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
         assert first.wait(timeout=60) == 0
-    assert beside.returncode == 4 and re.search(r"^error: container \S+, since 2\S+, is at work", beside.stderr)
+    assert second.returncode == 4 and re.search(r"^error: container \S+, since 2\S+, is running", second.stderr)

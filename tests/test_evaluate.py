@@ -17,29 +17,29 @@ def groups_in(folder):
 
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 200))
-def test_every_row_is_in_one_batch_and_a_batch_fits(lengths, batch_tokens):
-    made = batches(lengths, batch_tokens)
-    assert sorted(index for batch in made for index in batch) == list(range(len(lengths)))
-    for batch in made:
+def test_every_row_is_in_exactly_one_batch_and_batches_fit_the_limit(lengths, batch_tokens):
+    groups = batches(lengths, batch_tokens)
+    assert sorted(index for batch in groups for index in batch) == list(range(len(lengths)))
+    for batch in groups:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= batch_tokens
 
 
-def test_scores_are_those_of_each_row_alone(prepared, tiny_base, fetched_base):
-    made = prepared(toy_rows(40))
+def test_batched_scores_equal_those_of_single_rows(prepared, tiny_base, fetched_base):
+    folder = prepared(toy_rows(40))
     model = plain_base(tiny_base, 800).eval()
-    rows = read_sequences(made / "validation.arrow")
+    rows = read_sequences(folder / "validation.arrow")
     for row, (loss, right, count) in zip(rows, score(model, rows, 0, 500, no_progress), strict=True):
         batch = collate([row], 0)
         labels = batch["labels"][0, 1:]
         logits = model(input_ids=batch["input_ids"]).logits[0, :-1]
-        picked = labels != -100
-        assert count == int(picked.sum())
-        wanted = -logits.log_softmax(-1)[picked, labels[picked]].sum().item()
-        assert loss == pytest.approx(wanted, rel=1e-4)
-        assert right == int((logits.argmax(-1) == labels)[picked].sum())
+        in_loss = labels != -100
+        assert count == int(in_loss.sum())
+        expected = -logits.log_softmax(-1)[in_loss, labels[in_loss]].sum().item()
+        assert loss == pytest.approx(expected, rel=1e-4)
+        assert right == int((logits.argmax(-1) == labels)[in_loss].sum())
 
 
-def test_each_row_carries_what_both_made_of_it_and_whether_it_was_answered():
+def test_compared_rows_have_the_scores_of_both_variants_and_matches_if_answered():
     scores = {"base": [(2.0, 1, 4), (3.0, 0, 2)], "adapter": [(1.0, 3, 4), (2.5, 1, 2)]}
     answered = {1: {"base_matches": False, "adapter_matches": True}}
     assert compared_rows([9, 7], ["a", ""], scores, answered) == [
@@ -48,27 +48,27 @@ def test_each_row_carries_what_both_made_of_it_and_whether_it_was_answered():
 
 
 @pytest.mark.parametrize(
-    ("adapter_loss", "says", "by"),
+    ("adapter_loss", "verdict", "difference"),
     [
         (1.0, "is better", "(1.000 lower, 95% interval 0.900 to 1.100)"),
         (2.0, "is not better", "(no difference, 95% interval -0.100 to 0.100)"),
         (3.0, "is not better", "(1.000 higher, 95% interval 0.900 to 1.100)"),
     ],
 )
-def test_the_headline_says_whether_the_adapter_is_better(adapter_loss, says, by):
+def test_headline_says_whether_the_adapter_is_better(adapter_loss, verdict, difference):
     gain = {"loss": 2.0 - adapter_loss, "loss_low": 1.9 - adapter_loss, "loss_high": 2.1 - adapter_loss}
     results = {"base": {"loss": 2.0, "exact_match": 0.0}, "adapter": {"loss": adapter_loss, "exact_match": 0.5}}
     results["difference"] = gain
-    assert headline(results).startswith(f"The adapter {says} than its base")
-    assert by in headline(results)
+    assert headline(results).startswith(f"The adapter {verdict} than its base")
+    assert difference in headline(results)
     results["adapter"]["exact_match"] = None
     assert "answers" not in headline(results)
     del results["difference"]
-    with pytest.raises(DataError, match=r"older version of the recipe\. Run `dvc repro`"):
+    with pytest.raises(DataError, match=r"older version of the recipe.*Run `dvc repro`"):
         headline(results)
 
 
-def test_the_stage_scores_both_and_gives_the_same_bytes_again(trained, fetched_base):
+def test_stage_scores_base_and_adapter_and_is_reproducible(trained, fetched_base):
     folder = trained(num_epochs=4)
     results = evaluate_in(folder, fetched_base)
     assert results == json.loads((folder / "evaluate.json").read_text())
@@ -79,8 +79,8 @@ def test_the_stage_scores_both_and_gives_the_same_bytes_again(trained, fetched_b
     assert gain["loss"] == pytest.approx(results["base"]["loss"] - results["adapter"]["loss"], abs=2e-6)
     groups = groups_in(folder)
     for name in ("loss_by_length", "token_accuracy_by_length", "exact_match_by_length"):
-        counted = results["prompts" if name.startswith("exact") else "rows"]
-        assert sum(one["rows"] for one in groups[name].values()) == counted
+        num_rows = results["prompts" if name.startswith("exact") else "rows"]
+        assert sum(group["rows"] for group in groups[name].values()) == num_rows
     generations = [json.loads(line) for line in (folder / "report" / "generations.jsonl").read_text().splitlines()]
     assert len(generations) == results["prompts"] == 4
     assert headline(results) in (folder / "report" / "index.html").read_text()
@@ -89,7 +89,7 @@ def test_the_stage_scores_both_and_gives_the_same_bytes_again(trained, fetched_b
     assert (sha256_tree(folder / "report"), (folder / "evaluate.json").read_bytes()) == first
 
 
-def test_no_prompts_leave_exact_match_out(trained, fetched_base):
+def test_exact_match_is_omitted_without_prompts(trained, fetched_base):
     folder = trained()
     results, groups = evaluate_in(folder, fetched_base, max_generations=0), groups_in(folder)
     assert groups["exact_match_by_category"] == groups["exact_match_by_length"] == groups["loss_by_category"] == {}
@@ -97,14 +97,14 @@ def test_no_prompts_leave_exact_match_out(trained, fetched_base):
     assert results["adapter"]["exact_match"] is None and "exact_match" not in results["difference"]
 
 
-def test_an_exact_match_is_the_whole_answer(trained, fetched_base, monkeypatch):
+def test_exact_match_requires_the_complete_answer(trained, fetched_base, monkeypatch):
     import recipe.evaluate.stage
 
     folder = trained()
-    wanted = [
+    references = [
         json.loads(line)["completion"] for line in (folder / "prepared" / "validation.jsonl").read_text().splitlines()
     ]
-    answers = [wanted[0], *(f"{answer} and more" for answer in wanted[1:])]
+    answers = [references[0], *(f"{answer} and more" for answer in references[1:])]
     monkeypatch.setattr(recipe.evaluate.stage, "generate", lambda *_: answers)
-    results = evaluate_in(folder, fetched_base, max_generations=len(wanted))
-    assert results["adapter"]["exact_match"] == pytest.approx(1 / len(wanted), abs=1e-6)
+    results = evaluate_in(folder, fetched_base, max_generations=len(references))
+    assert results["adapter"]["exact_match"] == pytest.approx(1 / len(references), abs=1e-6)

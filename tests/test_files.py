@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT
 
 from recipe.core.errors import MachineError
+from recipe.core.format import first_line, shorten
 from recipe.core.io import (
     file_lock,
     new_folder,
@@ -46,26 +47,26 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["a.json"]
 
 
-def test_a_folder_is_made_whole_or_not_at_all(tmp_path):
-    made = tmp_path / "made"
-    with new_folder(made) as folder:
+def test_a_new_folder_is_complete_or_absent(tmp_path):
+    target = tmp_path / "target"
+    with new_folder(target) as folder:
         (folder / "a").write_text("1")
-    with pytest.raises(RuntimeError), new_folder(made) as folder:
+    with pytest.raises(RuntimeError), new_folder(target) as folder:
         (folder / "b").write_text("2")
         raise RuntimeError
-    assert [file.name for file in made.iterdir()] == ["a"]
-    with new_folder(made) as folder:
+    assert [file.name for file in target.iterdir()] == ["a"]
+    with new_folder(target) as folder:
         (folder / "b").write_text("2")
-    assert [file.name for file in made.iterdir()] == ["b"]
-    assert [file.name for file in tmp_path.iterdir()] == ["made"]
+    assert [file.name for file in target.iterdir()] == ["b"]
+    assert [file.name for file in tmp_path.iterdir()] == ["target"]
 
 
-def test_a_missing_earlier_output_names_dvc_repro(tmp_path):
+def test_the_error_for_a_missing_output_recommends_dvc_repro(tmp_path):
     with pytest.raises(MachineError, match="dvc repro"):
         read_json(tmp_path / "meta.json")
 
 
-def test_file_lock_process_holds_the_lock(tmp_path):
+def test_file_lock_excludes_other_processes_and_is_released(tmp_path):
     with (
         file_lock(tmp_path / "lock", "a stage"),
         pytest.raises(MachineError, match="process"),
@@ -79,9 +80,19 @@ def test_file_lock_process_holds_the_lock(tmp_path):
             "try:\n  with file_lock(Path(sys.argv[1]), 'a stage'): pass\n"
             "except MachineError as e: print(e)\n"
         )
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", code, tmp_path / "lock"], cwd=ROOT, capture_output=True, text=True, check=True
         )
-    assert "a stage is already running here (process" in done.stdout
+    assert "a stage is already running here (process" in process.stdout
     with file_lock(tmp_path / "lock", "a stage"):
         pass
+
+
+def test_first_line_of_an_error_is_stripped_cut_and_never_empty():
+    assert first_line(ValueError(" \n two words \nmore")) == "two words"
+    assert first_line(ValueError("x" * 300)) == "x" * 200 and first_line(ValueError("abc"), limit=2) == "ab"
+    assert first_line(KeyError()) == first_line(KeyError(), limit=3) == "KeyError"
+
+
+def test_shortened_text_ends_in_an_ellipsis_within_the_width():
+    assert (shorten("abc", 3), shorten("abcd", 3)) == ("abc", "ab…")

@@ -1,4 +1,4 @@
-"""Fetching from the Hub, as the command line does it, from a Hub on loopback that fails on demand."""
+"""Fetching with the command line, from a Hub on loopback that fails on demand."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def model_files(tiny_base):
 
 @pytest.fixture(scope="session")
 def parquet(tmp_path_factory):
-    """Alpaca's shape: four columns, `text` among them."""
+    """Rows in the layout of Alpaca: four columns, including `text`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -46,31 +46,31 @@ def parquet(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path, hub):
-    """A recipe folder whose rows and base model come from the Hub, and a cache of its own."""
-    made = tmp_path / "recipe-folder"
-    made.mkdir()
-    shutil.copy(ROOT / "dvc.yaml", made / "dvc.yaml")
+    """A recipe folder whose rows and base model come from the Hub, with a separate cache."""
+    folder = tmp_path / "recipe-folder"
+    folder.mkdir()
+    shutil.copy(ROOT / "dvc.yaml", folder / "dvc.yaml")
     for name in ("recipe", "requirements"):
-        (made / name).symlink_to(ROOT / name)
+        (folder / name).symlink_to(ROOT / name)
     text = (ROOT / "params.yaml").read_text()
     text = text.replace("source: demo/rows ", "source: hub ").replace("source: demo/base ", "source: hub ")
     text = text.replace("id: null  ", f"id: {DATA} ").replace("id: demo-base  ", f"id: {MODEL} ")
-    (made / "params.yaml").write_text(text.replace("validation: validation ", "validation: null "))
-    return made
+    (folder / "params.yaml").write_text(text.replace("validation_split: validation ", "validation_split: null "))
+    return folder
 
 
-def environment(folder, hub, **more):
-    return {**hub.environment(folder.parent / "hf"), **more}
+def environment(folder, hub, **variables):
+    return {**hub.environment(folder.parent / "hf"), **variables}
 
 
-def recipe(folder, hub, *arguments, code=0, **more):
-    done = subprocess.run(
-        [*RECIPE, *arguments], cwd=folder, env=environment(folder, hub, **more),
+def recipe(folder, hub, *arguments, code=0, **variables):
+    process = subprocess.run(
+        [*RECIPE, *arguments], cwd=folder, env=environment(folder, hub, **variables),
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
     )  # fmt: skip
-    assert done.returncode == code, done.stdout
-    assert "Traceback" not in done.stdout
-    return done.stdout
+    assert process.returncode == code, process.stdout
+    assert "Traceback" not in process.stdout
+    return process.stdout
 
 
 def pinned(folder, section, commit):
@@ -88,7 +88,7 @@ def with_model(hub, folder, model_files):
 
 @pytest.fixture
 def with_large_model(hub, folder, model_files, tmp_path):
-    """A model of 40 MB: what is received is written 1 MB at a time."""
+    """A model of 40 MB: received data is written in chunks of 1 MB."""
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -110,7 +110,7 @@ def with_data(hub, folder, parquet):
     return folder
 
 
-def test_a_commit_that_looks_like_a_number_is_written_as_text(folder, hub, model_files):
+def test_pin_writes_a_commit_that_looks_like_a_number_as_a_string(folder, hub, model_files):
     from recipe.core.config import load_yaml
 
     for commit in ("1234567890" * 4, "12345e6789" + "0" * 30):
@@ -124,37 +124,37 @@ def manifest(folder):
     return json.loads((folder / "models/base/manifest.json").read_text())
 
 
-# What is fetched, and what is not
+# Which files are fetched
 
 
-def test_a_model_stays_in_the_cache_and_only_what_is_needed_comes(with_model, hub, model_files):
+def test_only_the_needed_files_of_a_model_are_fetched_and_stay_in_the_cache(with_model, hub, model_files):
     recipe(with_model, hub, "fetch", "model")
     assert {path.rsplit("/", 1)[-1] for path in hub.gets("/resolve/")} == set(model_files) - {
         "pytorch_model.bin", "model.onnx", "onnx/model.onnx",
     }  # fmt: skip
-    made = manifest(with_model)
-    assert (made["license"], made["path"], made["converted"]) == ("apache-2.0", None, False)
-    for file in made["files"]:
+    fetched = manifest(with_model)
+    assert (fetched["license"], fetched["path"], fetched["converted"]) == ("apache-2.0", None, False)
+    for file in fetched["files"]:
         assert hashlib.sha256(model_files[file["name"]]).hexdigest() == file["sha256"]
     assert not list((with_model / "models").rglob("*.safetensors"))
     assert hub.endpoint not in (with_model / "models/base/manifest.json").read_text()
 
 
-def test_a_second_fetch_brings_nothing_and_an_offline_one_the_same(with_model, hub):
+def test_a_second_fetch_downloads_nothing_and_works_offline(with_model, hub):
     recipe(with_model, hub, "fetch", "model")
-    first, seen = sha256_tree(with_model / "models/base"), len(hub.gets("/resolve/"))
+    first, num_requests = sha256_tree(with_model / "models/base"), len(hub.gets("/resolve/"))
     recipe(with_model, hub, "fetch", "model")
-    assert len(hub.gets("/resolve/")) == seen and sha256_tree(with_model / "models/base") == first
+    assert len(hub.gets("/resolve/")) == num_requests and sha256_tree(with_model / "models/base") == first
     hub.gone()
     recipe(with_model, hub, "fetch", "model", HF_HUB_OFFLINE="1")
     assert sha256_tree(with_model / "models/base") == first
 
 
-def test_rows_are_copied_with_their_licence(with_data, hub, parquet):
+def test_rows_are_copied_with_their_license(with_data, hub, parquet):
     recipe(with_data, hub, "fetch", "data")
-    made = json.loads((with_data / "data/raw/manifest.json").read_text())
-    assert made["license"] == "cc-by-nc-4.0" and made["id"] == DATA
-    (file,) = made["files"]
+    fetched = json.loads((with_data / "data/raw/manifest.json").read_text())
+    assert fetched["license"] == "cc-by-nc-4.0" and fetched["id"] == DATA
+    (file,) = fetched["files"]
     assert file["split"] == "train" and (with_data / "data/raw" / file["name"]).read_bytes() == parquet
     first = sha256_tree(with_data / "data/raw")
     hub.gone()
@@ -162,7 +162,7 @@ def test_rows_are_copied_with_their_licence(with_data, hub, parquet):
     assert sha256_tree(with_data / "data/raw") == first
 
 
-def test_splits_are_those_of_the_datasets_card(folder, hub):
+def test_splits_are_read_from_the_card_of_the_dataset(folder, hub):
     card = b"""---
 configs:
 - config_name: short
@@ -176,27 +176,27 @@ configs:
     pinned(folder, "data", hub.add("dataset", DATA, files))
     assert "data.subset is None: Config name is missing" in recipe(folder, hub, "fetch", "data", code=2)
     edit(folder, "subset: null", "subset: short")
-    edit(folder, "validation: null", "validation: dev")
+    edit(folder, "validation_split: null", "validation_split: dev")
     recipe(folder, hub, "fetch", "data")
-    made = json.loads((folder / "data/raw/manifest.json").read_text())
-    assert [(one["name"], one["split"]) for one in made["files"]] == [
+    fetched = json.loads((folder / "data/raw/manifest.json").read_text())
+    assert [(file["name"], file["split"]) for file in fetched["files"]] == [
         ("a/one.jsonl", "train"), ("a/two.jsonl", "validation"),
     ]  # fmt: skip
-    edit(folder, "validation: dev", "validation: test")
+    edit(folder, "validation_split: dev", "validation_split: test")
     assert "has no split 'test'; its splits are train, dev" in recipe(folder, hub, "fetch", "data", code=2)
     edit(folder, "subset: short", "subset: middle")
     assert "data.subset is 'middle'" in recipe(folder, hub, "fetch", "data", code=2)
 
 
-def test_rows_in_another_format_are_refused(folder, hub):
+def test_rows_in_an_unsupported_format_are_rejected(folder, hub):
     pinned(folder, "data", hub.add("dataset", DATA, {"train.txt": b"a line\n"}))
-    assert "its split 'train' has train.txt" in recipe(folder, hub, "fetch", "data", code=3)
+    assert "its split 'train' contains train.txt" in recipe(folder, hub, "fetch", "data", code=3)
 
 
 # Pinning
 
 
-def test_an_unpinned_revision_is_refused_and_pin_writes_it(folder, hub, model_files, parquet):
+def test_an_unpinned_revision_is_rejected_and_pin_writes_the_commit(folder, hub, model_files, parquet):
     out = recipe(folder, hub, "fetch", "model", code=2)
     assert "model.revision is null, not a 40-digit commit" in out and "`recipe pin`" in out
     edit(folder, "revision: null", "revision: v1")
@@ -216,14 +216,14 @@ def test_an_unpinned_revision_is_refused_and_pin_writes_it(folder, hub, model_fi
     assert model not in recipe(folder, hub, "pin") and f"+  revision: {moved}" in recipe(folder, hub, "pin", "--update")
 
 
-def test_what_the_hub_does_not_have(folder, hub, model_files):
+def test_a_missing_repository_or_revision_and_an_invalid_name_are_reported(folder, hub, model_files):
     out = recipe(folder, hub, "pin", code=2)
     assert f"/datasets/{DATA} does not exist, or is private (HF_TOKEN is not set)" in out
     pinned(folder, "model", "a1" * 20)
     hub.add("model", MODEL, model_files)
-    assert f"model.revision: {MODEL} has no {'a1' * 20}" in recipe(folder, hub, "fetch", "model", code=2)
+    assert f"model.revision: {MODEL} has no revision {'a1' * 20}" in recipe(folder, hub, "fetch", "model", code=2)
     edit(folder, f"id: {MODEL}", "id: a/b/c")
-    assert "'a/b/c', which is no name on the Hub" in recipe(folder, hub, "fetch", "model", code=2)
+    assert "'a/b/c', not a valid name on the Hub" in recipe(folder, hub, "fetch", "model", code=2)
 
 
 # Faults
@@ -233,10 +233,10 @@ def blobs(folder):
     return folder.parent / "hf/hub/models--owner--tiny/blobs"
 
 
-def test_a_cut_off_file_goes_on_where_it_ended(with_large_model, hub):
+def test_an_interrupted_download_resumes_where_it_stopped(with_large_model, hub):
     hub.fail("model.safetensors", "cut")
     recipe(with_large_model, hub, "fetch", "model")
-    ranges = [asked for _, path, asked, _ in hub.requests if path.startswith("/cdn/")]
+    ranges = [byte_range for _, path, byte_range, _ in hub.requests if path.startswith("/cdn/")]
     assert ranges[0] is None and len(ranges) == 2
     assert int(ranges[1].removeprefix("bytes=").rstrip("-")) > 0.4 * len(large(hub))
     assert sum(sent for path, sent in hub.sent.items() if path.startswith("/cdn/")) < 1.1 * len(large(hub))
@@ -244,7 +244,7 @@ def test_a_cut_off_file_goes_on_where_it_ended(with_large_model, hub):
 
 
 @pytest.mark.slow
-def test_a_killed_fetch_goes_on_in_the_next_one(with_large_model, hub):
+def test_a_killed_fetch_resumes_in_the_next_run(with_large_model, hub):
     with_model = with_large_model
     hub.fail("model.safetensors", "slow")
     process = subprocess.Popen([*RECIPE, "fetch", "model"], cwd=with_model, env=environment(with_model, hub))
@@ -253,14 +253,14 @@ def test_a_killed_fetch_goes_on_in_the_next_one(with_large_model, hub):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert "are there already" in recipe(with_model, hub, "fetch", "model")
-    assert any(path == cdn and asked for _, path, asked, _ in hub.requests)
+    assert "already downloaded" in recipe(with_model, hub, "fetch", "model")
+    assert any(path == cdn and byte_range for _, path, byte_range, _ in hub.requests)
     assert manifest(with_model)["files"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["model.safetensors", "/config.json"])
-def test_wrong_bytes_are_fetched_again_once_and_then_refused(with_model, hub, where, model_files):
+def test_wrong_bytes_are_fetched_again_once_and_then_rejected(with_model, hub, where, model_files):
     hub.fail(where, "wrong")
     recipe(with_model, hub, "fetch", "model")
     shutil.rmtree(with_model.parent / "hf")
@@ -269,11 +269,11 @@ def test_wrong_bytes_are_fetched_again_once_and_then_refused(with_model, hub, wh
     where = where.strip("/")
     data = model_files[where]
     listed = hashlib.sha256(data).hexdigest() if where.endswith(".safetensors") else blob_id(data)
-    assert f"{where} of {MODEL} came with other bytes than the Hub lists, twice: expected" in out and listed in out
+    assert f"{where} of {MODEL} differed twice from the Hub's listing: expected" in out and listed in out
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered"])
-def test_a_damaged_file_in_the_cache_is_found_and_fetched_again(with_model, hub, damage, model_files):
+def test_a_damaged_file_in_the_cache_is_detected_and_fetched_again(with_model, hub, damage, model_files):
     recipe(with_model, hub, "fetch", "model")
     first = sha256_tree(with_model / "models/base")
     data = model_files["model.safetensors"]
@@ -286,7 +286,7 @@ def test_a_damaged_file_in_the_cache_is_found_and_fetched_again(with_model, hub,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("status", [429, 500])
-def test_passing_trouble_is_waited_for(with_model, hub, status):
+def test_temporary_errors_are_retried(with_model, hub, status):
     hub.fail("/api/models", status)
     hub.fail("config.json", status)
     hub.fail("model.safetensors", status)
@@ -294,17 +294,17 @@ def test_passing_trouble_is_waited_for(with_model, hub, status):
 
 
 @pytest.mark.slow
-def test_lasting_trouble_is_one_line(with_model, hub):
+def test_a_persistent_error_gives_one_line(with_model, hub):
     hub.fail("model.safetensors", 500, times=99)
     out = recipe(with_model, hub, "fetch", "model", code=4)
-    assert f"error: {hub.endpoint} answered 500 for {MODEL}. What was received is kept in" in out
+    assert f"error: {hub.endpoint} answered 500 for {MODEL}. Received data is kept in" in out
     hub.faults.clear()
     recipe(with_model, hub, "fetch", "model")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "between"])
-def test_a_hub_that_is_gone_is_one_line(with_model, hub, when):
+def test_an_unreachable_hub_gives_one_line(with_model, hub, when):
     if when == "before":
         hub.gone()
     else:
@@ -312,51 +312,51 @@ def test_a_hub_that_is_gone_is_one_line(with_model, hub, when):
     started = time.monotonic()
     out = recipe(with_model, hub, "fetch", "model", code=4)
     assert time.monotonic() - started < 60
-    assert re.search(rf"error: {hub.endpoint} is out of reach: .+ HF_HUB_OFFLINE=1 lives from the cache\.", out)
+    assert re.search(rf"error: {hub.endpoint} is unreachable: .+ Set HF_HUB_OFFLINE=1 to use only the cache\.", out)
     assert ("is kept in" in out) == (when == "between")
 
 
 @pytest.mark.slow
-def test_a_hub_that_accepts_and_never_answers_is_one_line_within_a_minute(with_model, hub):
+def test_a_hub_that_never_responds_gives_one_line_within_a_minute(with_model, hub):
     hub.fail("/api/models", "stall", times=99)
     started = time.monotonic()
-    assert "is out of reach" in recipe(with_model, hub, "fetch", "model", code=4)
+    assert "is unreachable" in recipe(with_model, hub, "fetch", "model", code=4)
     assert time.monotonic() - started < 60
 
 
-def test_a_gated_model_wants_a_token_that_is_never_shown(with_model, hub, model_files):
+def test_a_gated_model_needs_a_token_which_is_never_printed_or_saved(with_model, hub, model_files):
     hub.add("model", MODEL, model_files, gated=True)
     out = recipe(with_model, hub, "fetch", "model", code=4)
-    assert f"accepted its terms: do so on {hub.endpoint}/{MODEL}" in out and "HF_TOKEN is not set" in out
+    assert f"is gated: accept its terms on {hub.endpoint}/{MODEL}" in out and "HF_TOKEN is not set" in out
     out = recipe(with_model, hub, "fetch", "model", code=4, HF_TOKEN="hf_wrong")
-    assert "HF_TOKEN is set, but does not open it" in out and "hf_wrong" not in out
+    assert "HF_TOKEN is set, but does not give access" in out and "hf_wrong" not in out
     out = recipe(with_model, hub, "fetch", "model", HF_TOKEN="hf_right")
     assert "hf_right" not in out
     for path in with_model.parent.rglob("*"):
         assert not path.is_file() or path.is_symlink() or b"hf_right" not in path.read_bytes()
 
 
-def test_offline_without_the_files(with_model, hub):
+def test_offline_fetch_without_cached_files_is_reported(with_model, hub):
     out = recipe(with_model, hub, "fetch", "model", code=4, HF_HUB_OFFLINE="1")
-    assert "HF_HUB_OFFLINE is set, and owner/tiny@" in out and not hub.requests
+    assert "HF_HUB_OFFLINE is set, but owner/tiny@" in out and not hub.requests
 
 
-# What a repository may not be
+# Invalid repositories
 
 
-def test_remote_code_is_refused_before_the_weights_come(with_model, hub, model_files):
+def test_remote_code_is_rejected_before_weights_are_downloaded(with_model, hub, model_files):
     config = json.loads(model_files["config.json"]) | {"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}
     hub.repositories.clear()
     edit(with_model, manifest_revision(with_model), hub.add("model", MODEL, {
         **model_files, "config.json": json.dumps(config).encode(), "modeling_x.py": b"raise SystemExit(99)",
     }))  # fmt: skip
     out = recipe(with_model, hub, "fetch", "model", code=2)
-    assert "owner/tiny asks for code of its own (config.json: auto_map)" in out and "trust_remote_code" in out
+    assert "owner/tiny needs remote code (config.json: auto_map)" in out and "trust_remote_code" in out
     assert not hub.gets("model.safetensors") and not hub.gets(".py")
     edit(with_model, "trust_remote_code: false", "trust_remote_code: true")
     recipe(with_model, hub, "fetch", "model")
     assert manifest(with_model)["remote_code"] and "modeling_x.py" in [
-        one["name"] for one in manifest(with_model)["files"]
+        file["name"] for file in manifest(with_model)["files"]
     ]
 
 
@@ -364,58 +364,58 @@ def manifest_revision(folder):
     return re.findall(r"revision: ([0-9a-f]{40})", (folder / "params.yaml").read_text())[-1]
 
 
-def test_a_repository_without_weights_says_what_it_holds(with_model, hub, model_files):
+def test_the_error_for_a_repository_without_weights_lists_its_files(with_model, hub, model_files):
     files = {name: data for name, data in model_files.items() if name not in {"model.safetensors", "pytorch_model.bin"}}
     edit(with_model, manifest_revision(with_model), hub.add("model", MODEL, files))
     assert "model.id: owner/tiny: it has no model.safetensors" in recipe(with_model, hub, "fetch", "model", code=3)
 
 
-def test_an_emptied_cache_names_the_command_that_fills_it(with_model, with_data, hub):
+def test_the_error_for_an_emptied_cache_recommends_fetch_model(with_model, with_data, hub):
     recipe(with_model, hub, "fetch", "model")
     recipe(with_data, hub, "fetch", "data")
     recipe(with_model, hub, "prepare")
     first = sha256_tree(with_model / "models/base")
     shutil.rmtree(with_model.parent / "hf")
     out = recipe(with_model, hub, "train", code=4)
-    assert "is missing. `recipe fetch model` brings it back, and changes no output" in out
+    assert "is missing. Run `recipe fetch model` to restore it (no output changes)" in out
     recipe(with_model, hub, "fetch", "model")
     assert sha256_tree(with_model / "models/base") == first
 
 
-def test_no_other_command_reaches_for_the_hub(with_model, with_data, hub):
-    """Even with a file of the base missing: nothing is downloaded behind the user's back."""
+def test_prepare_and_analyze_never_contact_the_hub(with_model, with_data, hub):
+    """Only fetch, pin and plan use the network, even without HF_HUB_OFFLINE."""
     recipe(with_model, hub, "fetch", "model")
     recipe(with_data, hub, "fetch", "data")
-    asked = len(hub.requests)
+    num_requests = len(hub.requests)
     recipe(with_model, hub, "prepare", HF_HUB_OFFLINE="0")
     recipe(with_model, hub, "analyze", HF_HUB_OFFLINE="0")
-    assert len(hub.requests) == asked
+    assert len(hub.requests) == num_requests
 
 
 @pytest.mark.slow
-def test_two_fetches_at_once_share_the_cache(with_model, hub, tmp_path):
-    """Two recipe folders, one cache: one waits for the other's file, and each file comes once."""
+def test_concurrent_fetches_share_the_cache(with_model, hub, tmp_path):
+    """Two recipe folders with the same cache: each file is downloaded once, while the other process waits."""
     other = tmp_path / "other"
     shutil.copytree(with_model, other, symlinks=True)
     hub.fail("model.safetensors", "slow")
-    both = [
+    processes = [
         subprocess.Popen(
             [*RECIPE, "fetch", "model"], cwd=place, env=environment(with_model, hub),
             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for place in (with_model, other)
     ]  # fmt: skip
-    outs = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], outs
+    outs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outs
     assert len([path for path in hub.gets() if path.startswith("/cdn/")]) == 1
 
 
-def test_git_blob_id_is_gits(tmp_path):
+def test_git_blob_id_matches_git(tmp_path):
     from recipe.fetch.download import git_blob_id
 
     (tmp_path / "a").write_bytes(b"some bytes\n")
-    wanted = subprocess.run(["git", "hash-object", "a"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert git_blob_id(Path(tmp_path / "a")) == wanted.stdout.strip()
+    expected = subprocess.run(["git", "hash-object", "a"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert git_blob_id(Path(tmp_path / "a")) == expected.stdout.strip()
 
 
 # The plan
@@ -427,7 +427,7 @@ XGEN = {
 }  # fmt: skip
 
 
-def test_a_large_model_without_a_gpu_stops_before_its_weights_and_names_the_default(with_data, hub, model_files):
+def test_a_large_model_without_a_gpu_stops_before_its_weights_and_recommends_the_demo(with_data, hub, model_files):
     import torch
 
     if torch.cuda.is_available():
@@ -435,23 +435,26 @@ def test_a_large_model_without_a_gpu_stops_before_its_weights_and_names_the_defa
     files = {**model_files, "config.json": json.dumps(XGEN).encode()}
     pinned(with_data, "model", hub.add("model", MODEL, files, card={"license": "apache-2.0"}))
     out = recipe(with_data, hub, "plan", code=4)
-    assert re.search(r"does not fit: 6\.9 billion parameters are no work for a CPU.*`make demo`", out)
-    assert re.search(rf"model +{MODEL}@\w{{8}}: 5\d\d\.\d kB to download, licence apache-2.0", out)
+    assert re.search(r"does not fit: 6\.9 billion parameters are too many to train on a CPU.*`make demo`", out)
+    assert re.search(rf"model +{MODEL}@\w{{8}}: 5\d\d\.\d kB to download, license apache-2.0", out)
     out = recipe(with_data, hub, "fetch", "model", code=4)
-    assert "6.9 billion parameters are no work for a CPU, and there is no CUDA GPU" in out and "`make demo`" in out
+    assert (
+        "6.9 billion parameters are too many to train on a CPU, and there is no CUDA GPU" in out
+        and "`make demo`" in out
+    )
     assert not hub.gets("model.safetensors")
     recipe(with_data, hub, "fetch", "model", "--force")
     assert hub.gets("model.safetensors")
 
 
 @pytest.mark.slow
-def test_a_plan_tells_rows_steps_disk_memory_time_and_licences(with_model, hub, parquet):
+def test_plan_reports_rows_steps_disk_memory_time_and_licenses(with_model, hub, parquet):
     rows = {"train.parquet": parquet, "README.md": b"---\nlicense: cc-by-nc-4.0\n---\n", "large.txt": bytes(10**6)}
     commit = hub.add("dataset", DATA, rows, card={"license": "cc-by-nc-4.0"})
     pinned(with_model, "data", commit)
     out = recipe(with_model, hub, "plan")
     for line in (
-        rf"data +{DATA}@{commit[:8]}: \d\.\d kB to download, licence cc-by-nc-4.0 \(no commercial use\)",
+        rf"data +{DATA}@{commit[:8]}: \d\.\d kB to download, license cc-by-nc-4.0 \(no commercial use\)",
         rf"model +{MODEL}@\w+: \d+\.\d kB to download",
         r"disk +\d+\.\d kB in .*/hf, .* free",
         r"rows +57 to train on \(estimated\)",
@@ -463,20 +466,22 @@ def test_a_plan_tells_rows_steps_disk_memory_time_and_licences(with_model, hub, 
     ):
         assert re.search(line, out), (line, out)
     assert not hub.gets("model.safetensors")
-    assert all(asked for method, path, asked, _ in hub.requests if method == "GET" and "train.parquet" in path)
-    stated = int(re.search(r"tokens +([\d,]+) in", out)[1].replace(",", ""))
+    assert all(
+        byte_range for method, path, byte_range, _ in hub.requests if method == "GET" and "train.parquet" in path
+    )
+    estimate = int(re.search(r"tokens +([\d,]+) in", out)[1].replace(",", ""))
     recipe(with_model, hub, "fetch", "model")
     recipe(with_model, hub, "fetch", "data")
     recipe(with_model, hub, "prepare")
     meta = json.loads((with_model / "data/prepared/meta.json").read_text())
-    assert meta["tokens"]["train"] < 3 * stated < 9 * meta["tokens"]["train"]  # made-up text, its own tokenizer
+    assert meta["tokens"]["train"] < 3 * estimate < 9 * meta["tokens"]["train"]  # made-up text, its own tokenizer
     out = recipe(with_model, hub, "plan")
     assert f"{meta['rows']['train']} to train on\n" in out and "0 bytes to download" in out
 
 
 @pytest.mark.slow
-def test_a_damaged_conversion_is_made_anew(with_model, hub, model_files):
-    """Weights that were converted here are checked at every fetch, or a damaged file would become the new truth."""
+def test_damaged_converted_weights_are_converted_again(with_model, hub, model_files):
+    """Converted weights are verified at every fetch; otherwise the manifest would record the damaged file."""
     import io
 
     import torch
@@ -489,19 +494,19 @@ def test_a_damaged_conversion_is_made_anew(with_model, hub, model_files):
     edit(with_model, manifest_revision(with_model), commit)
     recipe(with_model, hub, "fetch", "model")
     first = sha256_tree(with_model / "models/base")
-    made = with_model.parent / "hf/recipe/converted/owner--tiny" / commit
+    converted = with_model.parent / "hf/recipe/converted/owner--tiny" / commit
     for damage in (
         lambda path: path.write_bytes(path.read_bytes()[:-4] + b"\0\0\1\0"),
         lambda path: path.write_bytes(path.read_bytes()[:-10]),
         lambda path: path.unlink(),
     ):
-        damage(made / "model.safetensors")
+        damage(converted / "model.safetensors")
         recipe(with_model, hub, "fetch", "model")
         assert sha256_tree(with_model / "models/base") == first
 
 
-def test_a_file_of_weights_from_before_torch_1_6_is_converted(with_model, hub, model_files):
-    """No zip archive, so it can't be mapped."""
+def test_weights_from_before_torch_1_6_are_converted(with_model, hub, model_files):
+    """Such a file is not a zip archive, so it can't be memory-mapped."""
     import io
 
     import torch
@@ -513,12 +518,14 @@ def test_a_file_of_weights_from_before_torch_1_6_is_converted(with_model, hub, m
     commit = hub.add("model", MODEL, {**files, "pytorch_model.bin": data.getvalue()})
     edit(with_model, manifest_revision(with_model), commit)
     recipe(with_model, hub, "fetch", "model")
-    made = load((with_model.parent / "hf/recipe/converted/owner--tiny" / commit / "model.safetensors").read_bytes())
-    assert made.keys() == state.keys() and all(torch.equal(made[name], state[name]) for name in state)
+    converted = load(
+        (with_model.parent / "hf/recipe/converted/owner--tiny" / commit / "model.safetensors").read_bytes()
+    )
+    assert converted.keys() == state.keys() and all(torch.equal(converted[name], state[name]) for name in state)
 
 
 @pytest.mark.slow
-def test_a_half_filled_cache_is_no_whole_dataset_offline(folder, hub):
+def test_offline_fetch_rejects_an_incomplete_dataset(folder, hub):
     rows = b'{"instruction": "a", "output": "b"}\n'
     files = {f"train-0000{n}-of-00002.jsonl": rows * (n + 1) for n in range(2)}
     pinned(folder, "data", hub.add("dataset", DATA, files))
@@ -526,12 +533,13 @@ def test_a_half_filled_cache_is_no_whole_dataset_offline(folder, hub):
     recipe(folder, hub, "fetch", "data", code=4)
     hub.gone()
     out = recipe(folder, hub, "fetch", "data", code=4, HF_HUB_OFFLINE="1")
-    assert "HF_HUB_OFFLINE is set, and train-00001-of-00002.jsonl of owner/rows is not whole" in out
+    assert "HF_HUB_OFFLINE is set, but files of owner/rows are missing or incomplete in the cache at" in out
+    assert ": train-00001-of-00002.jsonl. Unset it once" in out
     assert not (folder / "data/raw").exists()
 
 
 @pytest.mark.parametrize("path", ["/etc/x.jsonl", "../x.jsonl", "http://localhost:1/x.jsonl", "hf://datasets/a/b"])
-def test_a_card_cannot_point_outside_of_its_repository(folder, hub, path):
+def test_files_outside_the_repository_are_rejected(folder, hub, path):
     card = f"---\nconfigs:\n- config_name: a\n  data_files: {path}\n---\n".encode()
     rows = b'{"instruction": "a", "output": "b"}\n'
     pinned(folder, "data", hub.add("dataset", DATA, {"README.md": card, "train.jsonl": rows}))
@@ -540,11 +548,11 @@ def test_a_card_cannot_point_outside_of_its_repository(folder, hub, path):
     hub.add("dataset", DATA, {"../outside.jsonl": rows}, commit="b" * 40)
     text = (folder / "params.yaml").read_text()
     (folder / "params.yaml").write_text(re.sub(r"revision: \w{40}", f"revision: {'b' * 40}", text))
-    assert "lists a file outside of itself" in recipe(folder, hub, "fetch", "data", code=3)
+    assert "lists a file outside the repository" in recipe(folder, hub, "fetch", "data", code=3)
 
 
 @pytest.mark.slow
-def test_a_long_retry_after_is_not_slept_through(with_model, hub, monkeypatch):
+def test_a_long_retry_after_is_not_waited_for(with_model, hub, monkeypatch):
     hub.retry_after = "3600"
     hub.fail("model.safetensors", 429, times=99)
     started = time.monotonic()
@@ -553,7 +561,7 @@ def test_a_long_retry_after_is_not_slept_through(with_model, hub, monkeypatch):
 
 
 @pytest.mark.parametrize("command", [("pin",), ("plan",), ("fetch", "data")])
-def test_a_hub_source_without_a_name_says_so(folder, hub, command):
+def test_a_hub_source_without_an_id_is_rejected(folder, hub, command):
     edit(folder, f"id: {DATA}", "id: null")
     out = recipe(folder, hub, *command, code=2)
-    assert "data.source is `hub`, and data.id does not say which (owner/name)" in out
+    assert "data.source is `hub`, but data.id is null. Set it to the name on the Hub (owner/name)." in out

@@ -1,4 +1,4 @@
-"""The package held to its rules: what a folder may import, and what runs in a stage is what dvc.yaml lists for it."""
+"""Rules of the package: which folders a folder may import, and that dvc.yaml lists the code that a stage runs."""
 
 import ast
 import json
@@ -30,29 +30,29 @@ def modules():
 
 
 def imports(module):
-    """The modules that a file imports, in functions too: `recipe.core.io`, `recipe.cli.context`, `mlflow`."""
-    found = set()
+    """The modules that a file imports, also in functions: `recipe.core.io`, `recipe.cli.context`, `mlflow`."""
+    names = set()
     for node in ast.walk(ast.parse((PACKAGE / module).read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{module}: a relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-    return found
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
 
 
 def folders_imported(module):
     return {name.split(".")[1] for name in imports(module) if name.startswith("recipe.")}
 
 
-def test_the_folders_are_the_pipeline_and_what_it_shares():
+def test_the_package_has_the_expected_folders():
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert folders == {*STAGES, *SHARED, *UNLISTED}
     assert [path.name for path in sorted(PACKAGE.glob("*.py"))] == ["__init__.py", "__main__.py"]
 
 
 @pytest.mark.parametrize("module", modules())
-def test_a_file_imports_only_what_its_folder_may(module):
+def test_a_file_imports_only_allowed_folders(module):
     folder = module.split("/")[0]
     used = folders_imported(module) - {folder}
     if folder in STAGES:
@@ -66,7 +66,7 @@ def test_a_file_imports_only_what_its_folder_may(module):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_params_files_hold_pydantic_classes_and_nothing_else(stage):
+def test_params_files_contain_only_pydantic_classes(stage):
     body = ast.parse((PACKAGE / stage / "params.py").read_text()).body
     assert isinstance(body[0], ast.Expr) and len(body) > 1
     for node in body[1:]:
@@ -75,32 +75,32 @@ def test_params_files_hold_pydantic_classes_and_nothing_else(stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stages_folder_opens_with_its_help_alone(stage):
-    """It is imported for `recipe --help`, whatever stage runs."""
+def test_a_stage_package_contains_only_its_help_text(stage):
+    """`recipe --help` and every stage command import it."""
     assert len(ast.parse((PACKAGE / stage / "__init__.py").read_text()).body) == 1
 
 
-def test_every_section_is_read_and_declared_key_by_key():
+def test_dvc_yaml_declares_every_key_of_every_section():
     assert all(issubclass(section, Section) for section in sections().values())
     declared = [key for entry in ENTRIES.values() for key in entry["params"]]
-    assert declared.count("${key}") == 1  # fetch watches the whole of `data` or `model`
-    wanted = {
+    assert declared.count("${key}") == 1  # fetch depends on the whole section `data` or `model`
+    expected = {
         f"{name}.{key}" for name, section in sections().items() if name not in {"data", "model"}
         for key in section.model_fields
     }  # fmt: skip
-    assert set(declared) - {"${key}"} == wanted and len(declared) == len(wanted) + 1
+    assert set(declared) - {"${key}"} == expected and len(declared) == len(expected) + 1
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_is_the_child_of_dvc_whatever_the_shell(stage):
-    """dash forks even for one command, and a stage that watches a shell would outlive `dvc`."""
+def test_a_stage_is_a_direct_child_of_dvc_in_any_shell(stage):
+    """dash forks even for a single command, and a stage that watches that shell would outlive `dvc`."""
     assert ENTRIES[stage]["cmd"].startswith("exec python -P ${root}/recipe/__main__.py ")
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_locks_are_an_input_of_every_stage_that_computes(stage):
+def test_the_locks_are_dependencies_of_every_stage_except_register(stage):
     locks = [f"${{root}}/requirements/{name}" for name in LOCKS]
-    assert stage == "register" or [one for one in ENTRIES[stage]["deps"] if "requirements" in one] == locks
+    assert stage == "register" or [path for path in ENTRIES[stage]["deps"] if "requirements" in path] == locks
 
 
 DUMP = """
@@ -116,7 +116,7 @@ runpy.run_path(program, run_name="__main__")
 
 @pytest.fixture(scope="module")
 def loaded(tiny_base, tmp_path_factory):
-    """{stage: files of the package that its process loaded}, of each stage run as DVC runs it, on a few rows."""
+    """{stage: files of the package that its process loaded}, with each stage run as DVC runs it, on a few rows."""
     repository = tmp_path_factory.mktemp("layout") / "repository"
     repository.mkdir()
     for name in ("recipe", "demo", "requirements"):
@@ -151,12 +151,12 @@ def loaded(tiny_base, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_code_that_runs_in_a_stage_is_the_code_that_dvc_lists(stage, loaded):
-    listed = {one.removeprefix("${root}/recipe/") for one in ENTRIES[stage]["deps"] if "/recipe/" in one}
+def test_dvc_yaml_lists_the_code_that_a_stage_runs(stage, loaded):
+    listed = {path.removeprefix("${root}/recipe/") for path in ENTRIES[stage]["deps"] if "/recipe/" in path}
     assert "__main__.py" in listed
     ran = {name for name in loaded[stage] if "/" in name and name.split("/")[0] not in UNLISTED}
     others = {f"{other}/{file}" for other in STAGES for file in ("params.py", "__init__.py") if other != stage}
-    # What the params classes need: those of all stages are read, to find every mistake in params.yaml at once.
+    # Every stage imports the params classes of all stages, to report all mistakes in params.yaml at once.
     for_params = needed_by({f"{other}/params.py" for other in STAGES})
     ran = {name for name in ran - others if not name.endswith("__init__.py")}
     assert {name for name in ran - for_params if name.split("/")[0] not in listed} == set()
@@ -164,19 +164,19 @@ def test_the_code_that_runs_in_a_stage_is_the_code_that_dvc_lists(stage, loaded)
 
 
 def needed_by(files):
-    """The files of the package that some files import when they are loaded, and those that these import."""
-    found, left = set(), set(files)
-    while left:
-        module = left.pop()
-        found.add(module)
+    """The given files of the package and all files of the package that they import, directly or indirectly."""
+    needed, pending = set(), set(files)
+    while pending:
+        module = pending.pop()
+        needed.add(module)
         for name in imports(module):
             path = name.removeprefix("recipe.").replace(".", "/") + ".py"
-            if name.startswith("recipe.") and (PACKAGE / path).is_file() and path not in found:
-                left.add(path)
-    return found
+            if name.startswith("recipe.") and (PACKAGE / path).is_file() and path not in needed:
+                pending.add(path)
+    return needed
 
 
-def test_nothing_in_the_working_folder_takes_a_librarys_place(tmp_path):
+def test_files_in_the_working_folder_do_not_shadow_libraries(tmp_path):
     for name in ("datasets", "torch", "numpy", "recipe", "click", "json"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
     done = subprocess.run([*RECIPE, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -185,7 +185,7 @@ def test_nothing_in_the_working_folder_takes_a_librarys_place(tmp_path):
     assert done.returncode == 2 and "params.yaml is missing" in done.stderr
 
 
-def test_an_environment_of_another_lock_is_refused(tmp_path, monkeypatch):
+def test_an_environment_with_another_lock_is_refused(tmp_path, monkeypatch):
     from recipe.core.environment import RECORD, check_installed_lock
     from recipe.core.errors import MachineError
 
@@ -193,7 +193,7 @@ def test_an_environment_of_another_lock_is_refused(tmp_path, monkeypatch):
     requirements.mkdir()
     shutil.copy(ROOT / "requirements/cpu.lock", requirements)
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    check_installed_lock(requirements)  # one that nothing is known of
+    check_installed_lock(requirements)  # no record of the installed lock: accepted
     for line, refused in (((requirements / "cpu.lock"), False), (None, True)):
         from recipe.core.io import sha256_file
 
@@ -207,7 +207,7 @@ def test_an_environment_of_another_lock_is_refused(tmp_path, monkeypatch):
 
 
 def blocks():
-    """The fenced blocks of CONTRIBUTING.md that name a file in their first line: (name, text)."""
+    """The fenced blocks of CONTRIBUTING.md whose first line names a file: (name, text)."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     for fenced in re.findall(r"^   ```\w+\n(.*?)^   ```", text, flags=re.MULTILINE | re.DOTALL):
         name, _, body = re.sub(r"^   ", "", fenced, flags=re.MULTILINE).partition("\n")
@@ -215,20 +215,20 @@ def blocks():
 
 
 @pytest.mark.slow
-def test_a_stage_is_added_by_the_steps_in_contributing(commit, tmp_path):
+def test_the_steps_in_contributing_add_a_stage(commit, tmp_path):
     folder = tmp_path / "repository"
     run(tmp_path, "git", "clone", "-q", commit, folder)
-    written = dict(blocks())
+    texts = dict(blocks())
     for name in ("__init__", "params", "stage"):
         path = folder / f"recipe/count/{name}.py"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(written[f"recipe/count/{name}.py"])
+        path.write_text(texts[f"recipe/count/{name}.py"])
     edit(folder / "recipe/cli/context.py", '"prepare", "analyze"', '"count", "prepare", "analyze"')
-    edit(folder / "dvc.yaml", "      raw: data/raw\n", "      raw: data/raw\n" + written["dvc.yaml: vars"])
+    edit(folder / "dvc.yaml", "      raw: data/raw\n", "      raw: data/raw\n" + texts["dvc.yaml: vars"])
     with (folder / "dvc.yaml").open("a") as file:
-        file.write("\n" + textwrap.indent(textwrap.dedent(written["dvc.yaml: stages"]), "  "))
+        file.write("\n" + textwrap.indent(textwrap.dedent(texts["dvc.yaml: stages"]), "  "))
     with (folder / "params.yaml").open("a") as file:
-        file.write("\n" + written["params.yaml"])
+        file.write("\n" + texts["params.yaml"])
     assert "count" in run(folder, sys.executable, "-P", "recipe/__main__.py", "--help")
     assert stages_run(run(folder, "dvc", "repro", "count")) == ["fetch@data", "count"]
     assert json.loads((folder / "metrics/count.json").read_text())["rows"] > 4000

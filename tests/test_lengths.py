@@ -6,66 +6,84 @@ from recipe.analyze import max_length as module
 from recipe.analyze.max_length import candidates, limits, recommend
 
 
-def of(rows, chosen):
+def limits_of(rows, configured):
     """Limits of rows whose answers begin at the tenth token."""
-    return limits(rows, [9] * len(rows), chosen)
+    return limits(rows, [9] * len(rows), configured)
 
 
-def test_candidates_are_powers_of_two_until_few_rows_are_cut_and_the_chosen_limit():
+def by_limit(results):
+    return {result.max_length: result for result in results}
+
+
+def test_candidates_are_powers_of_two_until_few_rows_are_cut_and_the_configured_limit():
     assert candidates([854], 1024) == [64, 128, 256, 512, 1024]
     assert candidates([30], 100) == [64, 100]
     assert candidates([64], 64) == [64] and candidates([65], 64) == [64, 128]
-    assert candidates([100] * 199 + [10**6], 512) == [64, 128, 256, 512]  # however long the longest is
+    assert candidates([100] * 199 + [10**6], 512) == [
+        64,
+        128,
+        256,
+        512,
+    ]  # the length of the longest row does not matter
 
 
-def test_what_a_limit_cuts_loses_and_costs_is_counted():
-    made = {one.max_length: one for one in limits([64, 128, 128, 192], [9] * 4, chosen=128)}
-    assert list(made) == [64, 128, 256]
-    assert made[64].rows_cut == 0.75 and made[64].tokens_lost == 0.5 and made[64].filled == 1.0
-    assert made[64].cost == 0.5  # four sequences of 64 in place of four of 128
-    assert made[128].rows_cut == 0.25 and made[128].tokens_lost == 0.125
-    assert made[128].filled == 448 / 512 and made[128].cost == 1.0
-    assert made[256].rows_cut == made[256].tokens_lost == 0.0
-    assert made[256].filled == 1.0 and made[256].cost == 1.0  # 192 + 64 and 128 + 128
+def test_effect_of_a_limit_on_rows_tokens_and_cost():
+    results = by_limit(limits([64, 128, 128, 192], [9] * 4, configured=128))
+    assert list(results) == [64, 128, 256]
+    assert results[64].rows_cut == 0.75 and results[64].tokens_lost == 0.5 and results[64].filled == 1.0
+    assert results[64].cost == 0.5  # four sequences of 64 instead of four of 128
+    assert results[128].rows_cut == 0.25 and results[128].tokens_lost == 0.125
+    assert results[128].filled == 448 / 512 and results[128].cost == 1.0
+    assert results[256].rows_cut == results[256].tokens_lost == 0.0
+    assert results[256].filled == 1.0 and results[256].cost == 1.0  # 192 + 64 and 128 + 128
 
 
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=60), st.integers(8, 2048))
-def test_shares_are_shares_and_the_longest_limit_cuts_nothing_of_what_it_holds(rows, chosen):
-    made = limits(rows, [min(7, row) for row in rows], chosen)
-    for one in made:
-        assert 0 <= one.tokens_lost < 1 and 0 <= one.rows_cut <= 1 and 0 < one.filled <= 1 and not one.rows_dropped
-    assert [one.rows_cut for one in made] == sorted((one.rows_cut for one in made), reverse=True)
-    assert recommend(made)[0].rows_cut <= 0.01
-    assert next(one for one in made if one.max_length == chosen).cost == 1.0
+def test_shares_are_in_range_and_longer_limits_do_not_cut_more_rows(rows, configured):
+    results = limits(rows, [min(7, row) for row in rows], configured)
+    for limit in results:
+        assert 0 <= limit.tokens_lost < 1 and 0 <= limit.rows_cut <= 1 and 0 < limit.filled <= 1
+        assert limit.rows_dropped == 0
+    assert [limit.rows_cut for limit in results] == sorted((limit.rows_cut for limit in results), reverse=True)
+    assert recommend(results)[0].rows_cut <= 0.01
+    assert by_limit(results)[configured].cost == 1.0
 
 
-def test_a_row_whose_prompt_fills_the_limit_is_dropped_and_so_is_a_longer_one_where_asked():
-    rows, before = [64, 128, 128, 192], [9, 9, 64, 128]
-    made = {one.max_length: one for one in limits(rows, before, chosen=128)}
-    assert (made[64].rows_cut, made[64].rows_dropped) == (0.25, 0.5)
-    assert made[64].tokens_lost == (64 + 128 + 192) / 512 and made[64].filled == 1.0 and made[64].cost == 0.333333
-    assert (made[128].rows_cut, made[128].rows_dropped, made[128].tokens_lost) == (0.0, 0.25, 192 / 512)
-    made = {one.max_length: one for one in limits(rows, [9] * 4, chosen=128, drops=True)}
-    assert (made[64].rows_cut, made[64].rows_dropped, made[64].tokens_lost) == (0.0, 0.75, 448 / 512)
-    assert made[64].cost == 0.166667
-    # A limit that leaves no row is none of those to choose from.
-    assert [one.max_length for one in limits([128] * 3, [100] * 3, chosen=128)] == [128]
+def test_row_is_dropped_if_its_prompt_fills_the_limit_or_if_overlong_rows_are_dropped():
+    rows, loss_starts = [64, 128, 128, 192], [9, 9, 64, 128]
+    results = by_limit(limits(rows, loss_starts, configured=128))
+    assert (results[64].rows_cut, results[64].rows_dropped) == (0.25, 0.5)
+    assert (
+        results[64].tokens_lost == (64 + 128 + 192) / 512 and results[64].filled == 1.0 and results[64].cost == 0.333333
+    )
+    assert (results[128].rows_cut, results[128].rows_dropped, results[128].tokens_lost) == (0.0, 0.25, 192 / 512)
+    results = by_limit(limits(rows, [9] * 4, configured=128, drop_overlong=True))
+    assert (results[64].rows_cut, results[64].rows_dropped, results[64].tokens_lost) == (0.0, 0.75, 448 / 512)
+    assert results[64].cost == 0.166667
+    # A limit that leaves no rows is not a candidate.
+    assert list(by_limit(limits([128] * 3, [100] * 3, configured=128))) == [128]
 
 
-def test_the_recommended_limit_is_the_shortest_that_cuts_few_rows():
-    best, why = recommend(of([100] * 300 + [600], 1024))
-    assert best.max_length == 128 and best.tokens_lost == 0.015425  # one long row is no reason
-    best, why = recommend(of([100] * 95 + [600] * 5, 1024))
+def test_recommended_limit_is_the_shortest_that_cuts_few_rows():
+    best, reason = recommend(limits_of([100] * 300 + [600], 1024))
+    assert best.max_length == 128 and best.tokens_lost == 0.015425  # a single long row does not justify a longer limit
+    best, reason = recommend(limits_of([100] * 95 + [600] * 5, 1024))
     assert best.max_length == 1024 and best.rows_cut == 0.0
-    best, why = recommend(of([100] * 3000 + [130], 1024))
-    assert best.max_length == 128 and why.startswith("128 is the shortest")
-    assert "of the rows: 0.03%, with 0.00% of the tokens" in why
+    best, reason = recommend(limits_of([100] * 3000 + [130], 1024))
+    assert best.max_length == 128 and reason.startswith("128 is the shortest")
+    assert "it affects 0.03% of the rows and loses 0.00% of the tokens" in reason
 
 
-def test_of_many_rows_a_sample_is_packed(monkeypatch):
+def test_only_a_sample_of_many_rows_is_packed(monkeypatch):
     rows = [10, 20, 30, 64] * 50
-    whole = of(rows, 64)
+    complete = limits_of(rows, 64)
+    packed = []
+    pack = module.pack_best_fit
+    monkeypatch.setattr(
+        module, "pack_best_fit", lambda lengths, limit: packed.append(len(lengths)) or pack(lengths, limit)
+    )
     monkeypatch.setattr(module, "SAMPLE", 60)
-    part = of(rows, 64)
-    assert [one.rows_cut for one in part] == [one.rows_cut for one in whole]
-    assert part[0].filled == pytest.approx(whole[0].filled, abs=0.15)
+    sampled = limits_of(rows, 64)
+    assert packed and max(packed) <= 60
+    assert [limit.rows_cut for limit in sampled] == [limit.rows_cut for limit in complete]
+    assert sampled[0].filled == pytest.approx(complete[0].filled, abs=0.15)

@@ -1,4 +1,4 @@
-"""The chunked loss, held to torch's own."""
+"""The chunked loss, compared with torch's cross entropy."""
 
 import pytest
 import torch
@@ -9,33 +9,33 @@ from recipe.model.chunked_loss import chunk_tokens, head_loss
 
 @pytest.fixture(params=[1, 7, 30, 1000])
 def chunk(request, monkeypatch):
-    """Logits of some tokens at once: one, some with a rest, all."""
+    """Tokens per chunk: 1, a size that does not divide the total, all, more than all."""
     monkeypatch.setattr(module, "CHUNK", {"cpu": 50 * request.param})
     assert chunk_tokens(50, "cpu") == request.param
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("frozen", [True, False])
-def test_loss_gradient_and_accuracy_are_torchs(chunk, bias, frozen):
+def test_loss_gradient_and_accuracy_match_torch(chunk, bias, frozen):
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 50, bias=bias).requires_grad_(not frozen)
     hidden, labels = torch.randn(30, 16, requires_grad=True), torch.randint(50, (30,))
     labels[:5] = head(hidden)[:5].argmax(-1)
-    loss, right = head_loss(hidden, head, labels)
+    loss, num_correct = head_loss(hidden, head, labels)
     (0.25 * loss).backward()
-    found, hidden.grad = hidden.grad, None
-    wanted = torch.nn.functional.cross_entropy(head(hidden), labels, reduction="sum")
-    (0.25 * wanted).backward()
-    torch.testing.assert_close(loss, wanted.detach())
-    torch.testing.assert_close(found, hidden.grad, rtol=1e-4, atol=1e-6)
-    assert int(right) == int((head(hidden).argmax(-1) == labels).sum()) >= 5
+    gradient, hidden.grad = hidden.grad, None
+    expected = torch.nn.functional.cross_entropy(head(hidden), labels, reduction="sum")
+    (0.25 * expected).backward()
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(gradient, hidden.grad, rtol=1e-4, atol=1e-6)
+    assert int(num_correct) == int((head(hidden).argmax(-1) == labels).sum()) >= 5
 
 
-def test_no_token_and_no_gradient_are_fine():
+def test_zero_tokens_and_no_gradient_work():
     head = torch.nn.Linear(16, 50).requires_grad_(False)
-    loss, right = head_loss(torch.zeros(0, 16, requires_grad=True), head, torch.zeros(0, dtype=torch.int64))
+    loss, num_correct = head_loss(torch.zeros(0, 16, requires_grad=True), head, torch.zeros(0, dtype=torch.int64))
     loss.backward()
-    assert loss == 0 and right == 0
+    assert loss == 0 and num_correct == 0
     with torch.no_grad():
         assert head_loss(torch.randn(3, 16), head, torch.tensor([1, 2, 3]))[0] > 0
 
@@ -49,11 +49,11 @@ def test_extreme_logits_stay_finite():
     assert loss.item() == pytest.approx(2e4) and torch.isfinite(hidden.grad).all()
 
 
-def test_a_model_in_bf16_sums_in_fp32():
+def test_the_loss_of_a_bf16_model_is_summed_in_fp32():
     torch.manual_seed(0)
     head = torch.nn.Linear(64, 500).requires_grad_(False).bfloat16()
     hidden, labels = torch.randn(400, 64).bfloat16(), torch.randint(500, (400,))
     loss, _ = head_loss(hidden, head, labels)
-    wanted = torch.nn.functional.cross_entropy(head(hidden).float(), labels, reduction="sum")
+    expected = torch.nn.functional.cross_entropy(head(hidden).float(), labels, reduction="sum")
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)

@@ -1,4 +1,4 @@
-"""The memory that plan states, held to the peak of real training steps, and its arithmetic to known models."""
+"""The memory estimate, compared with the peak of real training steps, and its arithmetic with known models."""
 
 import json
 import os
@@ -17,53 +17,52 @@ LORA = SimpleNamespace(r=16, alpha=32, dropout=0.05, target_modules="all-linear"
 XGEN = LlamaConfig(vocab_size=51200, hidden_size=4096, num_hidden_layers=32, num_attention_heads=32,
                    intermediate_size=11008, max_position_embeddings=8192)  # fmt: skip
 
-# One real step of the recipe's own trainer in a process of its own; prints its peak beyond what was there before.
+# A real training step of the recipe's trainer in a separate process; prints its peak memory above the baseline.
 MEASURE = """
 import json, sys
 from recipe.model.processor import pin_processor
-given = json.loads(sys.argv[1])
-pin_processor(given["train"]["dtype"])
+settings = json.loads(sys.argv[1])
+pin_processor(settings["train"]["dtype"])
 import torch, trl, transformers, peft
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from peft import LoraConfig
 from recipe.model.packed_attention import add_cu_seqlens, register_attention
 from recipe.tokens.packing import collate, add_loss_positions
 from recipe.train.params import TrainParams
-from recipe.train.stage import trainer_config
-from recipe.train.sft import PackedTrainer
+from recipe.train.sft import PackedTrainer, sft_config
 from datasets import Dataset
 from pathlib import Path
 import numpy as np
 
 torch.set_num_threads(2)
-config = getattr(transformers, given["config"])(**given["values"])
-length, micro = given["length"], given["micro"]
+config = getattr(transformers, settings["config"])(**settings["values"])
+length, micro = settings["length"], settings["micro"]
 
-def resident(what):
+def resident(field):
     for line in open("/proc/self/status"):
-        if line.startswith(what):
+        if line.startswith(field):
             return int(line.split()[1]) * 1024
 
 def run(config, length):
     register_attention()
-    dtype = torch.bfloat16 if given["train"]["dtype"] == "bfloat16" else torch.float32
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=given["attention"], dtype=dtype)
-    trained = np.arange(length) % 10 < 10 * given["trained"]
-    row = {"input_ids": np.arange(length) % 500, "completion_mask": trained, "seq_lengths": [length // 4] * 4}
+    dtype = torch.bfloat16 if settings["train"]["dtype"] == "bfloat16" else torch.float32
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=settings["attention"], dtype=dtype)
+    mask = np.arange(length) % 10 < 10 * settings["fraction"]
+    row = {"input_ids": np.arange(length) % 500, "completion_mask": mask, "seq_lengths": [length // 4] * 4}
     rows = Dataset.from_list([row] * micro * 2)
-    params = TrainParams(**given["train"])
+    params = TrainParams(**settings["train"])
     trainer = PackedTrainer(
-        model=model, args=trainer_config(params, length, Path(given["folder"])), train_dataset=rows,
+        model=model, args=sft_config(params, length, Path(settings["folder"])), train_dataset=rows,
         data_collator=lambda rows: add_cu_seqlens(add_loss_positions(collate(rows, 0))),
-        processing_class=AutoTokenizer.from_pretrained(given["tokenizer"]),
+        processing_class=AutoTokenizer.from_pretrained(settings["tokenizer"]),
         peft_config=LoraConfig(
             r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
     )
     trainer.train()
 
-small = type(config)(**{**given["values"], **given["small"]})
-run(small, 64)  # what is loaded at first use is no part of it
+small = type(config)(**{**settings["values"], **settings["small"]})
+run(small, 64)  # libraries loaded at first use do not count
 open("/proc/self/clear_refs", "w").write("5")
 before = resident("VmRSS")
 run(config, length)
@@ -76,7 +75,7 @@ print("peak", resident("VmHWM") - before)
 @pytest.mark.parametrize(
     ("family", "dtype"), [("LlamaConfig", "auto"), ("Qwen3Config", "auto"), ("LlamaConfig", "bfloat16")]
 )
-def test_the_stated_memory_is_within_15_percent_of_the_measured_peak(family, dtype, checkpointing, tiny_base, tmp_path):
+def test_the_estimate_is_within_15_percent_of_the_measured_peak(family, dtype, checkpointing, tiny_base, tmp_path):
     if dtype == "bfloat16" and not torch.cpu.get_capabilities().get("avx512_bf16"):
         pytest.skip("this processor has no AVX512-BF16")
     values = {
@@ -84,11 +83,11 @@ def test_the_stated_memory_is_within_15_percent_of_the_measured_peak(family, dty
         "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 4096, "head_dim": 64,
     }  # fmt: skip
     small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
-    length, micro, trained = 1024, 2, 0.4
+    length, micro, fraction = 1024, 2, 0.4
     config = {"LlamaConfig": LlamaConfig, "Qwen3Config": Qwen3Config}[family](**values)
-    need = estimate_training_memory(
+    estimate = estimate_training_memory(
         config, LORA, quantization="none", activation_checkpointing=checkpointing, micro_batch_size=micro,
-        max_length=length, trained_fraction=trained, cuda=False, dtype=dtype,
+        max_length=length, trained_fraction=fraction, cuda=False, dtype=dtype,
     )  # fmt: skip
     train = {
         "num_epochs": 1, "global_batch_size": micro, "micro_batch_tokens": micro * length, "learning_rate": 1e-4,
@@ -96,47 +95,50 @@ def test_the_stated_memory_is_within_15_percent_of_the_measured_peak(family, dty
         "quantization": "none", "activation_checkpointing": "on" if checkpointing else "off", "seed": 1,
         "num_threads": 2, "logging_steps": 10, "save_steps": 10,
     }  # fmt: skip
-    given = {
-        "config": family, "values": values, "small": small, "length": length, "micro": micro, "trained": trained,
+    settings = {
+        "config": family, "values": values, "small": small, "length": length, "micro": micro, "fraction": fraction,
         "train": train, "folder": str(tmp_path / "out"), "tokenizer": str(tiny_base), "attention": "by_document",
     }  # fmt: skip
-    # Freed memory goes back to the system at once: what is measured is what was needed, not what malloc holds.
+    # Freed memory is returned to the system immediately, so that memory retained by malloc is not measured.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, json.dumps(given)], cwd=ROOT, env=environment, capture_output=True, text=True,
-        check=False,
+        [sys.executable, "-c", MEASURE, json.dumps(settings)], cwd=ROOT, env=environment, text=True,
+        capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     measured = int(done.stdout.split("peak ")[-1])
-    stated = f"stated {need.peak / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB"
-    print(f"{family} {dtype} checkpointing={checkpointing}: {stated}")
-    assert abs(need.peak / measured - 1) < 0.15, (need, measured)
+    comparison = f"estimate {estimate.peak / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB"
+    print(f"{family} {dtype} checkpointing={checkpointing}: {comparison}")
+    assert abs(estimate.peak / measured - 1) < 0.15, (estimate, measured)
 
 
-def test_xgens_numbers_are_those_measured_elsewhere():
-    """6.9B parameters; 27 GFLOP a token; activations in bf16 as with no dropout and no cast of the input to fp32.
+def test_xgens_estimate_matches_numbers_measured_elsewhere():
+    """6.9B parameters; 27 GFLOP per token; bf16 activations as without dropout and without a cast of inputs to fp32.
 
-    Those were 5.6 MB a token on a GPU that this project did not have, where TRL and PEFT kept 10.4 by default.
+    Those were measured at 5.6 MB per token on a GPU that this project did not have; TRL and PEFT saved 10.4 by default.
     """
-    need = estimate_training_memory(
+    estimate = estimate_training_memory(
         XGEN, LORA, quantization="none", activation_checkpointing=False, micro_batch_size=1, max_length=1024,
         trained_fraction=1.0, cuda=True,
     )  # fmt: skip
-    assert need.parameters == 6_895_702_016 and need.trainable == 39_976_960
-    assert need.weights == pytest.approx(13.8e9, rel=0.01) and need.adapter == pytest.approx(0.64e9, rel=0.01)
-    assert need.activations / 1024 == pytest.approx(5.6e6, rel=0.05)
-    assert need.flops_per_token == pytest.approx(27.1e9, rel=0.02)
+    assert estimate.parameters == 6_895_702_016 and estimate.trainable == 39_976_960
+    assert estimate.weights == pytest.approx(13.8e9, rel=0.01)
+    assert estimate.adapter == pytest.approx(0.64e9, rel=0.01)
+    assert estimate.activations / 1024 == pytest.approx(5.6e6, rel=0.05)
+    assert estimate.flops_per_token == pytest.approx(27.1e9, rel=0.02)
 
 
-def test_quantising_and_checkpointing_fit_the_real_recipe_on_a_16_gb_gpu():
+def test_nf4_with_checkpointing_fits_xgen_on_a_16_gb_gpu():
     settings = {"micro_batch_size": 4, "max_length": 1024, "trained_fraction": 0.4, "cuda": True}
-    need = estimate_training_memory(XGEN, LORA, quantization="nf4", activation_checkpointing=True, **settings)
-    assert need.peak < 15e9
-    more = estimate_training_memory(XGEN, LORA, quantization="nf4", activation_checkpointing=False, **settings)
-    assert more.peak > 25e9
+    with_checkpointing = estimate_training_memory(
+        XGEN, LORA, quantization="nf4", activation_checkpointing=True, **settings
+    )
+    assert with_checkpointing.peak < 15e9
+    without = estimate_training_memory(XGEN, LORA, quantization="nf4", activation_checkpointing=False, **settings)
+    assert without.peak > 25e9
 
 
-def test_a_head_that_is_trained_needs_all_logits():
+def test_a_trainable_head_needs_all_logits():
     settings = {"micro_batch_size": 4, "max_length": 1024, "trained_fraction": 0.4, "cuda": True}
     settings |= {"quantization": "none", "activation_checkpointing": True}
     targets = SimpleNamespace(**{**vars(LORA), "target_modules": ("q_proj", "lm_head")})
@@ -144,11 +146,11 @@ def test_a_head_that_is_trained_needs_all_logits():
     assert estimate_training_memory(XGEN, LORA, **settings).logits < 1638 * 51200 * 12
 
 
-def test_a_gpt2_has_its_known_size():
+def test_gpt2_has_its_known_size():
     assert count_parameters(GPT2Config()) == 124_439_808
 
 
-def test_what_does_not_fit_names_the_key_to_change(monkeypatch):
+def test_the_problem_names_the_param_to_change(monkeypatch):
     from recipe.cli.context import sections
     from recipe.core.config import read_params
     from recipe.planning import memory_check as fit
@@ -165,12 +167,12 @@ def test_what_does_not_fit_names_the_key_to_change(monkeypatch):
         (4, "Lower sequence.max_length, or choose a smaller model or a larger GPU."),
     ):
         monkeypatch.setattr(fit, "machine_memory", lambda size=gigabytes: ("a GPU", size * 10**9))
-        need, problems = fit.check_memory(params, XGEN, 0.4)
-        assert len(problems) == (change is not None) and all(one.endswith(change) for one in problems)
-        assert need.peak == pytest.approx(39e9, rel=0.05)
+        estimate, problems = fit.check_memory(params, XGEN, 0.4)
+        assert len(problems) == (change is not None) and all(problem.endswith(change) for problem in problems)
+        assert estimate.peak == pytest.approx(39e9, rel=0.05)
 
 
-def test_auto_recomputes_activations_only_where_memory_asks_for_it(monkeypatch):
+def test_auto_recomputes_activations_only_if_memory_requires_it(monkeypatch):
     from recipe.cli.context import sections
     from recipe.core.config import read_params
     from recipe.planning import memory_check as fit
@@ -179,17 +181,17 @@ def test_auto_recomputes_activations_only_where_memory_asks_for_it(monkeypatch):
     params["train"] = params["train"].model_copy(update={"quantization": "none"})
     assert params["train"].activation_checkpointing == "auto"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    for gigabytes, chosen in ((80, "off"), (46, "off"), (42, "on"), (24, "on")):  # it needs 39 without
+    for gigabytes, expected in ((80, "off"), (46, "off"), (42, "on"), (24, "on")):  # 39 GB without checkpointing
         monkeypatch.setattr(fit, "machine_memory", lambda size=gigabytes: ("a GPU", size * 10**9))
-        made = fit.choose_checkpointing(params, XGEN, 0.4)
-        assert made["train"].activation_checkpointing == chosen, gigabytes
-        assert {**made, "train": None} == {**params, "train": None}
+        result = fit.choose_checkpointing(params, XGEN, 0.4)
+        assert result["train"].activation_checkpointing == expected, gigabytes
+        assert {**result, "train": None} == {**params, "train": None}
     explicit = {**params, "train": params["train"].model_copy(update={"activation_checkpointing": "off"})}
     assert fit.choose_checkpointing(explicit, XGEN, 0.4) is explicit
 
 
-def test_what_can_be_traced_and_what_is_refused():
-    """A family with an attention of its own is traced with that; the rest gives a line, never a traceback."""
+def test_families_with_their_own_attention_are_traced_and_wrong_models_are_rejected():
+    """Errors are ParamsErrors with a message, never other tracebacks."""
     from transformers import FalconConfig, GPTJConfig, GPTNeoConfig, T5Config
 
     from recipe.core.errors import ParamsError
@@ -199,21 +201,21 @@ def test_what_can_be_traced_and_what_is_refused():
         "quantization": "none", "activation_checkpointing": False, "micro_batch_size": 1, "max_length": 64,
         "trained_fraction": 1.0, "cuda": False,
     }  # fmt: skip
-    own = [
+    configs = [
         GPTJConfig(n_embd=64, n_layer=2, n_head=4, vocab_size=500, rotary_dim=8),
         FalconConfig(**small),
         GPTNeoConfig(hidden_size=64, num_layers=2, num_heads=4, attention_types=[[["global"], 2]], vocab_size=500),
     ]
-    for config in own:
+    for config in configs:
         assert estimate_training_memory(config, LORA, **settings).activations > 0
-    with pytest.raises(ParamsError, match="a t5 is no causal language model"):
+    with pytest.raises(ParamsError, match="a t5 model is not a causal language model"):
         count_parameters(T5Config())
     wrong = SimpleNamespace(r=4, alpha=8, dropout=0.0, target_modules=("c_attn",))
     with pytest.raises(ParamsError, match="names c_attn, which LlamaForCausalLM does not have"):
         estimate_training_memory(LlamaConfig(intermediate_size=64, **small), wrong, **settings)
 
 
-def test_a_tied_heads_multiplications_count():
+def test_a_tied_heads_multiplications_are_counted():
     small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
     settings = {
         "quantization": "none", "activation_checkpointing": False, "micro_batch_size": 1, "max_length": 8,
@@ -228,17 +230,19 @@ def test_a_tied_heads_multiplications_count():
     assert flops[0] == flops[1] > 4 * 9000 * 64
 
 
-@pytest.mark.parametrize(("family", "more"), [("Llama", False), ("Gemma2", True), ("Cohere", True), ("GPTNeoX", False)])
-def test_logits_that_are_more_than_a_head_are_counted_for_every_position(family, more):
-    """A soft cap or a scale sends the loss through all positions, as the trainer finds by comparing numbers."""
+@pytest.mark.parametrize(
+    ("family", "more_than_head"), [("Llama", False), ("Gemma2", True), ("Cohere", True), ("GPTNeoX", False)]
+)
+def test_logits_that_are_more_than_a_head_are_counted_for_every_position(family, more_than_head):
+    """With a soft cap or a scale, the loss needs all positions; the trainer detects the same by comparing numbers."""
     import transformers
 
     small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
-    ends = {"bos_token_id": 1, "eos_token_id": 2}
-    config = getattr(transformers, f"{family}Config")(vocab_size=1000, **ends, **small)
+    special_tokens = {"bos_token_id": 1, "eos_token_id": 2}
+    config = getattr(transformers, f"{family}Config")(vocab_size=1000, **special_tokens, **small)
     settings = {
         "quantization": "none", "activation_checkpointing": False, "micro_batch_size": 2, "max_length": 64,
         "trained_fraction": 0.25, "cuda": False,
     }  # fmt: skip
-    some_at_a_time = 32 * 1000 * 8 + 2 * 32 * 64 * 4  # fp32 twice, and the gradient of the hidden states
-    assert estimate_training_memory(config, LORA, **settings).logits == (128 * 1000 * 12 if more else some_at_a_time)
+    chunked = 32 * 1000 * 8 + 2 * 32 * 64 * 4  # fp32 twice, and the gradient of the hidden states
+    assert estimate_training_memory(config, LORA, **settings).logits == (128 * 1000 * 12 if more_than_head else chunked)

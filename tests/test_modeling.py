@@ -14,7 +14,7 @@ from recipe.model.load import (
     load_adapter,
     quantization_config,
     save_adapter,
-)  # fmt: skip
+)
 from recipe.tokens.tokenizer import load_tokenizer
 
 
@@ -30,7 +30,7 @@ def lora(model, **changes):
     return get_peft_model(model, LoraConfig(**config))
 
 
-def test_embeddings_grow_to_the_tokenizer_and_old_logits_stay(tiny_base):
+def test_embeddings_grow_to_the_tokenizers_size_and_old_logits_stay_the_same(tiny_base):
     old = plain_base(tiny_base, 0)
     rows = old.get_input_embeddings().weight.shape[0]
     new = plain_base(tiny_base, rows + 3)
@@ -38,7 +38,7 @@ def test_embeddings_grow_to_the_tokenizer_and_old_logits_stay(tiny_base):
     ids = torch.tensor([[5, 6, 7]])
     torch.testing.assert_close(new(ids).logits[..., :rows], old(ids).logits)
     torch.testing.assert_close(new.lm_head.weight[rows], old.lm_head.weight.mean(0))
-    # A tokenizer smaller than the model leaves it as it is.
+    # A tokenizer smaller than the model leaves the model unchanged.
     assert plain_base(tiny_base, 10).config.vocab_size == rows
 
 
@@ -46,7 +46,7 @@ def test_weights_are_fp32_on_a_cpu(tiny_base):
     assert {weight.dtype for weight in plain_base(tiny_base, 0).parameters()} == {torch.float32}
 
 
-def test_the_base_is_found_checked_and_refused_when_altered(tiny_base, tmp_path, manifest, monkeypatch):
+def test_the_base_is_found_and_rejected_if_altered(tiny_base, tmp_path, manifest, monkeypatch):
     assert find_base(manifest, Path("/")) == tiny_base
     shutil.copytree(tiny_base, tmp_path / "copy")
     monkeypatch.setenv("RECIPE_BASE_MODEL", str(tmp_path / "copy"))
@@ -62,7 +62,7 @@ def test_the_base_is_found_checked_and_refused_when_altered(tiny_base, tmp_path,
         find_base(manifest, Path("/"))
 
 
-def test_a_saved_adapter_holds_nothing_of_the_machine_and_loads_back(tiny_base, tmp_path, manifest):
+def test_a_saved_adapter_contains_no_machine_details_and_loads_again(tiny_base, tmp_path, manifest):
     tokens = len(load_tokenizer(tiny_base)) + 1
     model = lora(plain_base(tiny_base, tokens))
     for name, weight in model.named_parameters():
@@ -79,21 +79,21 @@ def test_a_saved_adapter_holds_nothing_of_the_machine_and_loads_back(tiny_base, 
     assert config["base_model_name_or_path"] == f"tiny@sha256:{manifest['sha256'][:16]}"
     assert config["target_modules"] == ["q_proj", "v_proj"] and list(config) == sorted(config)
     assert str(tiny_base) not in text and "peft_version" not in config
-    again = load_adapter(plain_base(tiny_base, tokens), tmp_path / "a", manifest)
+    loaded = load_adapter(plain_base(tiny_base, tokens), tmp_path / "a", manifest)
     ids = torch.tensor([[5, 6, 7]])
-    torch.testing.assert_close(again(ids).logits, model.eval()(ids).logits, rtol=0, atol=0)
-    with again.disable_adapter():
-        assert not torch.equal(again(ids).logits, model(ids).logits)
+    torch.testing.assert_close(loaded(ids).logits, model.eval()(ids).logits, rtol=0, atol=0)
+    with loaded.disable_adapter():
+        assert not torch.equal(loaded(ids).logits, model(ids).logits)
 
 
-def test_an_adapter_of_another_base_is_refused(tiny_base, tmp_path, manifest):
+def test_an_adapter_of_another_base_is_rejected(tiny_base, tmp_path, manifest):
     tmp_path.joinpath("a").mkdir()
     save_adapter(lora(plain_base(tiny_base, 0)), tmp_path / "a", manifest)
-    with pytest.raises(DataError, match=r"made for tiny@sha256:.*this base is tiny@abc"):
+    with pytest.raises(DataError, match=r"trained for tiny@sha256:.*this base is tiny@abc"):
         load_adapter(plain_base(tiny_base, 0), tmp_path / "a", {**manifest, "revision": "abc"})
 
 
-def test_target_modules_are_held_to_the_model(tiny_base):
+def test_target_modules_must_exist_in_the_model(tiny_base):
     model = plain_base(tiny_base, 0)
     check_target_modules(model, "all-linear")
     check_target_modules(model, ("q_proj", "v_proj"))
@@ -101,7 +101,7 @@ def test_target_modules_are_held_to_the_model(tiny_base):
         check_target_modules(model, ("q_proj", "c_attn"))
 
 
-def test_answers_are_the_same_alone_and_in_a_batch_and_end_at_the_end_token(tiny_base, fetched_base):
+def test_answers_do_not_depend_on_the_batch_and_end_before_the_end_token(tiny_base, fetched_base):
     tokenizer = load_tokenizer(fetched_base / "tokenizer")
     model = plain_base(tiny_base, len(tokenizer)).eval()
     prompts = [[5], [9, 8, 7, 6], [50, 60]]
@@ -114,7 +114,7 @@ def test_answers_are_the_same_alone_and_in_a_batch_and_end_at_the_end_token(tiny
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
-def test_a_quantised_base_takes_an_adapter_and_trains(tiny_base, quantization):
+def test_an_adapter_trains_on_a_quantized_base(tiny_base, quantization):
     from peft import prepare_model_for_kbit_training
 
     assert quantization_config("nf4").bnb_4bit_use_double_quant
@@ -126,23 +126,23 @@ def test_a_quantised_base_takes_an_adapter_and_trains(tiny_base, quantization):
     assert any(grad.abs().sum() > 0 for grad in gradients)
 
 
-def test_a_gpu_without_bf16_is_refused_with_what_would_work(tiny_base, monkeypatch):
+def test_a_gpu_without_bf16_is_rejected_and_the_error_names_alternatives(tiny_base, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla T4")
-    with pytest.raises(MachineError, match=r"Tesla T4 can't compute in bf16.*an Ampere GPU or a newer one"):
+    with pytest.raises(MachineError, match=r"Tesla T4 can't compute in bf16.*Use an Ampere GPU or newer"):
         plain_base(tiny_base)
 
 
-def test_gradients_through_nf4_are_those_through_the_same_weights_expanded(tiny_base):
-    """bitsandbytes warns that one of its CPU kernels has no gradient: the adapter's gradients must be right."""
+def test_gradients_through_nf4_equal_those_through_dequantized_weights(tiny_base):
+    """bitsandbytes warns that one of its CPU kernels has no gradient; the adapter's gradients must be correct."""
     import bitsandbytes as bnb
 
     ids = torch.arange(5, 45)[None]
-    made = {}
-    for name in ("nf4", "expanded"):
+    gradients = {}
+    for name in ("nf4", "dequantized"):
         model = plain_base(tiny_base, quantization="nf4")
-        if name == "expanded":
+        if name == "dequantized":
             for parent in list(model.modules()):
                 for child_name, child in list(parent.named_children()):
                     if isinstance(child, bnb.nn.Linear4bit):
@@ -156,9 +156,10 @@ def test_gradients_through_nf4_are_those_through_the_same_weights_expanded(tiny_
             if "lora_B" in key:
                 torch.nn.init.normal_(weight, std=0.02, generator=torch.Generator().manual_seed(1))
         model(input_ids=ids, labels=ids).loss.backward()
-        made[name] = {key: weight.grad.float() for key, weight in model.named_parameters() if weight.requires_grad}
-    assert made["nf4"].keys() == made["expanded"].keys() and len(made["nf4"]) == 8
-    for key, gradient in made["nf4"].items():
-        wanted = made["expanded"][key]
-        assert torch.nn.functional.cosine_similarity(gradient.flatten(), wanted.flatten(), dim=0) > 0.99, key
-        assert (gradient - wanted).norm() < 0.1 * wanted.norm(), key  # nf4 computes in bf16
+        parameters = model.named_parameters()
+        gradients[name] = {key: weight.grad.float() for key, weight in parameters if weight.requires_grad}
+    assert gradients["nf4"].keys() == gradients["dequantized"].keys() and len(gradients["nf4"]) == 8
+    for key, gradient in gradients["nf4"].items():
+        expected = gradients["dequantized"][key]
+        assert torch.nn.functional.cosine_similarity(gradient.flatten(), expected.flatten(), dim=0) > 0.99, key
+        assert (gradient - expected).norm() < 0.1 * expected.norm(), key  # nf4 computes in bf16

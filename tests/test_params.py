@@ -27,27 +27,27 @@ def mistakes(tmp_path, *changes):
 
 
 @pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted(ROOT.glob("presets/*/params.yaml"))], ids=str)
-def test_every_shipped_recipe_is_valid(path):
+def test_every_shipped_params_yaml_is_valid(path):
     read_params(path, sections())
 
 
-def test_every_key_of_the_default_has_a_comment():
-    bare = [line for line in TEXT.splitlines() if ": " in line and "#" not in line]
-    assert bare == [f"    {name}: {name}" for name in ("instruction", "input", "output", "category")]
+def test_every_key_in_params_yaml_has_a_comment():
+    uncommented = [line for line in TEXT.splitlines() if ": " in line and "#" not in line]
+    assert uncommented == [f"    {name}: {name}" for name in ("instruction", "input", "output", "category")]
 
 
-def test_the_recipe_is_the_tutorials():
+def test_default_params_match_the_tutorial():
     params = read_params(ROOT / "params.yaml", sections())
     lora, train = params["lora"], params["train"]
     assert (lora.r, lora.alpha, lora.dropout, lora.target_modules) == (16, 32, 0.05, "all-linear")
     assert (train.lr_schedule, train.warmup_ratio, train.num_epochs, train.global_batch_size) == ("linear", 0.1, 1, 4)
 
 
-def test_numbers_in_exponent_form_are_numbers(tmp_path):
+def test_numbers_with_exponents_are_read_as_numbers(tmp_path):
     assert read(tmp_path, ("learning_rate: 3e-3", "learning_rate: 2e-4"))["train"].learning_rate == 2e-4
 
 
-def test_all_mistakes_come_at_once_with_line_and_nearest_key(tmp_path):
+def test_all_mistakes_are_reported_at_once_with_line_and_closest_key(tmp_path):
     text = mistakes(
         tmp_path,
         ("  r: 16", "  rank: 16"),
@@ -67,7 +67,7 @@ def test_all_mistakes_come_at_once_with_line_and_nearest_key(tmp_path):
     assert any("'error' or 'drop'" in line for line in lines)
 
 
-def test_a_key_in_the_wrong_section_is_named_where_it_belongs(tmp_path):
+def test_a_key_in_the_wrong_section_is_reported_with_the_right_section(tmp_path):
     text = mistakes(tmp_path, ("  r: 16", "  seed: 1\n  r: 16"))
     assert "lora.seed: no such key; did you mean train.seed?" in text
 
@@ -78,7 +78,7 @@ def test_a_key_in_the_wrong_section_is_named_where_it_belongs(tmp_path):
         (("r: 16", "r: 0"), "lora.r: found 0. Input should be greater than or equal to 1"),
         (("r: 16", "r: '16'"), 'lora.r: found "16". Input should be a valid integer'),
         (("packing: true", "packing: 'yes'"), "sequence.packing: found"),
-        (("save_steps: 100", "save_steps: 105"), "save_steps 105 is no multiple of logging_steps 10"),
+        (("save_steps: 100", "save_steps: 105"), "save_steps 105 is not a multiple of logging_steps 10"),
         (("micro_batch_tokens: 1024", "micro_batch_tokens: 3"), "train.micro_batch_tokens: found 3. Input should be"),
         (("checkpointing: auto", "checkpointing: true"), "found true. Input should be 'auto', 'on' or 'off'"),
         (("dtype: auto", "dtype: fp16"), "train.dtype: found \"fp16\". Input should be 'auto' or 'bfloat16'"),
@@ -90,7 +90,7 @@ def test_a_key_in_the_wrong_section_is_named_where_it_belongs(tmp_path):
         (("target_modules: all-linear", "target_modules: []"), "lora.target_modules"),
     ],
 )
-def test_a_wrong_value_is_refused_with_what_was_found(tmp_path, change, part):
+def test_an_invalid_value_is_rejected_and_reported(tmp_path, change, part):
     assert part in mistakes(tmp_path, change)
 
 
@@ -102,19 +102,19 @@ def test_a_wrong_value_is_refused_with_what_was_found(tmp_path, change, part):
         ("max_generations: ", "evaluate.num_prompts"),
     ],
 )  # fmt: skip
-def test_an_old_key_is_answered_with_its_new_name(tmp_path, new, old):
+def test_the_error_for_a_renamed_key_contains_its_new_name(tmp_path, new, old):
     section, key = old.split(".")
     text = mistakes(tmp_path, (f"  {new}", f"  {key}:{new.partition(':')[2]}"))
     assert f"{old}: renamed to {section}.{new.partition(':')[0]}" in text
 
 
-def test_jinja_text_without_quotes_is_one_error(tmp_path):
-    """YAML reads two braces as a mapping whose key is a mapping."""
+def test_unquoted_jinja_gives_one_error(tmp_path):
+    """YAML reads double braces as a mapping whose key is a mapping."""
     text = mistakes(tmp_path, ("chat_template: null ", 'chat_template: {{ "x" }} '))
     assert "chat_template" in text and "Traceback" not in text
 
 
-def test_names_of_modules_are_taken_as_a_list(tmp_path):
+def test_target_modules_can_be_a_list(tmp_path):
     params = read(tmp_path, ("target_modules: all-linear", "target_modules: [q_proj, v_proj]"))
     assert params["lora"].target_modules == ("q_proj", "v_proj")
 
@@ -124,20 +124,20 @@ def test_names_of_modules_are_taken_as_a_list(tmp_path):
     [
         ("data: {a: 1\n", "not valid YAML"),
         ("data:\n  a: 1\n  a: 2\n", "line 3"),
-        ("- 1\n", "not sections with keys"),
-        ("", "not sections with keys"),
+        ("- 1\n", "expected sections with keys, found CommentedSeq"),
+        ("", "expected sections with keys, found NoneType"),
         ("data: 3\n", "data: found 3"),
         ("data:\n  2026-01-01: 1\n3: 4\n", "no such section"),
     ],
 )
-def test_a_broken_file_is_one_error(tmp_path, text, part):
+def test_an_invalid_file_gives_one_error(tmp_path, text, part):
     path = tmp_path / "params.yaml"
     path.write_text(text)
     with pytest.raises(ParamsError, match=part):
         read_params(path, sections())
 
 
-def test_a_missing_or_binary_file_is_one_error(tmp_path):
+def test_a_missing_or_binary_file_gives_one_error(tmp_path):
     with pytest.raises(ParamsError, match="recipe new NAME"):
         read_params(tmp_path / "params.yaml", sections())
     (tmp_path / "params.yaml").write_bytes(b"\xff\xfe")
@@ -145,7 +145,7 @@ def test_a_missing_or_binary_file_is_one_error(tmp_path):
         read_params(tmp_path / "params.yaml", sections())
 
 
-def test_a_value_is_found_by_its_dotted_key():
+def test_find_value_reads_a_dotted_key():
     assert find_value(ROOT / "params.yaml", "lora.r") == "16"
     assert find_value(ROOT / "params.yaml", "model.id") == "demo-base"
     with pytest.raises(ParamsError, match="no key"):

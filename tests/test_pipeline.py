@@ -1,4 +1,4 @@
-"""dvc.yaml as the code reads it: the paths, and the fingerprint of a stage's inputs."""
+"""Reading dvc.yaml: the paths, and the fingerprint of a stage's inputs."""
 
 import shutil
 
@@ -12,7 +12,7 @@ from recipe.core.paths import Paths, fingerprint, read_paths, repository
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 
 
-def test_paths_are_read_from_dvc_yaml_and_outputs_written_once():
+def test_paths_are_read_from_dvc_yaml():
     paths = read_paths(ROOT)
     assert paths.adapter == ROOT / PIPELINE["vars"][1]["paths"]["adapter"]
     assert repository(ROOT) == ROOT
@@ -20,7 +20,7 @@ def test_paths_are_read_from_dvc_yaml_and_outputs_written_once():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A recipe folder whose dvc.yaml and params.yaml can be changed, with train's inputs in it."""
+    """A recipe folder with train's inputs, whose dvc.yaml and params.yaml can be changed."""
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(ROOT / name, tmp_path / name)
     for name in ("recipe", "requirements"):
@@ -31,7 +31,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_the_fingerprint_changes_with_inputs_params_and_code_of_the_stage_alone(folder):
+def test_fingerprint_depends_only_on_inputs_params_and_code_of_the_stage(folder):
     first = fingerprint(folder, "train")
     edit(folder / "params.yaml", "max_generations: 450", "max_generations: 3")
     edit(folder / "recipe/evaluate/stage.py", '"""', '"""A changed comment. ')
@@ -54,8 +54,8 @@ def test_the_fingerprint_changes_with_inputs_params_and_code_of_the_stage_alone(
         fingerprint(folder, "train")
 
 
-def test_a_path_that_is_missing_is_named(folder):
+def test_a_path_missing_from_dvc_yaml_is_reported(folder):
     edit(folder / "dvc.yaml", "      evaluation:", "      verdict:")
-    with pytest.raises(ParamsError, match=r"vars\.paths does not name evaluation"):
+    with pytest.raises(ParamsError, match=r"vars\.paths lacks evaluation"):
         read_paths(folder)
     assert set(Paths.__annotations__) - {"folder", "local"} == set(PIPELINE["vars"][1]["paths"])

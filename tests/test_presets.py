@@ -1,4 +1,4 @@
-"""The shipped presets, run whole on a Hub on loopback that has repositories in their shape with tiny sizes."""
+"""Run the shipped presets against a fake Hub on loopback with tiny repositories of the same structure."""
 
 import io
 import json
@@ -21,18 +21,18 @@ PRESETS = sorted(path.parent for path in ROOT.glob("presets/*/params.yaml"))
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
-def test_a_preset_opens_with_its_command_and_has_the_roots_pipeline(preset):
+def test_a_preset_starts_with_its_command_and_has_the_root_pipeline(preset):
     params = read_params(preset / "params.yaml", sections())
     assert params["registry"].name == preset.name
     head = (preset / "params.yaml").read_text().partition("\ndata:")[0]
     assert "dvc repro" in head and "GPU" in head and "Time: " in head
     assert not any(path.is_symlink() for path in preset.iterdir())
-    # After a change of the root's: make presets
+    # After a change of the root's dvc.yaml, run: make presets
     assert (preset / "dvc.yaml").read_text() == pipeline_of(ROOT)
     assert (preset / "hub").read_text() == HUB_FILE
 
 
-def test_the_real_recipe_is_the_tutorials():
+def test_the_xgen_preset_has_the_tutorials_settings():
     params = read_params(ROOT / "presets/xgen-7b-alpaca/params.yaml", sections())
     assert (params["model"].id, params["data"].id) == ("Salesforce/xgen-7b-8k-base", "tatsu-lab/alpaca")
     assert params["model"].revision is None and params["data"].revision is None  # `recipe pin` writes them
@@ -45,21 +45,21 @@ def test_the_real_recipe_is_the_tutorials():
 
 @pytest.fixture
 def repository(tmp_path):
-    """The files of this repository in one of their own, with no outputs."""
-    made = tmp_path / "repository"
+    """A new repository with the files of this one, without outputs."""
+    folder = tmp_path / "repository"
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).exists() and name != "dvc.lock" and not name.startswith("metrics/"):
-            (made / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, made / name, follow_symlinks=False)
-    subprocess.run(["git", "init", "-q"], cwd=made, check=True)
-    return made
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    return folder
 
 
 def xgen_files(tmp_path):
-    """XGen's shape: the config with tiny sizes, .bin shards with an index, a tokenizer that claims remote code."""
+    """XGen's structure with tiny sizes: config, .bin shards with an index, a tokenizer that declares remote code."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -88,20 +88,20 @@ def xgen_files(tmp_path):
 
 
 def alpaca_parquet(shared, count):
-    """Alpaca's shape: Parquet with instruction, input, output and text."""
+    """Alpaca's structure: Parquet with instruction, input, output and text."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = json.loads((shared / "alpaca_en_999.json").read_text(encoding="utf-8"))[:count]
     rows = [{name: row[name] for name in ("instruction", "input", "output")} | {"text": "x"} for row in rows]
-    rows.append({"instruction": "Say nothing.", "input": "", "output": "", "text": "x"})  # as Alpaca has 28
+    rows.append({"instruction": "Say nothing.", "input": "", "output": "", "text": "x"})  # Alpaca has 28 such rows
     data = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), data)
     return data.getvalue()
 
 
 class Session:
-    """Commands in a preset's folder, against a Hub on loopback."""
+    """Runs commands in a preset's folder against a Hub on loopback."""
 
     def __init__(self, folder: Path, hub: FakeHub):
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -123,15 +123,15 @@ class Session:
 
 
 @pytest.mark.slow
-def test_the_real_recipe_runs_whole(repository, shared, tmp_path):
-    """presets/xgen-7b-alpaca with only sizes, precision and endpoint changed: unpinned, pinned, run, cache emptied."""
+def test_the_xgen_preset_runs_completely(repository, shared, tmp_path):
+    """presets/xgen-7b-alpaca with small sizes, no quantization and a fake Hub: unpinned, pinned, run, cache removed."""
     with FakeHub() as hub:
         hub.add("model", "Salesforce/xgen-7b-8k-base", xgen_files(tmp_path))
         card = b"---\nlicense: cc-by-nc-4.0\n---\n# Alpaca\n"
         rows = {"README.md": card, "data/train-00000-of-00001-a09b74b3ef9c3b56.parquet": alpaca_parquet(shared, 150)}
         hub.add("dataset", "tatsu-lab/alpaca", rows)
         gpt2 = {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"}
-        files = {ours: (shared / "gpt2" / theirs).read_bytes() for ours, theirs in gpt2.items()}
+        files = {name: (shared / "gpt2" / source).read_bytes() for name, source in gpt2.items()}
         hub.add("model", GPT2, files, commit=GPT2_REVISION)
         here = Session(repository / "presets" / "xgen-7b-alpaca", hub)
 
@@ -153,11 +153,11 @@ def test_the_real_recipe_runs_whole(repository, shared, tmp_path):
         assert not list(here.folder.rglob("*.bin"))
         assert not hub.gets("tokenization_xgen.py")
 
-        lock, asked = (here.folder / "dvc.lock").read_bytes(), len(hub.requests)
+        lock, num_requests = (here.folder / "dvc.lock").read_bytes(), len(hub.requests)
         shutil.rmtree(here.folder.parent / "hf")
         (here.folder / "models/adapter/adapter_model.safetensors").unlink()
         out = here.run("recipe", "train", code=4)
-        assert "`recipe fetch model` brings it back, and changes no output" in out and len(hub.requests) == asked
+        assert "Run `recipe fetch model` to restore it (no output changes)" in out and len(hub.requests) == num_requests
         here.run("recipe", "fetch", "model")
         here.run("dvc", "repro")
         assert (here.folder / "dvc.lock").read_bytes() == lock
@@ -167,7 +167,7 @@ TEXT = "what is the sum of 2 and 40 ? it is 42 . hello there , how are you today
 
 
 def small_repository(folder, config, template=None):
-    """A random tiny model of a family, and a tokenizer with the special tokens of ChatML."""
+    """A tiny random model of a family, and a tokenizer with ChatML's special tokens."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -188,7 +188,7 @@ def small_repository(folder, config, template=None):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def small_config(family, **more):
+def small_config(family, **changes):
     import transformers
 
     common = {
@@ -198,7 +198,7 @@ def small_config(family, **more):
     }  # fmt: skip
     if family in {"GPTNeoX", "GPT2"}:
         del common["num_key_value_heads"], common["head_dim"]
-    return getattr(transformers, f"{family}Config")(**common, **more)
+    return getattr(transformers, f"{family}Config")(**common, **changes)
 
 
 CHATML = (
@@ -242,7 +242,7 @@ SHAPES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_preset_runs_whole_on_repositories_in_its_shape(repository, shared, tmp_path, name):
+def test_a_preset_runs_completely_on_repositories_of_its_structure(repository, shared, tmp_path, name):
     family, template, files = SHAPES[name]
     files = {path: data or alpaca_parquet(shared, 100) for path, data in files.items()}
     here = repository / "presets" / name
@@ -264,7 +264,7 @@ def test_a_preset_runs_whole_on_repositories_in_its_shape(repository, shared, tm
 
 
 @pytest.mark.parametrize("family", ["Qwen3", "Gemma", "Mistral", "GPTNeoX", "GPT2"])
-def test_another_family_goes_through_train_and_evaluate(family, raw, sequence_params, train_params, tmp_path):
+def test_other_model_families_can_be_trained_and_evaluated(family, raw, sequence_params, train_params, tmp_path):
     from recipe.evaluate.params import EvaluateParams
     from recipe.evaluate.stage import evaluate
     from recipe.fetch.params import ModelParams
@@ -277,7 +277,7 @@ def test_another_family_goes_through_train_and_evaluate(family, raw, sequence_pa
     small_repository(tmp_path / "model", small_config(family))
     paths = paths_in(tmp_path, folder=tmp_path)
     fetch_model(ModelParams(source="model", id="x", revision=None, trust_remote_code=False), paths)
-    raw([{"instruction": one["question"], "input": "", "output": one["answer"]} for one in SUMS])
+    raw([{"instruction": row["question"], "input": "", "output": row["answer"]} for row in SUMS])
     prepare(sequence_params(max_length=128), paths, no_progress)
     lora = LoraParams(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
     train(lora, train_params(num_epochs=3, logging_steps=4), paths, tmp_path / "checkpoints", lambda values, step: None)

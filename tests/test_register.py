@@ -10,32 +10,32 @@ def tags(**changes):
 
 
 @pytest.mark.parametrize(
-    ("rule", "new", "champion", "moves", "says"),
+    ("rule", "new", "champion", "moves", "reason"),
     [
         ("if_better", TAGS, None, True, "version 2 is the first champion"),
         ("if_better", tags(validation_loss="1.4"), ("1", TAGS), True, "1.4000 against 1.5000 of version 1"),
         ("if_better", tags(validation_loss="1.5"), ("1", TAGS), False, "version 1 stays the champion"),
         ("if_better", tags(validation_loss="1.6"), ("1", TAGS), False, "1.5000 against 1.6000 of version 2"),
         ("if_better", tags(validation_loss="1", validation_sha256="w"), ("1", TAGS), False, "can't be compared"),
-        ("if_better", tags(validation_loss="1", tokenizer_sha256="u"), ("1", TAGS), False, "another tokenizer"),
+        ("if_better", tags(validation_loss="1", tokenizer_sha256="u"), ("1", TAGS), False, "different tokenizer"),
         ("if_better", tags(validation_loss="1"), ("1", {"validation_loss": "2"}), False, "can't be compared"),
-        ("if_better", TAGS, ("2", TAGS), False, "champion already"),
-        ("always", tags(validation_loss="9", validation_sha256="w"), ("1", TAGS), True, "it was version 1"),
-        ("never", tags(validation_loss="0"), None, False, "as registry.promote says"),
+        ("if_better", TAGS, ("2", TAGS), False, "is already the champion"),
+        ("always", tags(validation_loss="9", validation_sha256="w"), ("1", TAGS), True, "replacing version 1"),
+        ("never", tags(validation_loss="0"), None, False, "registry.promote is never"),
     ],
 )
-def test_the_alias_moves_only_to_a_better_adapter_or_when_told(rule, new, champion, moves, says):
+def test_the_alias_moves_only_to_a_better_adapter_unless_promote_says_otherwise(rule, new, champion, moves, reason):
     moved, sentence = decide(rule, "2", new, champion)
     assert moved is moves
-    assert says in sentence
+    assert reason in sentence
 
 
-def test_nested_numbers_become_metrics():
-    nested = {"base": {"loss": 1, "exact_match": None}, "rows": 3, "by_kind": {"a b": {"base": 0.5}}, "name": "x"}
-    assert flat("eval", nested) == {"eval/base/loss": 1.0, "eval/rows": 3.0, "eval/by_kind/a b/base": 0.5}
+def test_nested_numbers_become_flat_metrics():
+    nested = {"base": {"loss": 1, "exact_match": None}, "rows": 3, "by_category": {"a b": {"base": 0.5}}, "name": "x"}
+    assert flat("eval", nested) == {"eval/base/loss": 1.0, "eval/rows": 3.0, "eval/by_category/a b/base": 0.5}
 
 
-def test_a_runs_metrics_are_grouped_and_those_by_kind_are_the_adapters():
+def test_run_metrics_are_grouped_and_by_category_only_those_of_the_adapter():
     scores = {
         "rows": 3, "base": {"loss": 2.0}, "adapter": {"loss": 1.0, "exact_match": None}, "difference": {"loss": 1.0},
         "tasks": {"hellaswag": {"base": {"acc": 0.25}, "adapter": {"acc": 0.5}}},
@@ -54,9 +54,9 @@ def test_a_runs_metrics_are_grouped_and_those_by_kind_are_the_adapters():
     }  # fmt: skip
 
 
-def test_any_kind_and_file_name_becomes_a_name_that_mlflow_takes():
+def test_mlflow_accepts_every_cleaned_category_and_file_name():
     from mlflow.utils.validation import _validate_metric_name, _validate_model_version_tag
 
     for name in ("Q&A", "what?", "a/../b", "rows (1).json", "ü", "..", ""):
-        _validate_metric_name(f"eval/by_kind/{plain(name)}/base")
+        _validate_metric_name(f"eval/by_category/{plain(name)}/base")
         _validate_model_version_tag(f"data_sha256.{plain(name)}", "x")

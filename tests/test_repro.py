@@ -1,4 +1,4 @@
-"""The whole pipeline as a user runs it: `dvc repro` in fresh clones, killed, changed, and on real data."""
+"""The pipeline as a user runs it: `dvc repro` in fresh clones, killed, with changes, and on real data."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from demo.rows import CATEGORIES
 pytestmark = pytest.mark.slow
 
 
-def test_the_default_teaches_what_it_is_for_and_a_second_repro_runs_nothing(finished):
+def test_the_demo_learns_its_tasks_and_a_second_repro_runs_nothing(finished):
     scores = json.loads((finished / "metrics" / "evaluate.json").read_text())
     assert scores["base"]["exact_match"] <= 0.05 and scores["adapter"]["exact_match"] >= 0.50
     groups = json.loads((finished / "reports" / "evaluation" / "groups.json").read_text())
@@ -30,20 +30,20 @@ def test_the_default_teaches_what_it_is_for_and_a_second_repro_runs_nothing(fini
 
 
 def children(pid):
-    """Every living process below `pid`."""
-    found = []
+    """The process ids of all descendants of `pid`."""
+    pids = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
         except (FileNotFoundError, ProcessLookupError):
             continue
         if parent == pid:
-            found += [int(entry.name), *children(int(entry.name))]
-    return found
+            pids += [int(entry.name), *children(int(entry.name))]
+    return pids
 
 
-def test_a_killed_training_in_another_clone_ends_in_the_same_lock(finished, commit, tmp_path):
-    """Another path, another length, a cache of its own; SIGKILL for `dvc` alone, in the middle of training."""
+def test_a_killed_training_in_another_clone_produces_the_same_lock(finished, commit, tmp_path):
+    """A path of another length, a separate cache; SIGKILL only for `dvc`, during training."""
     folder = tmp_path / "another" / "place with a longer name" / "recipe-clone"
     folder.parent.mkdir(parents=True)
     run(folder.parent, "git", "clone", "-q", commit, folder)
@@ -55,22 +55,22 @@ def test_a_killed_training_in_another_clone_ends_in_the_same_lock(finished, comm
     while not list(folder.glob(".recipe/checkpoints/*/checkpoint-100/complete.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
-    below = children(process.pid)
-    assert below
+    descendants = children(process.pid)
+    assert descendants
     process.kill()
     process.wait()
-    # Nobody trains on beside the next run.
-    while any(Path(f"/proc/{pid}").exists() for pid in below):
-        assert time.monotonic() < deadline, below
+    # The trainer ends, so that it does not compete with the next run.
+    while any(Path(f"/proc/{pid}").exists() for pid in descendants):
+        assert time.monotonic() < deadline, descendants
         time.sleep(0.1)
-    assert "going on from checkpoint-" in run(folder, "dvc", "repro")
-    ours, theirs = (YAML(typ="safe").load((place / "dvc.lock").read_text()) for place in (folder, finished))
-    assert ours == theirs
+    assert "resuming from checkpoint-" in run(folder, "dvc", "repro")
+    lock, expected = (YAML(typ="safe").load((place / "dvc.lock").read_text()) for place in (folder, finished))
+    assert lock == expected
 
 
 @pytest.fixture
 def quick(finished, tiny_base, tmp_path):
-    """A recipe of seconds beside the root recipe, run through."""
+    """A finished recipe that runs in seconds, in the presets of the finished root recipe."""
     write_jsonl(tmp_path / "rows" / "train.jsonl", toy_rows(80))
     write_jsonl(tmp_path / "rows" / "validation.jsonl", [alpaca(f"Held {n}", "x y") for n in range(6)])
     run(finished, "recipe", "new", "quick", "--data", tmp_path / "rows", "--model", tiny_base)
@@ -85,7 +85,7 @@ def quick(finished, tiny_base, tmp_path):
     shutil.rmtree(folder)
 
 
-def test_a_change_reruns_what_depends_on_it_and_nothing_else(quick, tmp_path):
+def test_a_change_reruns_only_the_stages_that_depend_on_it(quick, tmp_path):
     def repro():
         return stages_run(run(quick, "dvc", "repro"))
 
@@ -95,7 +95,7 @@ def test_a_change_reruns_what_depends_on_it_and_nothing_else(quick, tmp_path):
     assert repro() == ["prepare", "analyze", "train", "evaluate", "register"]
     write_jsonl(tmp_path / "rows" / "train.jsonl", toy_rows(81))
     assert repro() == ["fetch@data", "prepare", "analyze", "train", "evaluate", "register"]
-    # A changed comment in a file of analyze's folder; its outputs stay, so nothing runs after it.
+    # A comment changes in a file of analyze. Its outputs do not change, so no later stage runs.
     package = quick.resolve().parents[1] / "recipe"
     code = package / "analyze" / "scan.py"
     code.write_text(code.read_text() + "# A comment.\n")
@@ -106,7 +106,7 @@ def test_a_change_reruns_what_depends_on_it_and_nothing_else(quick, tmp_path):
     assert repro() == []
 
 
-def test_real_rows_go_through_all_stages_and_the_loss_falls(real):
+def test_real_rows_run_through_all_stages_and_the_loss_decreases(real):
     scores = json.loads((real / "metrics" / "evaluate.json").read_text())
     assert scores["adapter"]["loss"] < scores["base"]["loss"] - 0.1
     meta = json.loads((real / "data" / "prepared" / "meta.json").read_text())
@@ -116,20 +116,20 @@ def test_real_rows_go_through_all_stages_and_the_loss_falls(real):
     print(f"\n{real.name}: {meta['rows']} {meta['tokens']} loss {losses} seconds {seconds}")
 
 
-def test_an_experiment_is_a_child_run_in_the_repositorys_own_store(swept):
+def test_an_experiment_is_a_child_run_in_the_store_of_the_repository(swept):
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{swept / 'mlflow' / 'mlflow.db'}")
-    found = client.search_runs([client.get_experiment_by_name("recipe-demo").experiment_id])
-    [parent] = [one for one in found if "sweep" in one.data.tags]
-    [child] = [one for one in found if "mlflow.parentRunId" in one.data.tags]
+    runs = client.search_runs([client.get_experiment_by_name("recipe-demo").experiment_id])
+    [parent] = [item for item in runs if "sweep" in item.data.tags]
+    [child] = [item for item in runs if "mlflow.parentRunId" in item.data.tags]
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert child.data.tags["dvc_experiment"] == "rank-4" and child.data.params["lora.r"] == "4"
     assert parent.data.tags["sweep"] == run(swept, "git", "rev-parse", "HEAD").strip()
-    # DVC and MLflow say the same numbers.
+    # DVC and MLflow report the same numbers.
     rows = list(csv.DictReader(io.StringIO(run(swept, "dvc", "exp", "show", "--csv"))))
     [row] = [row for row in rows if row["Experiment"] == "rank-4"]
-    # DVC puts the file before a name ("metrics/evaluate.json:adapter.loss") as soon as a preset has it, too.
+    # DVC prefixes a name with its file ("metrics/evaluate.json:adapter.loss") if a preset has the same name.
     shown = {name.split(":")[-1]: value for name, value in row.items() if not name.startswith("presets/")}
     assert float(shown["adapter.loss"]) == child.data.metrics["eval/adapter/loss"]
     assert shown["lora.r"] == "4"

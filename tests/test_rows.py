@@ -13,7 +13,7 @@ from recipe.text.readers import BadRow, Row, pick_columns, read_rows
 
 ROWS = [{"instruction": 'a, "b"', "output": "two\nlines"}, {"instruction": "ü 漢 🙂", "output": "x"}]
 texts = st.text(st.characters(exclude_categories=["Cs"]))
-some_rows = st.lists(st.fixed_dictionaries({"instruction": texts, "output": texts}), min_size=1, max_size=5)
+row_lists = st.lists(st.fixed_dictionaries({"instruction": texts, "output": texts}), min_size=1, max_size=5)
 
 
 def read(tmp_path, name, data):
@@ -46,7 +46,7 @@ def test_every_format_gives_the_same_rows(tmp_path, name, text):
     assert [row.values for row in read(tmp_path, name, text)] == ROWS
 
 
-def test_parquet_gives_the_same_rows_with_their_number(tmp_path):
+def test_parquet_gives_the_same_rows_with_their_numbers(tmp_path):
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "r.parquet")
     rows = list(read_rows(tmp_path / "r.parquet"))
     assert [row.values for row in rows] == ROWS
@@ -54,36 +54,39 @@ def test_parquet_gives_the_same_rows_with_their_number(tmp_path):
 
 
 @settings(max_examples=60, deadline=None)
-@given(some_rows, st.sampled_from([None, 2]))
-def test_any_json_list_round_trips_with_true_lines(tmp_path_factory, rows, indent):
+@given(row_lists, st.sampled_from([None, 2]))
+def test_any_json_list_round_trips_with_correct_places(tmp_path_factory, rows, indent):
     text = json.dumps(rows, indent=indent)
-    found = read(tmp_path_factory.mktemp("rows"), "r.json", text)
-    assert [row.values for row in found] == rows
+    rows_read = read(tmp_path_factory.mktemp("rows"), "r.json", text)
+    assert [row.values for row in rows_read] == rows
     lines = text.splitlines()
-    for number, row in enumerate(found, 1):
-        kind, at = row.place.split()
-        assert lines[int(at) - 1].lstrip(" [").startswith("{") if kind == "line" else int(at) == number
+    for number, row in enumerate(rows_read, 1):
+        unit, position = row.place.split()
+        if unit == "line":
+            assert lines[int(position) - 1].lstrip(" [").startswith("{")
+        else:
+            assert int(position) == number
 
 
-def test_json_rows_on_one_line_are_named_by_number(tmp_path):
-    found = read(tmp_path, "r.json", '[{"a": 1}, {"a": 2}, 3]\n')
-    assert [row.place for row in found] == ["row 1", "row 2", "row 3"]
-    found = read(tmp_path, "r.json", '[{"a": 1},\n{"a": 2}, {"a": 3},\n{"a": 4}]\n')
-    assert [row.place for row in found] == ["line 1", "line 2", "row 3", "line 3"]
+def test_json_rows_on_the_same_line_are_located_by_number(tmp_path):
+    rows_read = read(tmp_path, "r.json", '[{"a": 1}, {"a": 2}, 3]\n')
+    assert [row.place for row in rows_read] == ["row 1", "row 2", "row 3"]
+    rows_read = read(tmp_path, "r.json", '[{"a": 1},\n{"a": 2}, {"a": 3},\n{"a": 4}]\n')
+    assert [row.place for row in rows_read] == ["line 1", "line 2", "row 3", "line 3"]
 
 
 @settings(max_examples=60, deadline=None)
-@given(some_rows)
+@given(row_lists)
 def test_any_csv_round_trips(tmp_path_factory, rows):
     rows = [{name: value.replace("\0", "") for name, value in row.items()} for row in rows]
-    found = read(tmp_path_factory.mktemp("rows"), "r.csv", csv_text(rows))
-    assert [row.values for row in found] == rows
+    rows_read = read(tmp_path_factory.mktemp("rows"), "r.csv", csv_text(rows))
+    assert [row.values for row in rows_read] == rows
 
 
-def test_a_csv_row_is_named_by_its_first_line(tmp_path):
-    found = read(tmp_path, "r.csv", 'instruction,output\n"a\nb",1\nc,2\nd\n')
-    assert [row.place for row in found] == ["line 2", "line 4", "line 5"]
-    assert found[2].reason == "1 values for 2 columns"
+def test_a_csv_row_is_located_by_its_first_line(tmp_path):
+    rows_read = read(tmp_path, "r.csv", 'instruction,output\n"a\nb",1\nc,2\nd\n')
+    assert [row.place for row in rows_read] == ["line 2", "line 4", "line 5"]
+    assert rows_read[2].reason == "1 values for 2 columns"
 
 
 @pytest.mark.parametrize(
@@ -95,23 +98,23 @@ def test_a_csv_row_is_named_by_its_first_line(tmp_path):
         ("r.json", '[{"a": 1}', "the end of the file"),
         ("r.json", '"rows"', "expected a list of objects"),
         ("r.json", "", "is empty"),
-        ("r.csv", "a,a\n1,2\n", "stand twice"),
+        ("r.csv", "a,a\n1,2\n", "duplicate columns"),
         ("r.csv", 'a,b\n"x,2\n', "not valid CSV"),
         ("r.parquet", b"PAR1 but not really", "not a readable Parquet file"),
         ("r.txt", "x", "not from '.txt'"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_refused_with_its_place(tmp_path, name, data, part):
+def test_an_unreadable_file_is_rejected_with_the_place_of_the_error(tmp_path, name, data, part):
     with pytest.raises(DataError) as raised:
         read(tmp_path, name, data)
     assert part in str(raised.value) and name in str(raised.value)
 
 
-def test_a_broken_line_is_one_bad_row_and_the_others_are_read(tmp_path):
-    good, broken, number, fine = read(tmp_path, "r.jsonl", '{"a": "x"}\n{"a": \n3\n{"a": "y"}\n')
-    assert (good.values, fine.values) == ({"a": "x"}, {"a": "y"})
-    assert (broken.place, number.reason) == ("line 2", "a number, not an object with columns")
-    assert "not valid JSON" in broken.reason
+def test_an_invalid_line_is_a_bad_row_and_the_other_lines_are_read(tmp_path):
+    first, invalid, number, last = read(tmp_path, "r.jsonl", '{"a": "x"}\n{"a": \n3\n{"a": "y"}\n')
+    assert (first.values, last.values) == ({"a": "x"}, {"a": "y"})
+    assert (invalid.place, number.reason) == ("line 2", "a number, not an object with columns")
+    assert "not valid JSON" in invalid.reason
 
 
 REQUIRED, OPTIONAL = {"instruction": "q", "output": "a"}, {"input": "ctx"}
@@ -129,14 +132,14 @@ REQUIRED, OPTIONAL = {"instruction": "q", "output": "a"}, {"input": "ctx"}
         ({"q": "x\udc80", "a": "y"}, "'q' is not UTF-8"),
     ],
 )
-def test_a_row_that_the_template_cannot_use_is_refused_with_the_reason(values, reason):
+def test_a_row_that_the_template_cannot_use_is_rejected_with_the_reason(values, reason):
     bad = pick_columns(Row(values, "r.json", "line 7"), REQUIRED, OPTIONAL)
     assert isinstance(bad, BadRow)
     assert (bad.file, bad.place, bad.reason) == ("r.json", "line 7", reason)
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.json", "r.csv"])
-def test_bytes_that_are_not_utf8_are_a_bad_row_at_their_line(tmp_path, name):
+def test_bytes_that_are_not_utf8_make_a_bad_row_with_its_line(tmp_path, name):
     data = {
         "r.jsonl": b'{"q": "ok", "a": "ok"}\n{"q": "caf\xe9", "a": "ok"}\n',
         "r.json": b'[{"q": "ok", "a": "ok"},\n{"q": "caf\xe9", "a": "ok"}]',
@@ -154,21 +157,21 @@ def test_optional_columns_may_be_missing_or_null():
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}"], ids=["nested", "digits"])
-def test_json_that_python_cannot_hold_is_a_bad_row_or_an_error(tmp_path, text):
+def test_json_that_python_cannot_represent_is_a_bad_row_or_an_error(tmp_path, text):
     [bad] = read(tmp_path, "r.jsonl", text + "\n")
     assert isinstance(bad, BadRow) and "JSON" in bad.reason
     with pytest.raises(DataError, match="JSON"):
         read(tmp_path, "r.json", f"[{text}")
 
 
-def test_a_csv_without_header_is_refused(tmp_path):
+def test_a_csv_without_a_header_is_rejected(tmp_path):
     with pytest.raises(DataError, match="has no header"):
         read(tmp_path, "r.csv", b"\xef\xbb\xbf")
 
 
 @pytest.mark.parametrize("depth", [600, 1000, 1020, 3000])
-def test_a_row_nested_too_deep_to_be_written_down_again_is_refused_or_written(tmp_path, depth):
-    """orjson reads deeper than Python's own json writes."""
+def test_a_row_nested_too_deeply_to_serialize_is_a_bad_row(tmp_path, depth):
+    """orjson reads deeper nesting than Python's json can write."""
     (tmp_path / "rows.jsonl").write_text('{"instruction": ' + "[" * depth + "]" * depth + ', "output": "x"}\n')
     [row] = read_rows(tmp_path / "rows.jsonl")
     if not isinstance(row, BadRow):

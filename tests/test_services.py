@@ -1,4 +1,4 @@
-"""docker/compose.yaml for real: MLflow on PostgreSQL, a recipe that logs to it by name, down, up, backup, restore."""
+"""Run docker/compose.yaml: MLflow with PostgreSQL, a recipe that logs to it, down, up, backup and restore."""
 
 import json
 import os
@@ -20,7 +20,7 @@ PASSWORD = "a long test password"
 
 
 class Services:
-    """docker/services as a user of Docker calls it, in a project and on a port of its own."""
+    """Runs docker/services as a user of Docker, in a separate project and on a free port."""
 
     def __init__(self, engine, folder):
         self.engine, self.folder = engine, folder
@@ -28,11 +28,11 @@ class Services:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
 
-    def run(self, *arguments, check=True, **more):
+    def run(self, *arguments, check=True, **variables):
         command, environment = self.engine.as_user(
             "docker/services", *arguments, folder=self.folder.parent, PROJECT="recipe-services", PORT=str(self.port),
             COMPOSE="docker-compose", POSTGRES_IMAGE="local/postgres", LOCK="cpu", IMAGE="recipe-test:cpu",
-            RECIPE="presets/quick", **more,
+            RECIPE="presets/quick", **variables,
         )  # fmt: skip
         done = subprocess.run(
             command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -42,7 +42,7 @@ class Services:
         return done.stdout
 
     def ask(self, path, method="GET", body=None, **headers):
-        """The status and the JSON of a request to the server."""
+        """Send a request to the server; returns its status and JSON."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/api/2.0/mlflow/{path}", method=method,
             data=None if body is None else json.dumps(body).encode(),
@@ -71,19 +71,19 @@ def services(engine, image, cloned, place):
     write_jsonl(cloned / "rows" / "train.jsonl", toy_rows(80))
     write_jsonl(cloned / "rows" / "validation.jsonl", [alpaca(f"Held {n}", "x y") for n in range(6)])
     own(cloned / "rows")
-    one = Services(engine, cloned)
-    make_quick = ["run", "--rm", "--user", f"{USER}:{USER}", "--mount", f"type=bind,source={cloned},target=/workspace"]
-    engine.docker(*make_quick, "recipe-test:cpu", "recipe", "new", "quick", "--data", "rows")
+    running = Services(engine, cloned)
+    in_clone = ["run", "--rm", "--user", f"{USER}:{USER}", "--mount", f"type=bind,source={cloned},target=/workspace"]
+    engine.docker(*in_clone, "recipe-test:cpu", "recipe", "new", "quick", "--data", "rows")
     quick = cloned / "presets" / "quick"
     edit(quick, "max_generations: 450", "max_generations: 2")
     edit(quick, "max_new_tokens: 64", "max_new_tokens: 4")
     own(quick)
-    yield one
-    one.run("down", check=False)
+    yield running
+    running.run("down", check=False)
     engine.docker("volume", "rm", "-f", "recipe-services_postgres", "recipe-services_artifacts", check=False)
 
 
-def test_a_recipe_logs_to_the_services_and_all_survives_down_up_and_a_restore(services, place):
+def test_a_recipe_logs_to_the_services_and_its_version_survives_down_up_and_restore(services, place):
     out = services.run("up")
     assert f"MLflow: http://127.0.0.1:{services.port}" in out
     assert oct((services.folder / "docker/.env").stat().st_mode & 0o777) == "0o600"
@@ -104,14 +104,14 @@ def test_a_recipe_logs_to_the_services_and_all_survives_down_up_and_a_restore(se
     own(place / "home")
     services.run("backup", str(place / "home" / backup.name))
     assert oct((place / "home" / backup.name).stat().st_mode & 0o777) == "0o600"
-    assert "is there already" in services.run("backup", str(place / "home" / backup.name), check=False)
+    assert "already exists" in services.run("backup", str(place / "home" / backup.name), check=False)
     status, _ = services.ask("registered-models/delete", "DELETE", {"name": "quick"})
     assert status == 200 and services.champion() is None
     assert "restored from" in services.run("restore", str(place / "home" / backup.name))
     assert services.champion() == "1"
     assert "answer [" in services.run("train", "python", "-c", load)
     Path(place / "home" / "nothing").write_text("x")
-    assert "is no backup of" in services.run("restore", str(place / "home" / "nothing"), check=False)
+    assert "is not a backup of" in services.run("restore", str(place / "home" / "nothing"), check=False)
 
     assert services.ask("experiments/search?max_results=1", Host="elsewhere.example")[0] == 403
 
@@ -121,14 +121,14 @@ import boto3
 s3 = boto3.client("s3", "us-east-1", endpoint_url="http://s3:9000", aws_access_key_id="a", aws_secret_access_key="b")
 if not s3.list_buckets()["Buckets"]:
     s3.create_bucket(Bucket="runs")
-print(*sorted(one["Key"] for one in s3.list_objects_v2(Bucket="runs").get("Contents", [])), sep="\\n")
+print(*sorted(file["Key"] for file in s3.list_objects_v2(Bucket="runs").get("Contents", [])), sep="\\n")
 """
 
 
 @pytest.fixture
 def bucket(services, engine, place):
-    """An S3 server beside the services (moto), which forgets all when it ends; calling it lists the bucket's keys."""
-    services.run("up")  # and with it the network
+    """An in-memory S3 server (moto) in the services' network; returns a function that lists the bucket's keys."""
+    services.run("up")  # also creates the network
     package = [sys.executable, "-m", "pip", "install", "-q", "--target", place / "moto", "moto[server]==5.2.5"]
     subprocess.run(package, check=True)
     engine.docker(
@@ -140,7 +140,7 @@ def bucket(services, engine, place):
     engine.docker("rm", "-f", "recipe-s3", check=False)
 
 
-def test_artifacts_go_to_a_bucket_and_come_back(services, bucket, place):
+def test_artifacts_are_stored_in_a_bucket_and_loaded_from_it(services, bucket, place):
     s3 = {"MLFLOW_ARTIFACTS": "s3://runs/mlflow", "MLFLOW_S3_ENDPOINT_URL": "http://s3:9000"}
     s3 |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
     services.run("up", **s3)
@@ -154,13 +154,13 @@ def test_artifacts_go_to_a_bucket_and_come_back(services, bucket, place):
     load += "print('answer', repr(model.predict([{'instruction': 'Say number 3.'}])))"
     assert "answer [" in services.run("train", "python", "-c", load, **s3)
     out = services.run("backup", str(place / "home" / "with-bucket.backup"), **s3)
-    assert "note: the artifacts are not on this machine's volume, and so not in this backup" in out
+    assert "note: the artifacts are not in this machine's volume, so this backup does not contain them" in out
     edit(services.folder / "presets/quick", "name: in-bucket ", "name: quick ")
     services.run("up")
 
 
-def test_wider_than_loopback_it_wants_a_password(services):
-    """One that is not given stops the server; one that is keeps strangers out."""
+def test_beyond_loopback_the_server_requires_a_password(services):
+    """Without a password the server does not start; with a password it rejects other requests."""
     services.run("down")
     out = services.run("up", check=False, BIND="0.0.0.0", START_SECONDS="20")
     assert "needs MLFLOW_AUTH_ADMIN_PASSWORD" in out and "error: MLflow did not start" in out, out[-3000:]

@@ -1,4 +1,4 @@
-"""How much text a source holds: what plan states before anything is fetched, held to what prepare counts."""
+"""The amount of text in a source: what plan estimates before a fetch, compared with what prepare counts."""
 
 import json
 
@@ -13,7 +13,7 @@ COLUMNS = {"instruction", "input", "output"}
 
 @pytest.fixture
 def parquet(shared, tmp_path):
-    """Alpaca's first 999 rows as they stand on the Hub: Parquet, with the fourth column `text`."""
+    """Alpaca's first 999 rows in the Hub's format: Parquet, with the fourth column `text`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -23,16 +23,16 @@ def parquet(shared, tmp_path):
     return path
 
 
-def test_the_tokens_of_alpaca_are_stated_within_a_tenth(parquet, shared, tmp_path):
-    """Only the columns that the template reads count, and what it writes around them does."""
+def test_the_estimated_tokens_of_alpaca_are_within_a_tenth(parquet, shared, tmp_path):
+    """The estimate includes only the columns that the template reads, and the text that it adds."""
     from recipe.fetch.params import DataParams
     from recipe.fetch.stage import fetch_data
     from recipe.fetch.xgen_tokenizer import build_tokenizer
     from recipe.prepare.params import SequenceParams
     from recipe.prepare.stage import prepare
 
-    for theirs, ours in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt")):
-        (tmp_path / ours).symlink_to(shared / "gpt2" / theirs)
+    for source, name in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt")):
+        (tmp_path / name).symlink_to(shared / "gpt2" / source)
     build_tokenizer(tmp_path).save_pretrained(tmp_path / "tokenizer")
     params = DataParams(
         source="train.parquet",
@@ -50,21 +50,21 @@ def test_the_tokens_of_alpaca_are_stated_within_a_tenth(parquet, shared, tmp_pat
         on_overlong="truncate", loss_on="completion", packing=True, validation_fraction=0.05, on_bad_row="drop",
     )  # fmt: skip
     meta = prepare(sequence, paths, no_progress)
-    rows, size, seen = local_text([parquet], COLUMNS)
+    rows, size, columns = local_text([parquet], COLUMNS)
     counted = meta["tokens"]["train"] * rows / meta["rows"]["train"]
-    print(f"{rows} rows: {text_tokens('alpaca', rows, size):,} tokens stated, {counted:,.0f} counted")
-    assert rows == 999 and seen == {*COLUMNS, "text"}
+    print(f"{rows} rows: {text_tokens('alpaca', rows, size):,} tokens estimated, {counted:,.0f} counted")
+    assert rows == 999 and columns == {*COLUMNS, "text"}
     assert text_tokens("alpaca", rows, size) == pytest.approx(counted, rel=0.1)
 
 
-def test_a_file_here_is_read_row_by_row(tmp_path):
+def test_a_local_file_is_measured_row_by_row(tmp_path):
     turns = [{"role": "user", "content": "four"}, {"role": "assistant", "content": "twelve bytes"}]
     write_jsonl(tmp_path / "a.jsonl", [{"instruction": "aé", "output": "b", "other": "not read"}, {"messages": turns}])
-    rows, size, seen = local_text([tmp_path / "a.jsonl"], {*COLUMNS, "messages"})
-    assert (rows, size, seen) == (2, 4 + 4 + 4 + 9 + 12, {"instruction", "output", "other", "messages"})
+    rows, size, columns = local_text([tmp_path / "a.jsonl"], {*COLUMNS, "messages"})
+    assert (rows, size, columns) == (2, 4 + 4 + 4 + 9 + 12, {"instruction", "output", "other", "messages"})
 
 
-def test_a_file_that_is_no_parquet(tmp_path):
+def test_a_file_that_is_not_parquet_is_rejected(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and no footer")
     with pytest.raises(DataError, match=r"a\.parquet: not a readable Parquet file"):
         local_text([tmp_path / "a.parquet"], COLUMNS)

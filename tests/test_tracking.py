@@ -1,4 +1,4 @@
-"""MLflow for real: a SQLite store in a folder of the test's own, and a real server on loopback."""
+"""MLflow with a real SQLite store in a temporary folder, and with a real server on loopback."""
 
 import json
 import signal
@@ -20,7 +20,7 @@ from recipe.tokens.tokenizer import load_tokenizer
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    """A repository folder with MLflow's store in it, and the code that goes into an artifact."""
+    """A repository folder for MLflow's store, with the code that is logged as an artifact."""
     folder = tmp_path / "repository"
     folder.mkdir()
     (folder / "recipe").symlink_to(ROOT / "recipe")
@@ -43,7 +43,7 @@ def tracker(store, fingerprint="f" * 64, **changes):
 
 @pytest.fixture
 def evaluated(trained, fetched_base, tmp_path):
-    """Everything that register reads, made by the stages before it."""
+    """Run the stages before register; returns the folder with their outputs."""
 
     def make(**changes):
         folder = trained(**changes)
@@ -56,46 +56,48 @@ def evaluated(trained, fetched_base, tmp_path):
 def run_register(folder, fetched_base, registry, promote="if_better"):
     return register(
         RegistryParams(name="tiny", experiment="tests", promote=promote),
-        paths_in(folder, base=fetched_base, analysis=folder / "prepared"),  # any folder: its files become artifacts
+        paths_in(
+            folder, base=fetched_base, analysis=folder / "prepared"
+        ),  # any folder: its files are logged as artifacts
         lineage={"git_commit": "abc", "fingerprint": registry.facts["fingerprint"]},
         registry=registry,
     )
 
 
 def test_a_training_is_one_run_with_params_datasets_and_curve(store):
-    one = tracker(store)
-    with one.training() as log:
+    mlflow_tracker = tracker(store)
+    with mlflow_tracker.training() as log:
         for step in (2, 4):
             log({"loss": 3.0 - step / 10, "tokens_per_second": 9.0}, step)
-    run = one.client.get_run(one.find_run(finished=True))
+    run = mlflow_tracker.client.get_run(mlflow_tracker.find_run(finished=True))
     assert run.data.params["lora.r"] == "4" and len(run.data.params["long"]) == 6000
     assert run.data.tags["git_commit"] == "abc" and run.data.tags["fingerprint"] == "f" * 64
-    curve = one.client.get_metric_history(run.info.run_id, "train/loss")
+    curve = mlflow_tracker.client.get_metric_history(run.info.run_id, "train/loss")
     assert [(point.step, point.value) for point in curve] == [(2, 2.8), (4, 2.6)]
     [dataset] = run.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("train.jsonl", "a" * 36)
     assert {tag.key: tag.value for tag in dataset.tags}["sha256"] == "a" * 64
 
 
-def test_a_killed_training_goes_on_in_its_run_and_a_failed_one_is_marked(store):
-    one = tracker(store)
-    killed = one.start(None, system_metrics=False)  # and never ended
+def test_a_killed_training_resumes_in_its_run_and_a_failed_one_is_marked(store):
+    mlflow_tracker = tracker(store)
+    killed = mlflow_tracker.start(None, system_metrics=False)  # never ended
     import mlflow
 
     mlflow.tracking.fluent._active_run_stack.get().clear()
-    with one.training() as log:
+    with mlflow_tracker.training() as log:
         log({"loss": 1.0}, 1)
-    assert one.find_run(finished=True) == killed and one.find_run(finished=False) is None
-    with pytest.raises(Stopped), one.training():
-        raise Stopped("asked to", signal.SIGTERM)
-    stopped = one.find_run(finished=False)
-    assert one.client.get_run(stopped).info.status == "KILLED"
-    with one.training():
+    assert mlflow_tracker.find_run(finished=True) == killed and mlflow_tracker.find_run(finished=False) is None
+    with pytest.raises(Stopped), mlflow_tracker.training():
+        raise Stopped("stopped", signal.SIGTERM)
+    stopped = mlflow_tracker.find_run(finished=False)
+    assert mlflow_tracker.client.get_run(stopped).info.status == "KILLED"
+    with mlflow_tracker.training():
         pass
-    assert one.client.get_run(stopped).info.status == "FINISHED"
-    with pytest.raises(ZeroDivisionError), one.training():
+    assert mlflow_tracker.client.get_run(stopped).info.status == "FINISHED"
+    with pytest.raises(ZeroDivisionError), mlflow_tracker.training():
         raise ZeroDivisionError
-    runs = one.client.search_runs([one.experiment_id()])
+    runs = mlflow_tracker.client.search_runs([mlflow_tracker.experiment_id()])
     assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED", "FINISHED"]
 
 
@@ -104,33 +106,33 @@ def test_experiments_from_one_commit_are_children_of_one_sweep(store, monkeypatc
     runs = []
     for number in range(2):
         monkeypatch.setenv("DVC_EXP_NAME", f"exp-{number}")
-        one = tracker(store, fingerprint=str(number) * 64)
-        with one.training():
+        mlflow_tracker = tracker(store, fingerprint=str(number) * 64)
+        with mlflow_tracker.training():
             pass
-        runs.append(one.client.get_run(one.find_run(finished=True)))
+        runs.append(mlflow_tracker.client.get_run(mlflow_tracker.find_run(finished=True)))
     [parent] = {run.data.tags["mlflow.parentRunId"] for run in runs}
     assert [run.data.tags["dvc_experiment"] for run in runs] == ["exp-0", "exp-1"]
-    sweep = one.client.get_run(parent)
+    sweep = mlflow_tracker.client.get_run(parent)
     assert sweep.info.run_name == "sweep from aaaaaaa" and sweep.info.status == "FINISHED"
     monkeypatch.delenv("DVC_EXP_BASELINE_REV")
-    one = tracker(store, fingerprint="9" * 64)
-    with one.training():
+    mlflow_tracker = tracker(store, fingerprint="9" * 64)
+    with mlflow_tracker.training():
         pass
-    assert "mlflow.parentRunId" not in one.client.get_run(one.find_run(finished=True)).data.tags
+    assert "mlflow.parentRunId" not in mlflow_tracker.client.get_run(mlflow_tracker.find_run(finished=True)).data.tags
 
 
-def test_two_experiments_that_begin_at_once_share_one_sweep(store, monkeypatch):
+def test_experiments_that_start_concurrently_share_one_sweep(store, monkeypatch):
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", "b" * 40)
-    one, two = tracker(store, fingerprint="1" * 64), tracker(store, fingerprint="2" * 64)
-    first = one._sweep_tags()["mlflow.parentRunId"]
-    found = iter([None])  # the other had not written its run when this one looked
-    looked = two._sweep
-    monkeypatch.setattr(two, "_sweep", lambda baseline: next(found, looked(baseline)))
-    assert two._sweep_tags()["mlflow.parentRunId"] == first
-    assert len(one.client.search_runs([one.experiment_id()], "tags.sweep LIKE '%'")) == 1
+    first, second = tracker(store, fingerprint="1" * 64), tracker(store, fingerprint="2" * 64)
+    parent = first._sweep_tags()["mlflow.parentRunId"]
+    results = iter([None])  # the first lookup of `second` happened before `first` created the sweep
+    real_sweep = second._sweep
+    monkeypatch.setattr(second, "_sweep", lambda baseline: next(results, real_sweep(baseline)))
+    assert second._sweep_tags()["mlflow.parentRunId"] == parent
+    assert len(first.client.search_runs([first.experiment_id()], "tags.sweep LIKE '%'")) == 1
 
 
-def test_an_experiments_store_is_that_of_the_repository_that_started_it(store):
+def test_an_experiment_uses_the_store_of_the_repository_that_started_it(store):
     (store / "requirements").mkdir()
     inside = store / ".dvc" / "tmp" / "exps" / "tmp123"
     (inside / "requirements").mkdir(parents=True)
@@ -138,38 +140,36 @@ def test_an_experiments_store_is_that_of_the_repository_that_started_it(store):
     assert tracker(inside).uri == f"sqlite:///{store.resolve() / 'mlflow' / 'mlflow.db'}"
 
 
-def test_a_dead_server_never_stops_a_training(store, monkeypatch, capsys):
+def test_training_continues_if_the_server_is_unreachable(store, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     with tracker(store).training() as log:
         log({"loss": 1.0}, 1)
-    said = capsys.readouterr().out
-    assert "does not answer; register will log this training" in said and "secret" not in said
+    output = capsys.readouterr().out
+    assert "is unreachable; register will log this training" in output and "secret" not in output
 
 
-def test_the_adapter_is_registered_once_and_answers_as_it_did_before(
-    evaluated, fetched_base, store, monkeypatch, tmp_path
-):
+def test_the_adapter_is_registered_once_and_answers_as_before(evaluated, fetched_base, store, monkeypatch, tmp_path):
     import mlflow
 
     folder = evaluated(num_epochs=2)
     registry = tracker(store)
     assert run_register(folder, fetched_base, registry) == "version 1 is the first champion"
-    assert run_register(folder, fetched_base, registry) == "version 1 is the champion already"
-    # Training was not tracked here, so the run was made from the curve.
+    assert run_register(folder, fetched_base, registry) == "version 1 is already the champion"
+    # Training was not tracked here, so register created the run from the loss curve.
     run_id = registry.find_run(finished=True)
     points = registry.client.get_metric_history(run_id, "train/loss")
     assert len(points) == len((folder / "loss.csv").read_text().splitlines()) - 1
     assert registry.run == {"experiment_id": registry.experiment_id(), "run_id": run_id}
     version = registry.client.get_model_version("tiny", "1")
     assert version.tags["base_id"] == "tiny" and version.tags["git_commit"] == "abc" and version.run_id == run_id
-    # What the UI shows: the headline, the answers as a table, the reports.
+    # The UI shows the headline, the answers as a table, and the reports.
     assert version.description.startswith("The adapter is ")
     assert version.tags["promotion"] == "version 1 is the first champion"
     assert version.description in registry.client.get_run(run_id).data.tags["mlflow.note.content"]
     answers = registry.client.load_table(registry.experiment_id(), "generations.json", run_ids=[run_id])
     assert len(answers) == 2 and {"asked", "wanted", "base", "adapter", "adapter is right"} <= set(answers.columns)
-    artifacts = {one.path for one in registry.client.list_artifacts(run_id)}
+    artifacts = {artifact.path for artifact in registry.client.list_artifacts(run_id)}
     assert {"analysis", "evaluation", "generations.json"} <= artifacts
 
     monkeypatch.chdir(tmp_path)
@@ -181,15 +181,15 @@ def test_the_adapter_is_registered_once_and_answers_as_it_did_before(
     base = plain_base(Path(manifest["path"]), len(tokenizer))
     rows = [{"instruction": "Say number 3.", "input": "3"}, *({"instruction": f"Go {n}."} for n in range(5))]
     untrained = answer_rows(base, tokenizer, meta, rows, 40)
-    ours = answer_rows(load_adapter(base, folder / "adapter", manifest), tokenizer, meta, rows, 40)
-    assert model.predict(rows, {"max_new_tokens": 40}) == ours != untrained
-    with pytest.raises(mlflow.exceptions.MlflowException, match="a row to answer needs instruction"):
+    expected = answer_rows(load_adapter(base, folder / "adapter", manifest), tokenizer, meta, rows, 40)
+    assert model.predict(rows, {"max_new_tokens": 40}) == expected != untrained
+    with pytest.raises(mlflow.exceptions.MlflowException, match="the input row needs a non-empty instruction"):
         model.predict([{"instruction": ""}])
     card = Path(mlflow.artifacts.download_artifacts("models:/tiny@champion")) / "artifacts" / "MODEL_CARD.md"
-    assert "# A LoRA adapter of tiny" in card.read_text()
+    assert "# A LoRA adapter for tiny" in card.read_text()
 
 
-def test_another_base_is_refused_when_loading(evaluated, fetched_base, store, tiny_base, tmp_path, monkeypatch):
+def test_loading_with_a_changed_base_is_rejected(evaluated, fetched_base, store, tiny_base, tmp_path, monkeypatch):
     import shutil
 
     import mlflow
@@ -204,22 +204,22 @@ def test_another_base_is_refused_when_loading(evaluated, fetched_base, store, ti
         mlflow.pyfunc.load_model("models:/tiny@champion")
 
 
-def test_the_champion_stays_with_the_better_adapter(evaluated, fetched_base, store, tmp_path):
+def test_the_better_adapter_stays_champion(evaluated, fetched_base, store, tmp_path):
     registry = tracker(store)
     run_register(evaluated(num_epochs=4), fetched_base, registry)
     worse = evaluated(num_epochs=1, learning_rate=1e-6)
     assert "version 1 stays the champion" in run_register(worse, fetched_base, registry)
     assert registry.champion("tiny")[0] == "1"
-    held = registry.client.get_model_version("tiny", "2").tags["promotion"]
-    assert held.startswith("version 1 stays the champion: validation loss ")
-    assert "version 2 is the champion now" in run_register(worse, fetched_base, registry, promote="always")
+    promotion = registry.client.get_model_version("tiny", "2").tags["promotion"]
+    assert promotion.startswith("version 1 stays the champion: validation loss ")
+    assert "version 2 is now the champion" in run_register(worse, fetched_base, registry, promote="always")
     assert registry.champion("tiny")[0] == "2"
 
 
 def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def server(tmp_path, monkeypatch):
         yield uri
 
 
-def test_a_real_server_takes_run_and_version_and_gives_the_model_back(evaluated, fetched_base, store, server):
+def test_a_real_server_stores_the_run_and_the_version_and_serves_the_model(evaluated, fetched_base, store, server):
     import mlflow
 
     registry = tracker(store)
@@ -245,7 +245,7 @@ def test_a_real_server_takes_run_and_version_and_gives_the_model_back(evaluated,
     assert server not in json.dumps(receipt) and receipt["name"] == "tiny"
 
 
-def test_a_dead_server_fails_registering_in_one_line(evaluated, fetched_base, store, monkeypatch):
+def test_registering_fails_in_one_line_if_the_server_is_unreachable(evaluated, fetched_base, store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     folder = evaluated()
@@ -254,35 +254,35 @@ def test_a_dead_server_fails_registering_in_one_line(evaluated, fetched_base, st
     assert not (folder / "registered.json").exists()
 
 
-def test_a_run_with_a_gap_does_not_count(store, monkeypatch):
-    """The server goes away in the middle and comes back: register makes a whole run later."""
+def test_a_run_with_a_gap_is_not_a_finished_run(store, monkeypatch):
+    """The server is unreachable for a while in the middle; register logs a complete run later."""
     import mlflow
 
-    one = tracker(store)
+    mlflow_tracker = tracker(store)
     log_metrics = mlflow.log_metrics
 
-    def away(*_, **__):
+    def fail(*_, **__):
         raise mlflow.exceptions.MlflowException("gone")
 
-    with one.training() as log:
+    with mlflow_tracker.training() as log:
         log({"loss": 1.0}, 1)
-        monkeypatch.setattr(mlflow, "log_metrics", away)
+        monkeypatch.setattr(mlflow, "log_metrics", fail)
         log({"loss": 0.9}, 2)
         monkeypatch.setattr(mlflow, "log_metrics", log_metrics)
-    assert one.find_run(finished=True) is None
+    assert mlflow_tracker.find_run(finished=True) is None
 
 
 @pytest.mark.parametrize("uri", ["ftp://example.invalid", "postgresql://user@127.0.0.1/x", "sqlite:////proc/none/x.db"])
-def test_an_address_that_cannot_work_stops_nothing_but_registering(store, monkeypatch, uri, capsys):
+def test_an_invalid_address_stops_only_registering(store, monkeypatch, uri, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with tracker(store).training() as log:
         log({"loss": 1.0}, 1)
-    assert "does not answer" in capsys.readouterr().out
+    assert "is unreachable" in capsys.readouterr().out
     with pytest.raises(TrackingError):
         tracker(store).champion("tiny")
 
 
-def test_a_model_of_ready_texts_is_registered_and_goes_on_with_a_text(evaluated, prepared, fetched_base, store):
+def test_a_model_with_the_text_template_is_registered_and_continues_a_text(evaluated, prepared, fetched_base, store):
     import mlflow
 
     prepared([{"text": f"row {n} " * 4} for n in range(40)], template="text", columns={"text": "text"})

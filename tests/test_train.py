@@ -1,6 +1,8 @@
+import io
 import json
 import math
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,12 +22,12 @@ def outputs(folder):
     return {name: sha256_tree(folder / name) for name in ("adapter", "train.json", "loss.csv")}
 
 
-def test_training_lowers_the_loss_and_writes_what_it_says(trained, fetched_base):
+def test_training_lowers_the_loss_and_writes_its_outputs(trained, fetched_base):
     folder = trained(num_epochs=6)
     metrics = json.loads((folder / "train.json").read_text())
     assert metrics["last_loss"] < metrics["first_loss"] - 0.3
     assert 0 < metrics["trained_token_fraction"] < 0.5
-    # r (in + out) for q, k, v, o, gate, up and down of two layers: k and v have half the heads.
+    # r (in + out) for q, k, v, o, gate, up and down in two layers; k and v have half the heads.
     assert metrics["trainable_parameters"] == 2 * 4 * (128 + 96 + 96 + 128 + 192 + 192 + 192)
     header, *lines = (folder / "loss.csv").read_text().splitlines()
     assert header == "step,loss,learning_rate,grad_norm,mean_token_accuracy"
@@ -35,151 +37,173 @@ def test_training_lowers_the_loss_and_writes_what_it_says(trained, fetched_base)
     load_adapter(plain_base(fetched_base / manifest["path"], 0), folder / "adapter", manifest)
 
 
-def test_the_same_inputs_give_the_same_bytes_and_another_seed_others(trained, tmp_path):
+def test_same_inputs_give_same_bytes_and_another_seed_gives_different_bytes(trained, tmp_path):
     first = outputs(trained(folder=tmp_path / "a"))
     assert outputs(trained(folder=tmp_path / "b")) == first
     other = outputs(trained(folder=tmp_path / "c", seed=2))
     assert other["adapter"] != first["adapter"]
 
 
-def test_a_training_cut_off_anywhere_ends_in_the_same_bytes(trained, tmp_path):
-    """Cut off after a checkpoint, between two points of the curve; a half-written newer checkpoint is in the way."""
-    whole = outputs(trained(folder=tmp_path / "a"))
+def test_interrupted_training_resumes_to_the_same_bytes(trained, tmp_path):
+    """Interrupted after a checkpoint, at a later log point; a newer, incomplete checkpoint is present too."""
+    uninterrupted = outputs(trained(folder=tmp_path / "a"))
 
-    class CutError(Exception):
+    class Interrupted(Exception):
         pass
 
-    def cut(values, step):
+    def interrupt(values, step):
         if step >= 6:
-            raise CutError
+            raise Interrupted
 
-    with pytest.raises(CutError):
-        trained(folder=tmp_path / "b", log=cut)
-    [kept] = (tmp_path / "b" / "checkpoints").glob("checkpoint-*")
-    half = kept.with_name("checkpoint-5")
-    half.mkdir()
-    (half / "trainer_state.json").write_text("{")
-    seen = []
-    trained(folder=tmp_path / "b", log=lambda values, step: seen.append(step))
-    assert outputs(tmp_path / "b") == whole
-    assert min(seen) > 4
+    with pytest.raises(Interrupted):
+        trained(folder=tmp_path / "b", log=interrupt)
+    [checkpoint] = (tmp_path / "b" / "checkpoints").glob("checkpoint-*")
+    incomplete = checkpoint.with_name("checkpoint-5")
+    incomplete.mkdir()
+    (incomplete / "trainer_state.json").write_text("{")
+    logged_steps = []
+    trained(folder=tmp_path / "b", log=lambda values, step: logged_steps.append(step))
+    assert outputs(tmp_path / "b") == uninterrupted
+    assert min(logged_steps) > 4
+
+
+def test_speed_is_of_the_last_interval_and_time_left_is_of_the_whole_run(monkeypatch, tmp_path, capsys):
+    import recipe.train.sft
+    from recipe.train.interrupt import Stop
+
+    clock, logged = SimpleNamespace(now=1000.0), []
+    monkeypatch.setattr(recipe.train.sft, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(recipe.train.sft, "sys", SimpleNamespace(stderr=io.StringIO()))  # not a terminal: no bar
+    progress = recipe.train.sft.Progress(tmp_path, lambda values, step: logged.append(values), 100.0, Stop())
+    state = SimpleNamespace(global_step=20, max_steps=100)  # resumed after step 20
+    progress.on_train_begin(None, state, None)
+    metrics = {"loss": 1.0, "learning_rate": 1e-3, "grad_norm": 1.0, "mean_token_accuracy": 0.5}
+    for step, seconds in ((30, 10), (40, 30)):
+        state.global_step, clock.now = step, clock.now + seconds
+        progress.on_log(None, state, None, metrics)
+    # 1,000 tokens in 10 s, then 1,000 in 30 s; over the run 2 s a step, with 70 and 60 steps left.
+    assert [values["tokens_per_second"] for values in logged] == pytest.approx([100, 1000 / 30])
+    assert capsys.readouterr().out.splitlines() == [
+        "step 30/100: loss 1.000, 3,000 tokens, 100 tokens/s, 1 min left",
+        "step 40/100: loss 1.000, 4,000 tokens, 33 tokens/s, 2 min left",
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_training_at_a_checkpoint_and_the_next_run_goes_on(trained, tmp_path, capsys, number):
-    whole = outputs(trained(folder=tmp_path / "a"))
-    before = signal.getsignal(number)
+def test_a_signal_stops_training_at_a_checkpoint_and_the_next_run_resumes(trained, tmp_path, capsys, number):
+    uninterrupted = outputs(trained(folder=tmp_path / "a"))
+    previous_handler = signal.getsignal(number)
 
-    def ask(values, step):
+    def send_signals(values, step):
         if step == 2:
             signal.raise_signal(number)
-            signal.raise_signal(signal.SIGTERM)  # a `dvc` that dies asks once more
+            signal.raise_signal(signal.SIGTERM)  # a dying `dvc` sends a second one
 
-    with pytest.raises(Stopped, match=r"stopped after step 4 of \d+\. `dvc repro` goes on") as stopped:
-        trained(folder=tmp_path / "b", log=ask)
-    assert stopped.value.exit_code == 128 + number and signal.getsignal(number) == before
+    with pytest.raises(Stopped, match=r"stopped after step 4 of \d+\. Run `dvc repro` to resume") as stopped:
+        trained(folder=tmp_path / "b", log=send_signals)
+    assert stopped.value.exit_code == 128 + number and signal.getsignal(number) == previous_handler
     assert "stopping at the next checkpoint" in capsys.readouterr().out
     assert newest_complete(tmp_path / "b" / "checkpoints") and not (tmp_path / "b" / "adapter").exists()
-    seen = []
-    trained(folder=tmp_path / "b", log=lambda values, step: seen.append(step))
-    assert outputs(tmp_path / "b") == whole
-    assert min(seen) > 4
+    logged_steps = []
+    trained(folder=tmp_path / "b", log=lambda values, step: logged_steps.append(step))
+    assert outputs(tmp_path / "b") == uninterrupted
+    assert min(logged_steps) > 4
 
 
-def test_a_second_ctrl_c_stops_at_once(trained):
-    def ask(values, step):
+def test_a_second_ctrl_c_stops_immediately(trained):
+    def send_signals(values, step):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        trained(log=ask)
+        trained(log=send_signals)
 
 
-def test_numbers_are_logged_as_training_goes(trained):
+def test_metrics_are_logged_during_training(trained):
     logged = []
     trained(log=lambda values, step: logged.append((step, values)))
     assert [step for step, _ in logged][:2] == [2, 4]
     assert all(set(values) >= {"loss", "learning_rate", "grad_norm", "tokens_per_second"} for _, values in logged)
-    # Linear from its peak, after a warm-up: falling, and at its end nearly 0.
+    # The linear schedule falls from its peak after warm-up to nearly 0.
     rates = [values["learning_rate"] for _, values in logged]
     assert rates[-1] < max(rates) / 3
 
 
-def test_a_loss_that_is_no_number_stops_training_and_names_the_step(trained, monkeypatch):
+def test_a_nan_loss_stops_training_and_the_error_names_the_step(trained, monkeypatch):
     import recipe.train.stage
 
-    def broken(*arguments, **options):
-        model = load_base(*arguments, **options)
+    def load_broken_base(*args, **kwargs):
+        model = load_base(*args, **kwargs)
         with torch.no_grad():
             model.model.norm.weight.fill_(math.nan)
         return model
 
-    monkeypatch.setattr(recipe.train.stage, "load_base", broken)
+    monkeypatch.setattr(recipe.train.stage, "load_base", load_broken_base)
     with pytest.raises(TrainingError, match=r"the loss is nan .* at step 2. Lower train.learning_rate"):
         trained()
 
 
-def test_out_of_memory_says_what_to_lower(trained, monkeypatch):
+def test_the_out_of_memory_error_names_the_param_to_lower(trained, monkeypatch):
     from trl import SFTTrainer
 
-    def full(self, *arguments, **options):
+    def run_out_of_memory(self, *args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(SFTTrainer, "training_step", full)
+    monkeypatch.setattr(SFTTrainer, "training_step", run_out_of_memory)
     with pytest.raises(TrainingError, match=r"out of memory .* Lower train.micro_batch_tokens"):
         trained()
 
 
-def test_an_error_of_ours_is_not_taken_for_lack_of_memory(trained, monkeypatch):
+def test_other_runtime_errors_are_not_reported_as_out_of_memory(trained, monkeypatch):
     from trl import SFTTrainer
 
-    def wrong(self, *arguments, **options):
+    def fail(self, *args, **kwargs):
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(SFTTrainer, "training_step", wrong)
+    monkeypatch.setattr(SFTTrainer, "training_step", fail)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         trained()
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_activation_checkpointing_leaves_the_bytes_equal(trained, tmp_path, quantization):
-    """So that `auto`, which goes by the machine's memory, is no choice between two results; dropout is on."""
+def test_activation_checkpointing_does_not_change_the_bytes(trained, tmp_path, quantization):
+    """So `auto`, which depends on the machine's memory, does not affect the result. Dropout is on."""
     rows = toy_rows(60 if quantization == "none" else 30)
     first = outputs(trained(rows=rows, folder=tmp_path / "a", quantization=quantization))
-    again = trained(folder=tmp_path / "b", quantization=quantization, activation_checkpointing="on")
-    assert outputs(again) == first
+    checkpointed = trained(folder=tmp_path / "b", quantization=quantization, activation_checkpointing="on")
+    assert outputs(checkpointed) == first
 
 
-def test_micro_batches_give_nearly_the_same_adapter(trained, tmp_path):
+def test_the_micro_batch_size_hardly_changes_the_adapter(trained, tmp_path):
     from safetensors.torch import load_file
 
     lora = LoraParams(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
     first = load_file(trained(folder=tmp_path / "a", lora=lora) / "adapter" / "adapter_model.safetensors")
     folder = trained(folder=tmp_path / "b", lora=lora, micro_batch_tokens=512)
-    made = load_file(folder / "adapter" / "adapter_model.safetensors")
+    second = load_file(folder / "adapter" / "adapter_model.safetensors")
     for key, weight in first.items():
-        torch.testing.assert_close(made[key], weight, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(second[key], weight, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("tokens", "sequences"), [(256, 1), (511, 1), (512, 2), (1300, 4), (1536, 6), (9999, 12)])
-def test_micro_batches_are_counted_in_tokens_and_divide_the_batch(train_params, tokens, sequences):
+def test_micro_batches_are_sized_in_tokens_and_divide_the_batch(train_params, tokens, sequences):
     assert train_params(global_batch_size=12, micro_batch_tokens=tokens).micro_batch_size(256) == sequences
 
 
-def test_fewer_tokens_at_once_than_a_sequence_are_refused(trained):
-    with pytest.raises(ParamsError, match=r"micro_batch_tokens is 255, less than one sequence of .* 256 tokens"):
+def test_micro_batch_tokens_below_the_sequence_length_are_rejected(trained):
+    with pytest.raises(ParamsError, match="micro_batch_tokens is 255, less than one sequence of 256 tokens"):
         trained(micro_batch_tokens=255)
 
 
-def test_a_cpu_trains_in_bf16_where_it_has_it(trained, tmp_path, monkeypatch):
+def test_a_cpu_trains_in_bf16_only_if_it_supports_bf16(trained, tmp_path, monkeypatch):
     from recipe.model.processor import torch_dtype
 
     plain = read_curve(trained(folder=tmp_path / "a", num_epochs=3) / "loss.csv")
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True, "avx2": True})
     folder = trained(folder=tmp_path / "b", num_epochs=3, dtype="bfloat16")
     assert json.loads((folder / "train.json").read_text())["dtype"] == "bfloat16"
-    for one, other in zip(plain, read_curve(folder / "loss.csv"), strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=0.05)
+    for fp32, bf16 in zip(plain, read_curve(folder / "loss.csv"), strict=True):
+        assert fp32["loss"] == pytest.approx(bf16["loss"], rel=0.05)
     assert plain[-1]["loss"] < plain[0]["loss"] - 0.1
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": False, "avx2": True})
     with pytest.raises(MachineError, match="this processor has no bf16"):
@@ -188,16 +212,16 @@ def test_a_cpu_trains_in_bf16_where_it_has_it(trained, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
-def test_a_quantised_base_trains_through_the_stage(trained, quantization):
+def test_the_stage_trains_on_a_quantized_base(trained, quantization):
     folder = trained(rows=toy_rows(30), quantization=quantization)
     assert json.loads((folder / "train.json").read_text())["quantization"] == quantization
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
-def test_gradients_reach_through_a_quantised_base(tiny_base, quantization):
-    """Those of the weights that it stands for, in the first layer too, after an evaluation like those at loading.
+def test_gradients_through_a_quantized_base_are_correct(tiny_base, quantization):
+    """They equal those through the dequantized weights, in the first layer too, even after an evaluation.
 
-    bitsandbytes repacks nf4 for AVX512-BF16 in evaluation mode, and what it then multiplies with has no gradient.
+    In evaluation mode, bitsandbytes repacks nf4 for AVX512-BF16, and the kernel that it then uses has no gradient.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -214,70 +238,70 @@ def test_gradients_reach_through_a_quantised_base(tiny_base, quantization):
     with torch.no_grad():
         model.eval()(ids, **options)
 
-    weights = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     model.train()(ids, labels=ids, **options).loss.backward()
-    found = {name: weight.grad.clone() for name, weight in weights.items()}
-    for layer in [one.base_layer for one in model.modules() if hasattr(one, "base_layer")]:
-        # The plain layer with the numbers that this one multiplies with, read out by the identity.
+    gradients = {name: weight.grad.clone() for name, weight in weights.items()}
+    for layer in [module.base_layer for module in model.modules() if hasattr(module, "base_layer")]:
+        # A plain layer with the weights that this layer multiplies with, read by applying it to the identity.
         with torch.no_grad():
             plain = layer(torch.eye(layer.in_features)).T.float()
         layer.forward = lambda x, plain=plain: torch.nn.functional.linear(x, plain)
     model.zero_grad()
     model(ids, labels=ids, **options).loss.backward()
     for name, weight in weights.items():
-        error = (found[name] - weight.grad).norm() / weight.grad.norm()
-        assert error < 0.1, (name, error)  # int8 rounds its input, and nf4 computes in bf16
+        error = (gradients[name] - weight.grad).norm() / weight.grad.norm()
+        assert error < 0.1, (name, error)  # int8 rounds its input; nf4 computes in bf16
 
 
-def test_the_loss_on_trained_tokens_alone_is_trls_own(trained, tmp_path, monkeypatch):
-    """The same training with TRL's loss, which scores every position, ends in nearly the same place."""
+def test_the_loss_at_loss_positions_only_matches_trls_loss(trained, tmp_path, monkeypatch):
+    """Training with TRL's loss, which computes logits at every position, gives nearly the same curve."""
     import recipe.train.sft
 
     ours = trained(folder=tmp_path / "a")
-    monkeypatch.setattr(recipe.train.sft, "_head_is_all", lambda *_: False)
+    monkeypatch.setattr(recipe.train.sft, "logits_are_head_of_backbone", lambda *_: False)
     theirs = trained(folder=tmp_path / "b")
-    for one, other in zip(read_curve(ours / "loss.csv"), read_curve(theirs / "loss.csv"), strict=True):
+    for our_point, their_point in zip(read_curve(ours / "loss.csv"), read_curve(theirs / "loss.csv"), strict=True):
         for name in ("step", "loss", "learning_rate", "grad_norm"):
-            assert one[name] == pytest.approx(other[name], rel=2e-3), name
+            assert our_point[name] == pytest.approx(their_point[name], rel=2e-3), name
 
 
-def test_a_model_with_more_than_a_linear_head_is_found(tiny_base):
-    from recipe.train.sft import _head_is_all
+def test_logits_that_are_more_than_a_linear_head_are_detected(tiny_base):
+    from recipe.train.sft import logits_are_head_of_backbone
 
     model = plain_base(tiny_base, 0, packed=True)
     parts = model, model.base_model, model.get_output_embeddings()
-    assert _head_is_all(*parts)
+    assert logits_are_head_of_backbone(*parts)
     forward = model.forward
 
-    def capped(*arguments, **options):
-        output = forward(*arguments, **options)
+    def capped(*args, **kwargs):
+        output = forward(*args, **kwargs)
         output.logits = 0.1 * torch.tanh(output.logits / 0.1)
         return output
 
     model.forward = capped
-    assert not _head_is_all(*parts)
+    assert not logits_are_head_of_backbone(*parts)
 
 
-def test_a_training_cut_off_after_its_last_checkpoint_takes_no_step_more(trained, tmp_path, monkeypatch):
-    """With a fraction of an epoch, transformers would take one more from there."""
+def test_training_interrupted_after_its_last_step_runs_no_further_step(trained, tmp_path, monkeypatch):
+    """With a fractional number of epochs, transformers would run one more step from the last checkpoint."""
     import recipe.train.stage
 
-    whole = outputs(trained(folder=tmp_path / "a", num_epochs=1.5))
+    uninterrupted = outputs(trained(folder=tmp_path / "a", num_epochs=1.5))
 
-    class CutError(Exception):
+    class Interrupted(Exception):
         pass
 
-    def cut(*_, **__):
-        raise CutError
+    def interrupt(*_, **__):
+        raise Interrupted
 
-    with monkeypatch.context() as patch, pytest.raises(CutError):
-        patch.setattr(recipe.train.stage, "save_adapter", cut)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(recipe.train.stage, "save_adapter", interrupt)
         trained(folder=tmp_path / "b", num_epochs=1.5)
     trained(folder=tmp_path / "b", num_epochs=1.5)
-    assert outputs(tmp_path / "b") == whole
+    assert outputs(tmp_path / "b") == uninterrupted
 
 
-def test_sequences_longer_than_the_model_are_refused(trained, prepared):
+def test_sequences_longer_than_the_models_positions_are_rejected(trained, prepared):
     prepared(toy_rows(30), max_length=600)
-    with pytest.raises(ParamsError, match="max_length is 600, and tiny has 512 positions"):
+    with pytest.raises(ParamsError, match="max_length is 600, but tiny has only 512 positions"):
         trained()

@@ -10,7 +10,7 @@ from recipe.core.format import format_bytes, format_time
         (19_200, "5 h 20 min"), (172_799, "2 d 0 h"), (187_200, "2 d 4 h"),
     ],
 )  # fmt: skip
-def test_a_time_is_shown_in_the_units_that_matter(seconds, shown):
+def test_times_are_shown_in_suitable_units(seconds, shown):
     assert format_time(seconds) == shown
 
 

@@ -1,4 +1,4 @@
-"""Registered versions with different code, loaded in one process: each answers with the code it was registered with."""
+"""Versions with different code in one process: each answers with the code that it was registered with."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-# Registered by commit 3842687 from the demo (r 1, 0.3 epochs), before the package had folders.
+# Registered by commit 3842687 from the demo (r 1, 0.3 epochs), before the package had subpackages.
 OLD_VERSION = Path(__file__).parent / "data" / "version-before-folders.tar.xz"
 ROWS = [{"instruction": "Turn this list around: torch, puppet, otter"}, {"instruction": "What is 12 + 30?"}]
 
@@ -24,7 +24,7 @@ def old_version(tmp_path):
 
 
 def answers(*lines):
-    """What a program prints as JSON, in a process of its own in the repository's root."""
+    """The JSON that a program prints when it runs in a separate process in the repository root."""
     code = "\n".join(["import json, mlflow", f"rows = {ROWS!r}", *lines])
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": ""}, text=True,
@@ -38,14 +38,14 @@ def predict(folder):
     return f"mlflow.pyfunc.load_model({str(folder)!r}).predict(rows, {{'max_new_tokens': 12}})"
 
 
-def test_a_version_from_before_the_folders_answers_beside_this_package(old_version):
+def test_a_version_from_before_the_subpackages_answers_if_this_package_is_imported(old_version):
     alone = answers(f"print(json.dumps({predict(old_version)}))")
     assert len(set(alone)) == 2
     imported = "import recipe.model.generate, recipe.tokens.tokenizer"
     assert answers(imported, f"print(json.dumps({predict(old_version)}))") == alone
 
 
-def test_two_versions_with_different_prompts_answer_each_with_its_own(old_version, tmp_path):
+def test_two_versions_with_different_prompts_each_use_their_own(old_version, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(old_version, other)
     prompts = other / "code" / "recipe" / "prompts.py"

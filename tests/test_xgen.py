@@ -1,4 +1,4 @@
-"""The native XGen tokenizer held to tiktoken's encoding of the same layout."""
+"""Compares the native XGen tokenizer with tiktoken's encoding of the same layout."""
 
 import json
 import random
@@ -28,7 +28,7 @@ def gpt2_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(gpt2_folder, tmp_path_factory):
-    """Built, saved, and loaded as every stage loads one."""
+    """The tokenizer built, saved, and loaded as in every stage."""
     folder = tmp_path_factory.mktemp("xgen")
     build_tokenizer(gpt2_folder).save_pretrained(folder)
     return load_tokenizer(folder)
@@ -36,7 +36,7 @@ def tokenizer(gpt2_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(gpt2_folder):
-    """tiktoken's own encoding with XGen's ranks, from merges.txt and not from vocab.json."""
+    """tiktoken's encoding with XGen's ranks, taken from merges.txt rather than vocab.json."""
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
@@ -61,7 +61,7 @@ PLANES = [(0x20, 0x7F), (0x80, 0x7FF), (0x800, 0xD7FF), (0xE000, 0xFFFF)] + [
 
 
 def random_string(rng):
-    """A few pieces: words, runs of white space to 300, special tokens' names, any plane of Unicode, code, CRLF."""
+    """Up to 8 pieces: words, up to 300 spaces or tabs, special tokens, any plane of Unicode, code, CRLF."""
 
     def piece():
         match rng.randrange(8):
@@ -88,26 +88,26 @@ def random_string(rng):
     return "".join(piece() for _ in range(rng.randint(0, 8)))
 
 
-def test_random_strings_have_tiktokens_ids_and_round_trip(tokenizer, reference):
+def test_random_strings_match_tiktoken_and_round_trip(tokenizer, reference):
     rng = random.Random(7)
     texts = [random_string(rng) for _ in range(NUM_STRINGS)]
     special = tokenizer(texts, add_special_tokens=False)["input_ids"]
     plain = encode(tokenizer, texts)
-    wrong = []
+    mismatches = []
     for text, with_special, without in zip(texts, special, plain, strict=True):
         if with_special != reference.encode(text, allowed_special="all"):
-            wrong.append(("special", text))
+            mismatches.append(("special", text))
         if without != reference.encode(text, disallowed_special=()):
-            wrong.append(("plain", text))
+            mismatches.append(("plain", text))
         if tokenizer.decode(with_special) != text or tokenizer.decode(without) != text:
-            wrong.append(("round trip", text))
+            mismatches.append(("round trip", text))
     assert [ids.tolist() for ids in rank_encoder(tokenizer)(texts)] == plain
-    assert not wrong, f"{len(wrong)} of {NUM_STRINGS}: {wrong[:3]}"
-    assert sum("<fim_pad>" in text for text in texts) > 100  # the strings are what they should be
+    assert not mismatches, f"{len(mismatches)} of {NUM_STRINGS}: {mismatches[:3]}"
+    assert sum("<fim_pad>" in text for text in texts) > 100  # the strings do contain special tokens
 
 
 @pytest.mark.parametrize("character", [" ", "\t"])
-def test_white_space_runs_of_every_length(tokenizer, reference, character):
+def test_whitespace_runs_of_every_length_match_tiktoken(tokenizer, reference, character):
     for length in range(1, 301):
         for text in (
             character * length,
@@ -118,23 +118,23 @@ def test_white_space_runs_of_every_length(tokenizer, reference, character):
             assert encode(tokenizer, [text])[0] == reference.encode(text), (length, text)
 
 
-def test_layout(tokenizer):
+def test_token_ids_match_the_layout_of_the_model(tokenizer):
     """The ids that the model was trained with (Salesforce/xgen-7b-8k-base, tokenization_xgen.py)."""
     ids = tokenizer.convert_tokens_to_ids
     assert len(tokenizer) == 50313
     assert (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id) == (50256, 50256, 50298)
     assert [ids("<fim_prefix>"), ids("<filename>"), ids("<reponame>")] == [50295, 50299, 50312]
     assert encode(tokenizer, [" " * 31, "  ", "\t" * 9, "\t\t", "!"]) == [[50257], [50286], [50287], [50294], [0]]
-    assert tokenizer("")["input_ids"] == []  # no begin token is added
+    assert tokenizer("")["input_ids"] == []  # no BOS token is added
     assert tokenizer.model_max_length == 8192
 
 
-def test_its_own_padding_token_is_kept(tokenizer):
+def test_the_padding_token_of_xgen_is_kept(tokenizer):
     give_padding_token(tokenizer)
     assert tokenizer.pad_token == "<fim_pad>" and len(tokenizer) == 50313
 
 
-def test_another_vocabulary_is_refused(gpt2_folder, tmp_path):
+def test_another_vocabulary_is_rejected(gpt2_folder, tmp_path):
     for name in GPT2_FILES:
         shutil.copy(gpt2_folder / name, tmp_path / name)
     ranks = json.loads((tmp_path / "vocab.json").read_text())
@@ -143,7 +143,7 @@ def test_another_vocabulary_is_refused(gpt2_folder, tmp_path):
         build_tokenizer(tmp_path)
 
 
-def test_xgen_is_told_by_its_tokenizer_class():
+def test_xgen_is_recognized_by_its_tokenizer_class():
     assert is_xgen(
         {"tokenizer_class": "XgenTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_xgen.XgenTokenizer", None]}}
     )

@@ -1,7 +1,7 @@
 """The checks that `run` runs, one a call; lines that begin with `= ` go to the summary, and exit 1 is a failure.
 
     python measure.py environment | attention | base | isolation | determinism | stages
-    python measure.py arm "bf16 all-linear" D          a configuration of bench.cuda and an arm of bench.arm
+    python measure.py arm "bf16 all-linear" recipe     a configuration of bench.cuda and an arm of bench.arm
 
 Run in the repository's root, with WORK (a scratch folder), OUT (for numbers.json) and DRY=1 for tiny shapes set.
 All that is measured is the project's own code; here it is called in an order that fits minutes of time.
@@ -243,7 +243,7 @@ def arm(title: str, name: str) -> bool:
     with safe_open(adapter, framework="numpy") as file:
         shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
     trainable = sum(math.prod(shape) for shape in shapes)
-    passes = 6 if name in "AB" or options.activation_checkpointing else 4
+    passes = 6 if name in ("tutorial", "trl-default") or options.activation_checkpointing else 4
     flops = passes * parameters_in_matmuls(str(WORK / "base")) + 6 * trainable
     peak = json.loads((OUT / "numbers.json").read_text())["matmul_flops"]
     rate = result["tokens_per_second"] * flops
@@ -366,7 +366,7 @@ def _killed(folder: Path, *stage: str) -> str:
     if killed_at is None:
         raise RuntimeError(f"killed: train ended with {running.returncode} before it could be killed")
     said = _stage(folder, *stage)
-    gone_on = re.search(r"going on from (checkpoint-\d+)", said)
+    gone_on = re.search(r"resuming from (checkpoint-\d+)", said)
     if not gone_on:
         raise RuntimeError("killed: train did not go on from a checkpoint")
     tell(f"train was killed at step {killed_at} and went on from {gone_on[1]}")

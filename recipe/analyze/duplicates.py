@@ -1,12 +1,13 @@
-"""Rows that are copies of others: the same, nearly the same, or the same question with another answer.
+"""Finds duplicate rows: identical rows, near duplicates, and repeated questions with different answers.
 
     copies = Copies()
     copies.add("What is 1 + 1?", "2", validation=False)
-    found = copies.find()
+    duplicates = copies.find()
 
-Nearly the same are rows whose sets of three neighbouring words overlap by SIMILAR or more, estimated by MinHash
-(Broder 1997, "On the resemblance and containment of documents") and found by banding (Leskovec, Rajaraman and Ullman,
-"Mining of Massive Datasets", chapter 3), so that time grows with the rows and not with their pairs.
+Two rows are near duplicates if the Jaccard similarity of their sets of word triples is at least SIMILAR. MinHash
+estimates the similarity (Broder 1997, "On the resemblance and containment of documents"), and banding finds the
+candidates (Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3), so that the time grows with the
+number of rows, not with the number of pairs.
 """
 
 import re
@@ -18,18 +19,18 @@ from zlib import crc32
 import numpy as np
 
 SIMILAR = 0.8  # Jaccard similarity of the sets of word triples
-PERMUTATIONS = 128  # the estimate's standard deviation at 0.8 is 0.035
-BANDS = 16  # of 8 values: two rows that overlap by 0.8 share a band in 95% of cases, by 0.9 in all but 1 of 10,000
-AT_ONCE = 100_000  # pairs compared at once: 100 MB
-# Scripts without spaces between words (Thai, Lao, Burmese, Khmer, kana, Han) count by the character. Else a word is
-# what stands between white space and punctuation, with its marks and emoji.
+PERMUTATIONS = 128  # the standard deviation of the estimate is 0.035 at a similarity of 0.8
+BANDS = 16  # of 8 values: rows with similarity 0.8 share a band in 95% of cases, with 0.9 in all but 1 of 10,000
+AT_ONCE = 100_000  # pairs compared per step: 100 MB
+# In scripts without spaces between words (Thai, Lao, Burmese, Khmer, kana, Han), each character counts as a word.
+# In all others, a word is a run of characters other than white space and punctuation; it may contain marks and emoji.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 WORD = re.compile(f"[{UNSPACED}]|[^{UNSPACED}\\s!-/:-@\\[-`{{-~\u00a1-\u00bf\u2000-\u206f\u3000-\u303f]+")
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows beside the earlier row that each looks like, as numbers in the order of adding, and how alike (0 to 1)."""
+    """Each row with the row that it resembles, as indices in the order of `add`, and their similarity (0 to 1)."""
 
     rows: list[int]
     earlier: list[int]
@@ -37,8 +38,8 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The copies among the rows. `leaks` are validation rows beside the training row that each nearly is."""
+class Duplicates:
+    """The duplicates among the rows. `leaks` pairs validation rows with the training rows that they resemble."""
 
     same: Pairs
     same_question: Pairs
@@ -47,21 +48,21 @@ class Found:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, without case."""
+    """The words of a text, in lower case."""
     return WORD.findall(text.lower())
 
 
 def triples(text: str) -> list[int]:
-    """A 32-bit hash for each three neighbouring words; of a text with fewer words, for the text as it stands."""
-    found = [crc32(word.encode()) for word in words(text)]
-    if len(found) < 3:
+    """A 32-bit hash of each three consecutive words; for a text with fewer than three words, a hash of the text."""
+    hashes = [crc32(word.encode()) for word in words(text)]
+    if len(hashes) < 3:
         return [crc32(text.encode())]
-    pairs = [(31 * one + other) & 0xFFFFFFFF for one, other in pairwise(found)]
-    return [(1_000_003 * pair + third) & 0xFFFFFFFF for pair, third in zip(pairs, found[2:], strict=False)]
+    pairs = [(31 * first + second) & 0xFFFFFFFF for first, second in pairwise(hashes)]
+    return [(1_000_003 * pair + third) & 0xFFFFFFFF for pair, third in zip(pairs, hashes[2:], strict=False)]
 
 
 class Copies:
-    """Takes rows one at a time, 530 bytes each, and then says which are copies."""
+    """Collects rows one at a time, storing about 530 bytes for each, and then finds the duplicates."""
 
     def __init__(self) -> None:
         from datasketch import MinHash
@@ -75,62 +76,67 @@ class Copies:
         )
 
     def add(self, question: str, answer: str, *, validation: bool) -> None:
-        """Take a row in."""
-        asked = blake2b(question.encode(), digest_size=8).digest()
-        self._questions += asked
-        self._rows += blake2b(asked + answer.encode(), digest_size=8).digest()
+        """Add a row."""
+        question_hash = blake2b(question.encode(), digest_size=8).digest()
+        self._questions += question_hash
+        self._rows += blake2b(question_hash + answer.encode(), digest_size=8).digest()
         self._sketch.clear()
         self._sketch.update_batch(triples(f"{question} {answer}"))
         self._signatures += self._sketch.hashvalues.tobytes()
         self._validation.append(validation)
 
-    def find(self) -> Found:
-        """All copies. A row is named once in each list, beside the earliest row that was found to be like it."""
+    def find(self) -> Duplicates:
+        """All duplicates. Each list contains a row at most once, paired with the earliest match found."""
         rows, questions = np.frombuffer(self._rows, np.uint64), np.frombuffer(self._questions, np.uint64)
         signatures = np.frombuffer(self._signatures, np.uint32).reshape(-1, PERMUTATIONS)
         validation = np.frombuffer(self._validation, bool)
-        everyone = np.arange(len(rows))
-        first = _earliest(rows, everyone, everyone)
-        single = np.flatnonzero(first < 0)
-        asked = _earliest(questions, everyone, everyone)
+        indices = np.arange(len(rows))
+        first_row = _earliest(rows, indices, indices)
+        unique = np.flatnonzero(first_row < 0)
+        first_question = _earliest(questions, indices, indices)
         empty = np.uint64(int.from_bytes(blake2b(b"", digest_size=8).digest(), "little"))
-        again = np.flatnonzero((asked >= 0) & (first < 0) & (questions != empty))
-        same = np.flatnonzero(first >= 0)
-        held, trained = np.flatnonzero(validation), np.flatnonzero(~validation)
-        return Found(
-            same=Pairs(same.tolist(), first[same].tolist(), [1.0] * len(same)),
-            same_question=Pairs(again.tolist(), asked[again].tolist(), [1.0] * len(again)),
-            near=_alike(signatures, single, single),
-            leaks=_alike(signatures, held, trained),
+        same_question = np.flatnonzero((first_question >= 0) & (first_row < 0) & (questions != empty))
+        same = np.flatnonzero(first_row >= 0)
+        validation_rows, train_rows = np.flatnonzero(validation), np.flatnonzero(~validation)
+        return Duplicates(
+            same=Pairs(same.tolist(), first_row[same].tolist(), [1.0] * len(same)),
+            same_question=Pairs(
+                same_question.tolist(), first_question[same_question].tolist(), [1.0] * len(same_question)
+            ),
+            near=_similar_pairs(signatures, unique, unique),
+            leaks=_similar_pairs(signatures, validation_rows, train_rows),
         )
 
 
 def _earliest(keys: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """For each of `rows`, the first of `others` with its key and, in one list of both, before it; -1 is none."""
-    known, places = np.unique(keys[others], return_index=True)
-    at = np.minimum(np.searchsorted(known, keys[rows]), len(known) - 1)
-    found = np.where(known[at] == keys[rows], others[places[at]], -1)
-    return np.where(found == rows, -1, found)
+    """For each of `rows`, the first of `others` with the same key, or -1 if there is none or it is the row itself."""
+    unique_keys, first_positions = np.unique(keys[others], return_index=True)
+    positions = np.minimum(np.searchsorted(unique_keys, keys[rows]), len(unique_keys) - 1)
+    matches = np.where(unique_keys[positions] == keys[rows], others[first_positions[positions]], -1)
+    return np.where(matches == rows, -1, matches)
 
 
-def _alike(signatures: np.ndarray, rows: np.ndarray, others: np.ndarray) -> Pairs:
-    """Rows beside the first of `others` that shares a band with them and is SIMILAR."""
+def _similar_pairs(signatures: np.ndarray, rows: np.ndarray, others: np.ndarray) -> Pairs:
+    """Pairs each row with a row of `others` that shares a band with it and has a similarity of at least SIMILAR.
+
+    Each band proposes the first row that shares it; of those that are similar enough, the earliest wins.
+    """
     if not len(rows) or not len(others):
         return Pairs([], [], [])
     width = PERMUTATIONS // BANDS
     mix = np.random.Generator(np.random.PCG64(1)).integers(1, 1 << 63, width, dtype=np.uint64) | np.uint64(1)
     best = np.full(len(signatures), -1)
-    likeness = np.zeros(len(signatures), dtype=np.float32)
+    similarity = np.zeros(len(signatures), dtype=np.float32)
     for start in range(0, PERMUTATIONS, width):
         keys = np.zeros(len(signatures), dtype=np.uint64)
         for column, factor in zip(range(start, start + width), mix, strict=True):
             keys = (keys ^ signatures[:, column]) * factor
-        found = _earliest(keys, rows, others)
-        new = found >= 0
-        for begin in range(0, int(new.sum()), AT_ONCE):
-            one, other = rows[new][begin : begin + AT_ONCE], found[new][begin : begin + AT_ONCE]
-            alike = (signatures[one] == signatures[other]).mean(axis=1, dtype=np.float32)
-            better = (alike >= SIMILAR) & ((best[one] < 0) | (other < best[one]))
-            best[one[better]], likeness[one[better]] = other[better], alike[better]
-    chosen = np.flatnonzero(best >= 0)
-    return Pairs(chosen.tolist(), best[chosen].tolist(), [round(one, 3) for one in likeness[chosen].tolist()])
+        candidates = _earliest(keys, rows, others)
+        matched = candidates >= 0
+        for begin in range(0, int(matched.sum()), AT_ONCE):
+            row, other = rows[matched][begin : begin + AT_ONCE], candidates[matched][begin : begin + AT_ONCE]
+            estimate = (signatures[row] == signatures[other]).mean(axis=1, dtype=np.float32)
+            better = (estimate >= SIMILAR) & ((best[row] < 0) | (other < best[row]))
+            best[row[better]], similarity[row[better]] = other[better], estimate[better]
+    similar = np.flatnonzero(best >= 0)
+    return Pairs(similar.tolist(), best[similar].tolist(), [round(value, 3) for value in similarity[similar].tolist()])

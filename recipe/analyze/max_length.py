@@ -1,7 +1,7 @@
-"""What a limit on length does: the rows it cuts and drops, how full sequences get, and what an epoch then costs.
+"""The effect of max_length: the rows that it cuts and drops, how full packed sequences are, and the cost of an epoch.
 
-made = limits(lengths, before, chosen=1024)    # a Limit for each power of two that makes sense, and the chosen one
-best, why = recommend(made)
+results = limits(lengths, loss_starts, configured=1024)    # a Limit for 1024 and for each power of two worth comparing
+best, reason = recommend(results)
 """
 
 from collections.abc import Sequence
@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from recipe.tokens.packing import pack_best_fit
 
 SHORTEST = 64  # tokens: a shorter limit leaves no room for a prompt and its answer
-SAMPLE = 100_000  # rows that are packed to see how full sequences get; of more, evenly spread ones
-MAX_CUT = 0.01  # of the rows, what a recommended limit may cut; tokens would go by a few very long rows
+SAMPLE = 100_000  # rows packed to measure how full sequences are; of a larger dataset, an evenly spaced sample
+MAX_CUT = 0.01  # share of rows that a recommended limit may cut; a share of tokens would depend on a few very long rows
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What `max_length` does: shares of rows cut and dropped and of tokens lost, fill of sequences, cost of an epoch.
+    """The effect of `max_length`: shares of rows cut or dropped, tokens lost and positions filled; cost of an epoch.
 
-    The cost is in positions computed, padding within, relative to the chosen limit's: a LoRA step's matmuls take the
-    same for each. Attention, which stays within a row, is left out: at these lengths it is 1% of the work.
+    The cost is the number of positions computed, including padding, relative to the configured limit: the matmuls of a
+    LoRA step cost the same for each position. Attention is ignored: it stays within a row and is 1% of the work at
+    these lengths.
     """
 
     max_length: int
@@ -30,57 +31,66 @@ class Limit:
     cost: float
 
 
-def candidates(lengths: Sequence[int], chosen: int) -> list[int]:
-    """The powers of two from SHORTEST to the second that cuts few rows, or the first that cuts none; and the chosen."""
-    few = int(MAX_CUT * len(lengths))
-    enough = sorted(lengths)[len(lengths) - 1 - few]  # the length that a limit must hold to cut few
+def candidates(lengths: Sequence[int], configured: int) -> list[int]:
+    """The limits to compare: the configured one, and powers of two from SHORTEST.
+
+    The powers end at the first that cuts no row, or at the second that cuts at most MAX_CUT of the rows.
+    """
+    max_cut_rows = int(MAX_CUT * len(lengths))
+    enough = sorted(lengths)[len(lengths) - 1 - max_cut_rows]  # the shortest limit that cuts at most max_cut_rows
     powers = [SHORTEST]
     while powers[-1] < enough:
         powers.append(2 * powers[-1])
     if powers[-1] < max(lengths):
         powers.append(2 * powers[-1])
-    return sorted({*powers, chosen})
+    return sorted({*powers, configured})
 
 
-def limits(lengths: Sequence[int], before: Sequence[int], chosen: int, *, drops: bool = False) -> list[Limit]:
-    """A Limit for each candidate that leaves a row, shortest first.
+def limits(
+    lengths: Sequence[int], loss_starts: Sequence[int], configured: int, *, drop_overlong: bool = False
+) -> list[Limit]:
+    """A Limit for each candidate that leaves at least one row, shortest first.
 
-    `lengths` are the rows' tokens before cutting, `before` those before the first that is trained. A longer row is cut,
-    or dropped where no trained token is left of it, or where all longer rows are (`drops`); prepare does the same.
+    `lengths` are the tokens of each row before cutting, `loss_starts` the tokens before its first loss position. A row
+    that exceeds the limit is cut. It is dropped if cutting leaves no loss position, or if `drop_overlong` is set.
+    prepare does the same.
     """
     step = -(-len(lengths) // SAMPLE)
     total = sum(lengths)
     kept = {}
-    for limit in candidates(lengths, chosen):
-        some = zip(lengths[::step], before[::step], strict=True)
-        kept[limit] = [min(length, limit) for length, start in some if length <= limit or (start < limit and not drops)]
-    sequences = {limit: len(pack_best_fit(some, limit)) for limit, some in kept.items()}
-    made = []
+    for limit in candidates(lengths, configured):
+        kept[limit] = [
+            min(length, limit)
+            for length, start in zip(lengths[::step], loss_starts[::step], strict=True)
+            if length <= limit or (start < limit and not drop_overlong)
+        ]
+    sequences = {limit: len(pack_best_fit(kept_lengths, limit)) for limit, kept_lengths in kept.items()}
+    results = []
     for limit, count in sequences.items():
         if not count:
             continue
-        longer = [(length, start) for length, start in zip(lengths, before, strict=True) if length > limit]
-        dropped = [length for length, start in longer if start >= limit or drops]
+        longer = [(length, start) for length, start in zip(lengths, loss_starts, strict=True) if length > limit]
+        dropped = [length for length, start in longer if start >= limit or drop_overlong]
         lost = sum(length - limit for length, _ in longer) + limit * len(dropped)
-        made.append(
+        results.append(
             Limit(
                 max_length=limit,
                 rows_cut=round((len(longer) - len(dropped)) / len(lengths), 6),
                 rows_dropped=round(len(dropped) / len(lengths), 6),
                 tokens_lost=round(lost / total, 6),
                 filled=round(sum(kept[limit]) / (count * limit), 6),
-                cost=round(count * limit / (sequences[chosen] * chosen), 6),
+                cost=round(count * limit / (sequences[configured] * configured), 6),
             )
         )
-    return made
+    return results
 
 
-def recommend(made: Sequence[Limit]) -> tuple[Limit, str]:
-    """The shortest limit that cuts or drops at most MAX_CUT of the rows, and why."""
-    best = next(one for one in made if one.rows_cut + one.rows_dropped <= MAX_CUT)
-    why = (
-        f"{best.max_length:,} is the shortest of these that cuts or drops at most {MAX_CUT:.0%} of the rows: "
-        f"{best.rows_cut + best.rows_dropped:.2%}, with {best.tokens_lost:.2%} of the tokens. Packed, an epoch costs "
-        "about the same with a longer one, and a sequence needs more memory."
+def recommend(results: Sequence[Limit]) -> tuple[Limit, str]:
+    """The shortest limit that cuts or drops at most MAX_CUT of the rows, and the reason as text."""
+    best = next(limit for limit in results if limit.rows_cut + limit.rows_dropped <= MAX_CUT)
+    reason = (
+        f"{best.max_length:,} is the shortest of these limits that cuts or drops at most {MAX_CUT:.0%} of the rows: it "
+        f"affects {best.rows_cut + best.rows_dropped:.2%} of the rows and loses {best.tokens_lost:.2%} of the tokens. "
+        "With packing, a longer limit costs about the same per epoch, but each sequence needs more memory."
     )
-    return best, why
+    return best, reason

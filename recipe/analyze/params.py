@@ -6,7 +6,7 @@ from recipe.core.config import Section
 
 
 class AnalyzeParams(Section):
-    """What the report shows."""
+    """Settings of the analysis report."""
 
-    num_rows: int = Field(ge=1, description="rows in the table")
-    num_bins: int = Field(ge=1, description="bars of a histogram")
+    num_rows: int = Field(ge=1, description="number of rows shown in the table")
+    num_bins: int = Field(ge=1, description="number of bars in a histogram")

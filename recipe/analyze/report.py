@@ -1,6 +1,6 @@
-"""The sections of the report on the data: the rows as loaded, their lengths, what may be wrong, what prepare did.
+"""The sections of the data report: the rows as loaded, their lengths, possible problems, the output of prepare.
 
-`sections(summary, ...)` reads the numbers of reports/analysis/summary.json and nothing else of the run.
+Each `..._parts(summary, ...)` takes its numbers from the contents of reports/analysis/summary.json.
 """
 
 import textwrap
@@ -11,30 +11,30 @@ from markupsafe import Markup
 
 from recipe.report.html import Part, figure, preformatted, table
 
-WRAP = 50  # the tutorial's view of a row: wrapped at 50 characters, after a rule of 15 times three dashes
+WRAP = 50  # the tutorial prints a row wrapped at 50 characters, below a rule of 15 times three dashes
 RULE = "---" * 15
-TUTORIAL_CHARS = 1024  # the tutorial counted characters, and then cut at as many tokens
-ROWS_CALLED = {
+TUTORIAL_CHARS = 1024  # the tutorial measured rows in characters, but cut them at this number of tokens
+ROW_LABELS = {
     "read": "rows read",
-    "quarantined": "rows set aside as malformed",
+    "quarantined": "rows quarantined as malformed",
     "truncated": "rows cut at max_length",
-    "dropped_overlong": "rows dropped as too long",
+    "dropped_overlong": "rows dropped: longer than max_length",
     "dropped_without_answer": "rows dropped: the prompt alone fills max_length",
-    "train": "rows to train on",
-    "validation": "rows to validate on",
+    "train": "training rows",
+    "validation": "validation rows",
 }
-TOKENS_CALLED = {
-    "train": "tokens to train on",
-    "train_loss_tokens": "of them trained (answers)",
-    "validation": "tokens to validate on",
-    "validation_loss_tokens": "of them scored (answers)",
+TOKEN_LABELS = {
+    "train": "training tokens",
+    "train_loss_tokens": "loss positions in training (answers)",
+    "validation": "validation tokens",
+    "validation_loss_tokens": "loss positions in validation (answers)",
 }
 SHOWN_PLACES = 5
-SHOWN_CHARS = 600  # of a copy
+SHOWN_CHARS = 600  # of each row in a pair of duplicates
 
 
 def format_row(row: dict[str, Any]) -> str:
-    """A row in full, each column wrapped."""
+    """All columns of a row, wrapped."""
     parts = []
     for name, value in row.items():
         lines = str(value).splitlines() or [""]
@@ -42,170 +42,175 @@ def format_row(row: dict[str, Any]) -> str:
     return "\n".join([RULE, *parts])
 
 
-def format_counts(kinds: dict[str, int]) -> str:
-    """The types of a column, each with its number of rows."""
-    return ", ".join(f"{kind} ({num:,})" for kind, num in kinds.items())
+def format_counts(types: dict[str, int]) -> str:
+    """The types in a column, each with its number of rows."""
+    return ", ".join(f"{name} ({num_rows:,})" for name, num_rows in types.items())
 
 
 def list_places(places: Sequence[str], rows: int) -> str:
-    """The first places, each file named once, and how many more there are: `a.json, line 3, 7; and 2 more`."""
-    named, last = [], None
+    """The first places, each file once, and the number of remaining rows: `a.json, line 3, 7; and 2 more`."""
+    groups, last = [], None
     for place in places[:SHOWN_PLACES]:
-        kind, number = place.rsplit(" ", 1)  # `a.json, line` and `3`
-        if kind == last:
-            named[-1] += ", " + number
+        prefix, number = place.rsplit(" ", 1)  # `a.json, line` and `3`
+        if prefix == last:
+            groups[-1] += ", " + number
         else:
-            named.append(place)
-        last = kind
-    more = rows - min(len(places), SHOWN_PLACES)
-    return "; ".join([*named, *([f"and {more:,} more"] if more else [])])
+            groups.append(place)
+        last = prefix
+    remaining = rows - min(len(places), SHOWN_PLACES)
+    return "; ".join([*groups, *([f"and {remaining:,} more"] if remaining else [])])
 
 
 def summarize_findings(summary: dict[str, Any]) -> str:
-    """What the data is, in a few sentences."""
-    guilty = [one for one in summary["flaws"].values() if one["rows"]]
-    found = "Nothing looks wrong with them." if not guilty else (
-        f"{len(guilty)} {'thing' if len(guilty) == 1 else 'things'} may be wrong with some of them: see below."
-    )  # fmt: skip
+    """A summary of the dataset in a few sentences."""
+    num_flaws = sum(flaw["rows"] > 0 for flaw in summary["flaws"].values())
+    if num_flaws:
+        findings = f"{num_flaws} possible {'problem was' if num_flaws == 1 else 'problems were'} found: see below."
+    else:
+        findings = "No problems were found."
     rows = summary["prepared"]["rows"]
     dropped = rows["dropped_overlong"] + rows["dropped_without_answer"]
     return (
-        f"{summary['num_rows']:,} rows: {rows['train']:,} to train on, {rows['validation']:,} to validate on. Half "
-        f"have {summary['tokens']['p50']:,} tokens or fewer, the longest has {summary['tokens']['max']:,}. "
-        f"{summary['share_over_max_length_tokens']:.1%} are longer than max_length, {summary['max_length']:,} tokens: "
-        f"{rows['truncated']:,} cut, {dropped:,} dropped. {found}"
+        f"{summary['num_rows']:,} rows: {rows['train']:,} for training, {rows['validation']:,} for validation. Half of "
+        f"the rows have {summary['tokens']['p50']:,} tokens or fewer; the longest has {summary['tokens']['max']:,}. "
+        f"{summary['share_over_max_length_tokens']:.1%} exceed max_length ({summary['max_length']:,} tokens): "
+        f"{rows['truncated']:,} were cut, {dropped:,} dropped. {findings}"
     )
 
 
 def data_parts(summary: dict[str, Any], first: list[dict[str, Any]], num_rows: int) -> list[Part]:
-    """The dataset as loaded: files, columns, the first rows."""
+    """The dataset as loaded: files, columns, first rows."""
     files = [[file["name"], file["split"], file["bytes"]] for file in summary["files"]]
     columns = [
-        [name, format_counts(one["types"]), one["empty"], one["missing"]] for name, one in summary["columns"].items()
+        [name, format_counts(column["types"]), column["empty"], column["missing"]]
+        for name, column in summary["columns"].items()
     ]
     rows = [[row.get(name, "") for name in summary["columns"]] for row in first[:num_rows]]
     return [
-        Part("The files", table(["file", "split", "bytes"], files)),
-        Part("The columns", table(["column", "types (rows)", "empty", "missing"], columns)),
-        Part("The first rows", table(list(summary["columns"]), rows)),
+        Part("Files", table(["file", "split", "bytes"], files)),
+        Part("Columns", table(["column", "types (rows)", "empty", "missing"], columns)),
+        Part("First rows", table(list(summary["columns"]), rows)),
         Part("Three rows in full", preformatted("\n".join(format_row(row) for row in first[:3]))),
     ]
 
 
 def length_parts(summary: dict[str, Any], pictures: Mapping[str, str]) -> list[Part]:
-    """How long the rows are, in characters and in tokens."""
+    """The lengths of the rows in characters and in tokens."""
     limit = summary["max_length"]
     over_chars = summary[f"share_over_{TUTORIAL_CHARS}_chars"]
     over_tokens = summary["share_over_max_length_tokens"]
     over_same = summary[f"share_over_{TUTORIAL_CHARS}_tokens"]
     quantile_rows = [["characters", *summary["chars"].values()], ["tokens", *summary["tokens"].values()]]
-    label = "Histogram and cumulative curve of the rows by {}; their numbers stand under Quantiles."
+    label = "Histogram and cumulative curve of row lengths in {}; the Quantiles section has the numbers."
     return [
         Part(
             "Length in characters",
             figure(pictures["characters"], label.format("characters")),
-            f"{over_chars:.1%} of the rows have more than {TUTORIAL_CHARS:,} characters. The model counts tokens: "
-            f"{over_same:.1%} have more than {TUTORIAL_CHARS:,} of those.",
+            f"{over_chars:.1%} of the rows have more than {TUTORIAL_CHARS:,} characters. The model's limit counts "
+            f"tokens: {over_same:.1%} of the rows have more than {TUTORIAL_CHARS:,} tokens.",
         ),
         Part(
             "Length in tokens",
             figure(pictures["tokens"], label.format("tokens")),
-            f"{over_tokens:.1%} of the rows have more than max_length, {limit:,} tokens.",
+            f"{over_tokens:.1%} of the rows exceed max_length ({limit:,} tokens).",
         ),
         Part("Quantiles", table(["length in", *summary["tokens"]], quantile_rows)),
     ]
 
 
 def limit_parts(summary: dict[str, Any]) -> list[Part]:
-    """What each limit on length would do, and which one to take."""
+    """The effect of each max_length, and the recommended value."""
     rows = [
         [
-            f"{one['max_length']:,}" + (" (set)" if one["max_length"] == summary["max_length"] else ""),
-            *(f"{one[name]:.2%}" for name in ("rows_cut", "rows_dropped", "tokens_lost")),
-            f"{one['filled']:.1%}", f"{one['cost']:.2f}",
+            f"{limit['max_length']:,}" + (" (current)" if limit["max_length"] == summary["max_length"] else ""),
+            *(f"{limit[name]:.2%}" for name in ("rows_cut", "rows_dropped", "tokens_lost")),
+            f"{limit['filled']:.1%}", f"{limit['cost']:.2f}",
         ]
-        for one in summary["limits"]
+        for limit in summary["limits"]
     ]  # fmt: skip
     header = ["max_length", "rows cut", "dropped", "tokens lost", "full", "cost"]
     note = (
-        f"{summary['recommended_because']} Shares are of the rows to train on; those whose prompt alone fills "
-        "max_length are dropped. Full says how far packed sequences are filled, cost what an epoch takes beside the "
-        "set limit's."
+        f"{summary['recommended_because']} Percentages refer to the training rows; rows whose prompt alone fills "
+        "max_length are dropped. Full is the fill rate of packed sequences. Cost is that of an epoch, relative to the "
+        "current limit."
     )
-    return [Part("Which max_length", table(header, rows), note)]
+    return [Part("Choosing max_length", table(header, rows), note)]
 
 
 def flaw_parts(summary: dict[str, Any], examples: Mapping[str, Sequence[Any]]) -> list[Part]:
-    """What may be wrong with the rows, where, and copies side by side."""
+    """Possible problems and where they are, and duplicates side by side."""
     total = summary["prepared"]["rows"]["read"]
     rows = [
-        [name, one["rows"], f"{one['rows'] / total:.2%}", list_places(one["places"], one["rows"])]
-        for name, one in summary["flaws"].items()
+        [name, flaw["rows"], f"{flaw['rows'] / total:.2%}", list_places(flaw["places"], flaw["rows"])]
+        for name, flaw in summary["flaws"].items()
     ]
     note = (
-        "Guesses by the look of the text: look at the rows before you change them. Personal data is masked on this "
-        "page; summary.json names more rows."
+        "These checks are heuristics: inspect the rows before you change them. Personal data is masked on this page; "
+        "summary.json lists more rows."
     )
-    clean = Markup("<p>Nothing was found: no copies, near copies or near leaks, no odd characters, no answer that "
-                   "looks cut off, no personal data.</p>")  # fmt: skip
-    parts = [Part("What may be wrong", table(["what", "rows", "share", "where"], rows) if rows else clean, note)]
+    clean = Markup("<p>No problems were found: no duplicates or near duplicates, no validation rows that resemble "
+                   "training rows, no unusual characters, no truncated answers, no personal data.</p>")  # fmt: skip
+    parts = [Part("Possible problems", table(["problem", "rows", "share", "where"], rows) if rows else clean, note)]
     pairs = [
-        [f"{what}\n({one.similarity:.0%} alike)", f"{one.place}:\n{_short(one.text)}",
-         f"{one.other_place}:\n{_short(one.other_text)}"]
-        for what, some_pairs in examples.items() for one in some_pairs
+        [f"{name}\n({copy.similarity:.0%} similar)", f"{copy.place}:\n{_shorten(copy.text)}",
+         f"{copy.other_place}:\n{_shorten(copy.other_text)}"]
+        for name, copies in examples.items() for copy in copies
     ]  # fmt: skip
     if pairs:
-        parts.append(Part("Copies side by side", table(["what", "row", "the other"], pairs),
-                          "Alike is the share of three-word runs that both have, estimated."))  # fmt: skip
+        parts.append(Part("Duplicates side by side", table(["problem", "row", "other row"], pairs),
+                          "Similarity is the estimated share of word triples that both rows contain."))  # fmt: skip
     return parts
 
 
 def token_parts(summary: dict[str, Any]) -> list[Part]:
-    """What the tokens are spent on: answers and prompts, the vocabulary, forms of rows, scripts, categories."""
+    """How tokens divide into answers and prompts, vocabulary usage, and rows by template branch, script, category."""
     vocabulary, tokens = summary["vocabulary"], summary["prepared"]["tokens"]
     shares = [
-        ["tokens to train on", tokens["train"]],
-        ["of them trained (answers)", tokens["train_loss_tokens"]],
-        ["of them read only (prompts)", tokens["train"] - tokens["train_loss_tokens"]],
-        ["vocabulary, tokens", vocabulary["size"]],
-        ["of it used in training", vocabulary["used"]],
+        ["training tokens", tokens["train"]],
+        ["loss positions (answers)", tokens["train_loss_tokens"]],
+        ["context only (prompts)", tokens["train"] - tokens["train_loss_tokens"]],
+        ["tokens in the vocabulary", vocabulary["size"]],
+        ["vocabulary tokens used in training", vocabulary["used"]],
     ]
     note = (
-        f"{tokens['train_loss_tokens'] / tokens['train']:.1%} of the training tokens are trained. The training "
+        f"{tokens['train_loss_tokens'] / tokens['train']:.1%} of the training tokens are loss positions. The training "
         f"text uses {vocabulary['used'] / vocabulary['size']:.1%} of the vocabulary; the {vocabulary['top']} most "
         f"frequent tokens make up {vocabulary['top_share']:.1%} of the text."
     )
-    parts = [Part("What the tokens are", table(["what", "number"], shares), note)]
+    parts = [Part("Tokens", table(["count", "tokens"], shares), note)]
     for heading, name, key in (
-        ("Rows by branch of the template", "branch", "branches"),
+        ("Rows by template branch", "branch", "branches"),
         ("Rows by script", "script of most letters", "scripts"),
         ("Rows by category", "category", "categories"),
     ):
         if set(summary[key]) - {""}:
-            parts.append(Part(heading, table([name, "rows"], [list(one) for one in summary[key].items()])))
+            parts.append(Part(heading, table([name, "rows"], [list(item) for item in summary[key].items()])))
     return parts
 
 
 def outcome_parts(summary: dict[str, Any], packed: Sequence[Sequence[tuple[str, str]]]) -> list[Part]:
-    """What prepare made of the rows, and one packed sequence as the model sees it."""
+    """The output of prepare, and a packed sequence as the model sees it."""
     prepared = summary["prepared"]
-    counts = [[ROWS_CALLED[name], count] for name, count in prepared["rows"].items()]
-    counts += [[TOKENS_CALLED[name], count] for name, count in prepared["tokens"].items()]
+    counts = [[ROW_LABELS[name], count] for name, count in prepared["rows"].items()]
+    counts += [[TOKEN_LABELS[name], count] for name, count in prepared["tokens"].items()]
     counts += [["training sequences", prepared["sequences"]["train"]]]
     quarantined = prepared["rows"]["quarantined"]
-    filled = f"The sequences are {prepared['sequences']['filled']:.1%} full." + (
-        f" {quarantined:,} rows stand in data/prepared/quarantine.jsonl, each with the reason." if quarantined else ""
-    )
+    note = f"The training sequences are {prepared['sequences']['filled']:.1%} full."
+    if quarantined:
+        note += f" data/prepared/quarantine.jsonl lists the {quarantined:,} malformed rows, each with the reason."
     row = Markup('<div class="row">{}</div>')
     span = Markup('<span class="{}">{}</span>')
-    shown = Markup("").join(row.format(Markup("").join(span.format(*piece) for piece in one)) for one in packed)
-    box = Markup('<div class="packed" tabindex="0" role="group" aria-label="A packed sequence">{}</div>').format(shown)
-    key = (
-        "One training sequence. Each row in it sees itself alone. Plain text is read, underlined text is trained, "
-        "and the framed token ends the answer."
+    rows = Markup("").join(row.format(Markup("").join(span.format(*piece) for piece in pieces)) for pieces in packed)
+    box = Markup('<div class="packed" tabindex="0" role="group" aria-label="Packed sequence">{}</div>').format(rows)
+    legend = (
+        "One training sequence. Rows in it do not attend to each other. Plain text is context, underlined text "
+        "contributes to the loss, and the framed token ends the answer."
     )
-    return [Part("What prepare did", table(["what", "number"], counts), filled), Part("A packed sequence", box, key)]
+    return [
+        Part("Output of prepare", table(["count", "number"], counts), note),
+        Part("Packed sequence", box, legend),
+    ]
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"

@@ -1,6 +1,6 @@
-"""One pass over the rows as they were loaded: their columns, and what stands in those that prepare could use.
+"""Scans the rows as loaded: the columns of all rows, and the texts of those that prepare could use.
 
-scan = scan_rows(data, manifest, meta, facts, progress)    # a Scan
+scan = scan_rows(data, files, meta, facts, num_first, progress)    # a Scan
 """
 
 from array import array
@@ -11,15 +11,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from recipe.analyze.duplicates import Copies, Found, Pairs
+from recipe.analyze.duplicates import Copies, Duplicates, Pairs
 from recipe.analyze.text_checks import flaws, mask_personal_data, script
 from recipe.core.services import Progress
 from recipe.text.readers import BadRow, Row, read_rows, safe
 from recipe.text.templates import make_template
 
-KEPT_PLACES = 100  # of the rows with a flaw, those that are named
-KEPT_EXAMPLES = 3  # pairs of copies that are shown in full
-SEEN_AS = {
+KEPT_PLACES = 100  # rows listed for each flaw
+KEPT_EXAMPLES = 3  # pairs shown in full for each type of duplicate
+DUPLICATE_FLAWS = {
     "same": "rows that stand twice",
     "same_question": "questions with another answer earlier",
     "near": "rows that are nearly an earlier one",
@@ -29,7 +29,7 @@ SEEN_AS = {
 
 @dataclass
 class Flaw:
-    """Rows that look guilty of one thing: how many, and where the first stand."""
+    """A possible problem: how many rows have it, and the places of the first ones."""
 
     rows: int = 0
     places: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Flaw:
 
 
 class Columns:
-    """What each column holds, row by row: types, and how many values are empty."""
+    """Collects the value types and the number of empty values of each column, row by row."""
 
     def __init__(self) -> None:
         self.num_rows = 0
@@ -58,20 +58,20 @@ class Columns:
             self.empty[name] += value is None or (isinstance(value, str | list) and not value)
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """{column: {types: {type: rows}, empty: rows, missing: rows}}, in the order in which they first stood."""
+        """{column: {types: {type: rows}, empty: rows, missing: rows}}, columns in order of first occurrence."""
         return {
             name: {
-                "types": dict(sorted(kinds.items())),
+                "types": dict(sorted(types.items())),
                 "empty": self.empty[name],
-                "missing": self.num_rows - sum(kinds.values()),
+                "missing": self.num_rows - sum(types.values()),
             }
-            for name, kinds in self.types.items()
+            for name, types in self.types.items()
         }
 
 
 @dataclass(frozen=True)
 class Copy:
-    """A row beside the one that it looks like, and how alike they are (0 to 1, estimated)."""
+    """A row, the row that it resembles, and their estimated similarity (0 to 1)."""
 
     place: str
     text: str
@@ -82,7 +82,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Scan:
-    """What the pass found. `flaws` has a Flaw by name, `examples` some copies by the name that they have there."""
+    """The result of a scan. `flaws` maps names to flaws; `examples` maps the names of duplicate flaws to examples."""
 
     columns: Columns
     first: list[dict[str, str]]
@@ -93,12 +93,12 @@ class Scan:
 
 
 def in_order(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The files in the order in which prepare reads them: a given validation split first."""
+    """The files in the order in which prepare reads them: those of the validation split first, if there is one."""
     return sorted(files, key=lambda file: file["split"] == "train")
 
 
 def read_all(data: Path, files: list[dict[str, Any]]) -> Iterator[Row]:
-    """The rows of all files that are objects; the others stand in the quarantine."""
+    """The well-formed rows of all files; prepare quarantines malformed ones."""
     for file in files:
         for row in read_rows(data / file["name"], file["name"]):
             if not isinstance(row, BadRow):
@@ -106,94 +106,95 @@ def read_all(data: Path, files: list[dict[str, Any]]) -> Iterator[Row]:
 
 
 def match_rows(rows: Iterator[Row], facts: Any) -> Iterator[tuple[Row, int]]:
-    """Each row with its number in prepare's table of facts, or -1 where prepare could not use it.
+    """Each row with its index in prepare's table `facts`, or -1 if prepare could not use it.
 
-    The table has the rows of each side in the order of the files: two fingers walk along it.
+    The table lists the rows of each split in the order of the files, so one cursor per split is enough.
     """
     is_train = facts["split"].to_numpy(zero_copy_only=False) == "train"
-    begins = [int(is_train.argmax()) if is_train.any() else len(facts), int((~is_train).argmax())]
-    ends = [begins[0] + int(is_train.sum()), begins[1] + int((~is_train).sum())]
+    cursors = [int(is_train.argmax()) if is_train.any() else len(facts), int((~is_train).argmax())]
+    ends = [cursors[0] + int(is_train.sum()), cursors[1] + int((~is_train).sum())]
     names, places = facts["file"], facts["place"]
-    heads = [_head(names, places, at, end) for at, end in zip(begins, ends, strict=True)]
+    heads = [_head(names, places, cursor, end) for cursor, end in zip(cursors, ends, strict=True)]
     for row in rows:
-        found = -1
-        for side in range(2):
-            if heads[side] == (row.file, row.place):
-                found = begins[side]
-                begins[side] += 1
-                heads[side] = _head(names, places, begins[side], ends[side])
+        index = -1
+        for split in range(2):
+            if heads[split] == (row.file, row.place):
+                index = cursors[split]
+                cursors[split] += 1
+                heads[split] = _head(names, places, cursors[split], ends[split])
                 break
-        yield row, found
+        yield row, index
 
 
-def _head(names: Any, places: Any, at: int, end: int) -> tuple[str, str] | None:
-    return (names[at].as_py(), places[at].as_py()) if at < end else None
+def _head(names: Any, places: Any, cursor: int, end: int) -> tuple[str, str] | None:
+    return (names[cursor].as_py(), places[cursor].as_py()) if cursor < end else None
 
 
 def scan_rows(
     data: Path, files: list[dict[str, Any]], meta: dict[str, Any], facts: Any, num_first: int, progress: Progress
 ) -> Scan:
-    """Look at every row once, and again at those that are shown as copies."""
+    """Scan all rows, then read the rows shown as duplicates again."""
     template = make_template(meta["template"], meta["columns"])
     columns, copies = Columns(), Copies()
     first: list[dict[str, str]] = []
     branches: Counter[str] = Counter()
     scripts: Counter[str] = Counter()
-    found: dict[str, Flaw] = {}
-    trained_on = {file["name"] for file in files if file["split"] == "train"}
-    numbers = array("q")  # of each row that was used, where it stands in the facts
+    flaws_by_name: dict[str, Flaw] = {}
+    train_files = {file["name"] for file in files if file["split"] == "train"}
+    indices = array("q")  # for each row that prepare used, its index in `facts`
     is_train = facts["split"].to_numpy(zero_copy_only=False) == "train"
-    for row, number in progress(match_rows(read_all(data, in_order(files)), facts), "looking at rows", len(facts)):
+    for row, index in progress(match_rows(read_all(data, in_order(files)), facts), "scanning rows", len(facts)):
         columns.add(row.values)
-        if row.file in trained_on and len(first) < num_first:
+        if row.file in train_files and len(first) < num_first:
             first.append({name: mask_personal_data(text) for name, text in as_text(row.values).items()})
-        if number < 0:
+        if index < 0:
             continue
-        question, answer, form = template.sample(row.values)
-        numbers.append(number)
-        branches[form] += 1
+        question, answer, branch = template.sample(row.values)
+        indices.append(index)
+        branches[branch] += 1
         scripts[script(question + answer)] += 1
-        copies.add(question, answer, validation=not is_train[number])
+        copies.add(question, answer, validation=not is_train[index])
         for flaw in flaws(question, answer):
-            found.setdefault(flaw, Flaw()).add(f"{row.file}, {row.place}")
-    pairs = copies.find()
-    texts = _texts(data, files, meta, facts, _shown(pairs))
+            flaws_by_name.setdefault(flaw, Flaw()).add(f"{row.file}, {row.place}")
+    duplicates = copies.find()
+    texts = _texts(data, files, meta, facts, _shown_rows(duplicates))
     examples = {}
-    for name, called in SEEN_AS.items():
-        some: Pairs = getattr(pairs, name)
-        if some.rows:
-            found[called] = Flaw(len(some.rows), [_place(facts, numbers[one]) for one in some.rows[:KEPT_PLACES]])
-            examples[called] = [
-                Copy(_place(facts, numbers[one]), texts[one], _place(facts, numbers[other]), texts[other], alike)
-                for one, other, alike in islice(
-                    zip(some.rows, some.earlier, some.similarity, strict=True), KEPT_EXAMPLES
+    for field_name, flaw in DUPLICATE_FLAWS.items():
+        pairs: Pairs = getattr(duplicates, field_name)
+        if pairs.rows:
+            places = [_place(facts, indices[order]) for order in pairs.rows[:KEPT_PLACES]]
+            flaws_by_name[flaw] = Flaw(len(pairs.rows), places)
+            examples[flaw] = [
+                Copy(_place(facts, indices[order]), texts[order], _place(facts, indices[other]), texts[other], score)
+                for order, other, score in islice(
+                    zip(pairs.rows, pairs.earlier, pairs.similarity, strict=True), KEPT_EXAMPLES
                 )
             ]
-    return Scan(columns, first, branches, scripts, found, examples)
+    return Scan(columns, first, branches, scripts, flaws_by_name, examples)
 
 
 def as_text(values: dict[str, Any]) -> dict[str, str]:
-    """A row's values as text that can be written, whatever it holds."""
+    """The values of a row as text that can be encoded as UTF-8."""
     return {safe(name): safe(str(value)) for name, value in values.items()}
 
 
-def _place(facts: Any, number: int) -> str:
-    return f"{facts['file'][number].as_py()}, {facts['place'][number].as_py()}"
+def _place(facts: Any, index: int) -> str:
+    return f"{facts['file'][index].as_py()}, {facts['place'][index].as_py()}"
 
 
-def _shown(found: Found) -> set[int]:
-    """The rows whose texts are shown."""
-    pairs = [getattr(found, name) for name in SEEN_AS]
-    return {row for some in pairs for row in (*some.rows[:KEPT_EXAMPLES], *some.earlier[:KEPT_EXAMPLES])}
+def _shown_rows(duplicates: Duplicates) -> set[int]:
+    """The rows shown in full, as indices in the order of scanning."""
+    groups: list[Pairs] = [getattr(duplicates, name) for name in DUPLICATE_FLAWS]
+    return {row for pairs in groups for row in (*pairs.rows[:KEPT_EXAMPLES], *pairs.earlier[:KEPT_EXAMPLES])}
 
 
 def _texts(
     data: Path, files: list[dict[str, Any]], meta: dict[str, Any], facts: Any, wanted: set[int]
 ) -> dict[int, str]:
-    """The texts of some of the rows that were used, by their order; rows past the last of them are not read."""
+    """The texts of the `wanted` rows by their order among the rows that prepare used; reading stops after the last."""
     texts: dict[int, str] = {}
     template = make_template(meta["template"], meta["columns"])
-    rows = (row for row, number in match_rows(read_all(data, in_order(files)), facts) if number >= 0)
+    rows = (row for row, index in match_rows(read_all(data, in_order(files)), facts) if index >= 0)
     for order, row in enumerate(rows):
         if len(texts) == len(wanted):
             break

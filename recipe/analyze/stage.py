@@ -1,10 +1,10 @@
 """Stage analyze: what the rows look like, how long they are, and what may be wrong with them.
 
-Reads data/raw/, data/prepared/ and models/base/tokenizer/. Makes reports/analysis/:
+Reads data/raw/, data/prepared/ and models/base/tokenizer/. Writes reports/analysis/:
     index.html      the report
-    summary.json    its numbers
-    lengths.csv     the curve of lengths in tokens, for `dvc plots`
-    *.svg           its pictures
+    summary.json    the numbers in the report
+    lengths.csv     the distribution of row lengths in tokens, for `dvc plots`
+    *.svg           the charts in the report
 
     python -m recipe analyze
 """
@@ -44,28 +44,31 @@ from recipe.report.svg import cumulative, histogram
 from recipe.tokens.tokenizer import load_tokenizer
 
 TOP_TOKENS = 100
-PACKED_EXAMPLES = (2, 4)  # rows in the sequence that is shown, at least and at most, where one has so many
+PACKED_EXAMPLES = (2, 4)  # minimum and maximum number of rows in the packed sequence shown, if there is such a sequence
 
 
 def quantiles(values: Sequence[int]) -> dict[str, float]:
-    """Mean, quantiles (nearest rank) and the largest of some lengths."""
-    ordered = sorted(values)
-    picked = {
-        f"p{int(share * 100)}": ordered[max(0, -(-int(share * 100) * len(ordered) // 100) - 1)]
-        for share in (0.5, 0.9, 0.95, 0.99)
+    """The mean, quantiles (nearest rank) and maximum of `values`."""
+    shares = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+    nearest = np.quantile(values, list(shares.values()), method="inverted_cdf").tolist()
+    return {
+        "mean": round(sum(values) / len(values), 1),
+        **dict(zip(shares, nearest, strict=True)),
+        "max": max(values),
     }
-    return {"mean": round(sum(ordered) / len(ordered), 1), **picked, "max": ordered[-1]}
 
 
 def share_above(values: Sequence[int], limit: int) -> float:
-    """The share of values above a limit."""
+    """The share of values greater than `limit`."""
     return round(sum(value > limit for value in values) / len(values), 4)
 
 
 def show(data: Path, num_rows: int) -> str:
-    """What `recipe show` prints: how many rows, their columns, and the first rows in full."""
+    """The output of `recipe show`: the number of rows, their columns, and the first rows in full."""
     if not (data / "manifest.json").is_file():
-        raise DataError(f"{data} is not there yet. `recipe fetch data` brings the rows in, and `dvc repro` all else.")
+        raise DataError(
+            f"{data} has no manifest.json. Run `recipe fetch data` to fetch the rows, or `dvc repro` for all stages."
+        )
     columns = Columns()
     first: list[dict[str, str]] = []
     for row in read_all(data, read_json(data / "manifest.json")["files"]):
@@ -73,12 +76,12 @@ def show(data: Path, num_rows: int) -> str:
         if len(first) < num_rows:
             first.append(as_text(row.values))
     width = max(map(len, columns.types), default=0)
-    kinds = [f"  {name:<{width}}  {format_counts(one['types'])}" for name, one in columns.summary().items()]
-    return "\n".join([f"{columns.num_rows:,} rows", *kinds, *map(format_row, first), RULE])
+    lines = [f"  {name:<{width}}  {format_counts(column['types'])}" for name, column in columns.summary().items()]
+    return "\n".join([f"{columns.num_rows:,} rows", *lines, *map(format_row, first), RULE])
 
 
 def vocabulary(sequences: Any, size: int) -> dict[str, Any]:
-    """How many of the vocabulary's tokens the training sequences have, and how much the most frequent make up."""
+    """How many tokens of the vocabulary the training sequences use, and the share of the TOP_TOKENS most frequent."""
     counts = np.zeros(size, dtype=np.int64)
     for chunk in sequences["input_ids"].chunks:
         counts += np.bincount(chunk.flatten().to_numpy(), minlength=size)[:size]
@@ -92,21 +95,27 @@ def vocabulary(sequences: Any, size: int) -> dict[str, Any]:
 
 
 def packed_example(sequences: Any, tokenizer: Any, ends: Sequence[int]) -> list[list[tuple[str, str]]]:
-    """The rows of one training sequence, each as pieces (`read`, `trained` or `end`, text)."""
+    """The rows of one training sequence, each as (category, text) spans; categories are `read`, `trained`, `end`."""
     import pyarrow.compute as pc
 
     low, high = PACKED_EXAMPLES
     counts = pc.list_value_length(sequences["seq_lengths"]).to_numpy()
-    fitting = np.flatnonzero((counts >= low) & (counts <= high))
-    at = int(fitting[0]) if len(fitting) else int(np.argmin(counts))
-    ids, completion_mask, lengths = (sequences[name][at].values.to_numpy(zero_copy_only=False)
+    suitable = np.flatnonzero((counts >= low) & (counts <= high))
+    index = int(suitable[0]) if len(suitable) else int(np.argmin(counts))
+    ids, completion_mask, lengths = (sequences[name][index].values.to_numpy(zero_copy_only=False)
                              for name in ("input_ids", "completion_mask", "seq_lengths"))  # fmt: skip
     rows = []
     for stop, length in zip(np.cumsum(lengths), lengths, strict=True):
-        some = zip(ids[stop - length : stop].tolist(), completion_mask[stop - length : stop], strict=True)
-        tokens = [(token, "end" if flag and token in ends else "trained" if flag else "read") for token, flag in some]
-        runs = groupby(tokens, key=lambda one: one[1])
-        rows.append([(kind, mask_personal_data(tokenizer.decode([token for token, _ in run]))) for kind, run in runs])
+        tokens = [
+            (token, "end" if in_loss and token in ends else "trained" if in_loss else "read")
+            for token, in_loss in zip(
+                ids[stop - length : stop].tolist(), completion_mask[stop - length : stop], strict=True
+            )
+        ]
+        spans = groupby(tokens, key=lambda item: item[1])
+        rows.append(
+            [(name, mask_personal_data(tokenizer.decode([token for token, _ in span]))) for name, span in spans]
+        )
     return rows
 
 
@@ -122,13 +131,13 @@ def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str
         chars, tokens = facts["num_chars"].to_pylist(), facts["num_tokens"].to_pylist()
         categories = Counter(facts["category"].to_pylist())
         is_train = facts["split"].to_numpy(zero_copy_only=False) == "train"
-        used = vocabulary(sequences, meta["vocab_size"])
+        vocabulary_usage = vocabulary(sequences, meta["vocab_size"])
         example = packed_example(sequences, load_tokenizer(paths.base / "tokenizer"), meta["end_token_ids"])
     limit = meta["max_length"]
-    to_train = facts.filter(is_train)
-    lengths, before = to_train["num_tokens"].to_pylist(), to_train["num_before"].to_pylist()
-    made_limits = limits(lengths, before, limit, drops=meta["on_overlong"] == "drop")
-    best, because = recommend(made_limits)
+    train_facts = facts.filter(is_train)
+    lengths, loss_starts = train_facts["num_tokens"].to_pylist(), train_facts["num_before"].to_pylist()
+    limit_results = limits(lengths, loss_starts, limit, drop_overlong=meta["on_overlong"] == "drop")
+    best, reason = recommend(limit_results)
     summary = {
         "files": [{"name": file["name"], "split": file["split"], "bytes": file["bytes"]} for file in manifest["files"]],
         "num_rows": scan.columns.num_rows,
@@ -139,11 +148,11 @@ def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str
         f"share_over_{TUTORIAL_CHARS}_tokens": share_above(tokens, TUTORIAL_CHARS),
         "max_length": limit,
         "share_over_max_length_tokens": share_above(tokens, limit),
-        "limits": [asdict(one) for one in made_limits],
+        "limits": [asdict(result) for result in limit_results],
         "recommended_max_length": best.max_length,
-        "recommended_because": because,
-        "flaws": {name: asdict(flaw) for name, flaw in sorted(scan.flaws.items(), key=lambda one: -one[1].rows)},
-        "vocabulary": used,
+        "recommended_because": reason,
+        "flaws": {name: asdict(flaw) for name, flaw in sorted(scan.flaws.items(), key=lambda item: -item[1].rows)},
+        "vocabulary": vocabulary_usage,
         "branches": dict(scan.branches.most_common()),
         "scripts": dict(scan.scripts.most_common()),
         "categories": dict(sorted(categories.items())),
@@ -167,13 +176,13 @@ def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str
         write_text(target / "lengths.csv", "tokens,rows,share_up_to_here\n" + curve)
         for name, picture in pictures.items():
             write_text(target / f"{name}.svg", picture)
-        write_text(target / "index.html", page("What the data looks like", summarize_findings(summary), parts))
+        write_text(target / "index.html", page("Data report", summarize_findings(summary), parts))
     return summary
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
-    """`analyze`: what may be wrong with the rows, and where the report is."""
+    """`analyze`: the possible problems in the rows, and the path of the report."""
     summary = analyze(params["analyze"], paths, services.progress)
     flaws = [f"{name} ({flaw['rows']:,})" for name, flaw in summary["flaws"].items()]
-    found = f"may be wrong: {', '.join(flaws)}" if flaws else "nothing looks wrong with the rows"
-    return f"{found}\nreport: {paths.analysis / 'index.html'}"
+    findings = f"possible problems: {', '.join(flaws)}" if flaws else "no problems found in the rows"
+    return f"{findings}\nreport: {paths.analysis / 'index.html'}"

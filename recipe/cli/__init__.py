@@ -1,1 +1,1 @@
-"""The command line: the stages' commands and those for people."""
+"""The command line: one command per stage, and commands for people."""

@@ -1,4 +1,4 @@
-"""Talks to the trained adapter: what `recipe chat` runs."""
+"""Chat with the trained adapter: the implementation of `recipe chat`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +14,17 @@ MAX_NEW_TOKENS = 256
 
 
 def open_chat(folder: Path, paths: Paths, *, with_adapter: bool) -> Callable[[str], str]:
-    """Load base and adapter once; a function from an instruction (`instruction | input`) to its answer."""
-    if with_adapter and not paths.adapter.is_dir():
-        raise MachineError(f"there is no adapter at {paths.adapter} yet. Run `dvc repro`, or ask with --base.")
+    """Load the base model and the adapter once; return a function from a line (`instruction | input`) to its answer.
+
+    Raises MachineError if the adapter or the tokenizer is missing.
+    """
+    if with_adapter and not (paths.adapter / "adapter_config.json").is_file():
+        raise MachineError(
+            f"{paths.adapter} contains no adapter. Run `dvc repro`, or chat with the base model: --base."
+        )
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
+    if not (paths.base / "tokenizer").is_dir():
+        raise MachineError(f"{paths.base / 'tokenizer'} is missing. Run `dvc repro`.")
     tokenizer = load_tokenizer(paths.base / "tokenizer")
     quantization: Quantization = read_json(paths.train_metrics)["quantization"] if with_adapter else "none"
     model = load_base(manifest, folder, len(tokenizer), quantization)
@@ -25,8 +32,8 @@ def open_chat(folder: Path, paths: Paths, *, with_adapter: bool) -> Callable[[st
         model = load_adapter(model, paths.adapter, manifest)
 
     def reply(line: str) -> str:
-        instruction, _, given = (part.strip() for part in line.partition(" | "))
-        row = {"instruction": instruction, "input": given, "text": line}
+        instruction, _, input_text = (part.strip() for part in line.partition(" | "))
+        row = {"instruction": instruction, "input": input_text, "text": line}
         return answer_rows(model, tokenizer, meta, [row], MAX_NEW_TOKENS)[0].strip()
 
     return reply

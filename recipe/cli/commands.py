@@ -1,6 +1,6 @@
-"""The command line: the stages' commands and those for people. The only place where errors become an exit code.
+"""The command line: one command per stage, and commands for people. The only place that turns errors into exit codes.
 
-Heavy packages are imported inside the commands, so that `recipe --help` stays quick.
+Heavy packages are imported inside the commands, so that `recipe --help` stays fast.
 """
 
 import os
@@ -13,44 +13,51 @@ from recipe.cli import context
 from recipe.cli.context import HERE
 from recipe.cli.stages import COMMANDS
 from recipe.core.environment import configure_libraries
-from recipe.core.errors import RecipeError
+from recipe.core.errors import MachineError, RecipeError
 
-NETWORK = {"fetch", "pin", "plan"}  # the commands that may ask the Hub
+NETWORK = {"fetch", "pin", "plan"}  # commands that may access the Hub
 
 
 class Commands(click.Group):
-    """Commands in the order written here; a RecipeError ends in its message and its exit code."""
+    """Lists commands in the order of their definition; reports a RecipeError as one message and its exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The order of the pipeline, not of the alphabet."""
+        """Commands in pipeline order instead of alphabetical order."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
+        """Run a command. Missing and outdated outputs are reported in one line, too."""
         try:
             return super().invoke(ctx)
         except RecipeError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except (FileNotFoundError, KeyError) as error:
+            problem = context.output_problem(error)
+            is_stage = ctx.invoked_subcommand in context.STAGES
+            if problem is None or (is_stage and isinstance(error, KeyError)):  # there it may be a defect of ours
+                raise
+            click.echo(f"error: {problem}", err=True)
+            ctx.exit(MachineError.exit_code)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="recipe", message="%(version)s")
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Fine-tune a language model with LoRA, reproducibly.
+    """Reproducible LoRA fine-tuning of a language model.
 
-    A recipe folder holds params.yaml and dvc.yaml. In one, `dvc repro` runs the stages that are out of date; each
-    can be run alone, too:
+    A recipe folder contains params.yaml and dvc.yaml. There, `dvc repro` runs the stages that are out of date. Stages
+    can also be run one at a time. Typical commands:
 
     \b
         recipe params              check params.yaml and print it
-        recipe plan                what it will need, before a download
-        recipe show                the first rows, once they are fetched
-        recipe pin                 write the commits of what comes from the Hub into it
+        recipe plan                estimate the requirements, before any download
+        recipe show                print the first rows, after fetch
+        recipe pin                 write the commits of Hub sources into params.yaml
         dvc repro                  run the pipeline
-        recipe summary             what came out, and where to look
-        recipe chat                talk to the trained adapter
+        recipe summary             print the results and where to find them
+        recipe chat                chat with the trained adapter
         recipe new my-recipe --data rows.jsonl
     """
     configure_libraries(network=ctx.invoked_subcommand in NETWORK)
@@ -62,23 +69,23 @@ for command in COMMANDS:
 
 @main.command()
 def plan() -> None:
-    """Say what the recipe will need, before a download.
+    """Estimate what the recipe needs, before any download.
 
-    Rows, steps, downloads, disk, memory, time and licences, and what does not fit, with the key to change. Ends with
-    exit code 4 where something does not fit.
+    Prints rows, steps, downloads, disk, memory, time and licenses. For everything that does not fit, it names the key
+    to change and ends with exit code 4.
     """
     from recipe.planning.plan import make_plan
 
-    made = make_plan(context.params(), HERE, context.paths())
-    click.echo(made.text())
-    if made.problems:
+    estimate = make_plan(context.params(), HERE, context.paths())
+    click.echo(estimate.text())
+    if estimate.problems:
         click.get_current_context().exit(4)
 
 
 @main.command()
 @click.argument("key", required=False)
 def params(key: str | None) -> None:
-    """Check params.yaml and print it, or one KEY of it.
+    """Check params.yaml and print it, or only the value of KEY.
 
     \b
         recipe params
@@ -94,12 +101,12 @@ def params(key: str | None) -> None:
 
 
 @main.command()
-@click.option("--update", is_flag=True, help="Move what is pinned already to the commit of its main branch today.")
+@click.option("--update", is_flag=True, help="Also move pinned sources to the current commit of their main branch.")
 def pin(update: bool) -> None:
-    """Write the commits of what is on the Hub into params.yaml.
+    """Write the commits of Hub sources into params.yaml.
 
-    A branch or a tag can be another commit tomorrow; fetch takes whole commits alone. A revision of null is looked up
-    as `main`. Comments stay as they are.
+    A branch or tag can point to a different commit tomorrow, so fetch accepts only full commits. If a revision is null,
+    `main` is looked up. Comments are kept.
 
     \b
         recipe pin
@@ -108,15 +115,15 @@ def pin(update: bool) -> None:
     from recipe.cli.pin import pin
 
     change = pin(HERE / "params.yaml", context.params(), update=update)
-    click.echo(change or "nothing to pin: what comes from the Hub has its commit.", nl=not change)
+    click.echo(change or "nothing to pin: every Hub source has its commit.", nl=not change)
 
 
 @main.command()
 @click.argument("name")
-@click.option("--data", help="A file or folder of rows, or a dataset's name on the Hub (owner/name).")
-@click.option("--model", help="A folder with a base model, or a model's name on the Hub (owner/name).")
+@click.option("--data", help="A file or folder of rows, or a dataset on the Hub (owner/name).")
+@click.option("--model", help="A folder with a base model, or a model on the Hub (owner/name).")
 def new(name: str, data: str | None, model: str | None) -> None:
-    """Start a recipe folder presets/NAME from the recipe here.
+    """Create the recipe folder presets/NAME from the current recipe.
 
     \b
         recipe new my-recipe --data rows.jsonl
@@ -128,22 +135,21 @@ def new(name: str, data: str | None, model: str | None) -> None:
     from recipe.cli.new import new_recipe, source_of
 
     from_hub = "hub" in (data and source_of(data), model and source_of(model))
-    made = new_recipe(HERE, name, data, model)
-    shown = os.path.relpath(made)
-    then = "recipe pin && dvc repro" if from_hub else "dvc repro"
+    folder = os.path.relpath(new_recipe(HERE, name, data, model))
+    next_commands = "recipe pin && dvc repro" if from_hub else "dvc repro"
     if model:
         params = context.params()
         click.echo(
-            f"Its settings are those of the recipe here: train.learning_rate {params['train'].learning_rate:g} and "
-            f"sequence.max_length {params['sequence'].max_length} suit {params['model'].id}; look at both."
+            f"The settings are copied from the current recipe: train.learning_rate {params['train'].learning_rate:g} "
+            f"and sequence.max_length {params['sequence'].max_length} suit {params['model'].id}. Check both."
         )
-    click.echo(f"made {shown}. Edit {shown}/params.yaml, then: cd {shown} && {then}")
+    click.echo(f"created {folder}. Edit {folder}/params.yaml, then: cd {folder} && {next_commands}")
 
 
 @main.command()
-@click.option("--rows", default=3, show_default=True, type=click.IntRange(1), help="Rows to print.")
+@click.option("--rows", default=3, show_default=True, type=click.IntRange(1), help="Number of rows.")
 def show(rows: int) -> None:
-    """Print the first rows in full, as they were fetched.
+    """Print the first fetched rows in full.
 
     \b
         recipe show
@@ -155,9 +161,9 @@ def show(rows: int) -> None:
 
 
 @main.command()
-@click.option("--base", is_flag=True, help="Talk to the base model, without the adapter.")
+@click.option("--base", is_flag=True, help="Use the base model without the adapter.")
 def chat(base: bool) -> None:
-    """Talk to the trained adapter, an instruction a line.
+    """Chat with the trained adapter, one instruction per line.
 
     \b
         recipe chat
@@ -171,7 +177,7 @@ def chat(base: bool) -> None:
     reply = open_chat(HERE, context.paths(), with_adapter=not base)
     interactive = sys.stdin.isatty()
     if interactive:
-        click.echo("An instruction a line; empty line or Ctrl-D to leave. `instruction | input` gives it an input.")
+        click.echo("One instruction per line, or `instruction | input`. An empty line or Ctrl-D ends the chat.")
     while True:
         try:
             line = input("> " if interactive else "").strip()
@@ -184,25 +190,25 @@ def chat(base: bool) -> None:
 
 
 @main.command()
-@click.option("--server", default="http://127.0.0.1:5000", show_default=True, help="The address of the MLflow UI.")
+@click.option("--server", default="http://127.0.0.1:5000", show_default=True, help="Address of the MLflow UI.")
 def link(server: str) -> None:
-    """Print where the last registered run of this recipe stands in the MLflow UI.
+    """Print the MLflow address of the last registered run of this recipe.
 
     \b
-        make mlflow-ui     # in the repository's root; prints it, too
+        make mlflow-ui     # in the repository root; also prints the address
         recipe link --server http://gpu-host:5000
     """
     from recipe.cli.run_metadata import read_notes
     from recipe.core.format import run_address
 
     run, server = read_notes(context.paths().local).get("register", {}), server.rstrip("/")
-    known = "run_id" in run
+    known = {"experiment_id", "run_id"} <= run.keys()
     click.echo(run_address(server, run["experiment_id"], run["run_id"]) if known else f"{server}/#/experiments")
 
 
 @main.command()
 def summary() -> None:
-    """Say what came out of the last `dvc repro`, and where to look."""
+    """Print the results of the last `dvc repro` and where to find them."""
     from recipe.cli.summary import summary_text
 
     click.echo(summary_text(context.paths(), context.params()["registry"].name))

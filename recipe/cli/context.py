@@ -1,47 +1,69 @@
-"""The recipe folder that a command runs in: its params, checked, its paths, and a progress bar for its stages."""
+"""The recipe folder of a command: its checked params, its paths, and a progress bar for its stages."""
 
 import sys
+import traceback
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 HERE = Path()
-# Each is a folder of the package with params.py (its sections of params.yaml) and stage.py (its work).
+# Each stage is a folder of the package with params.py (its sections of params.yaml) and stage.py (its implementation).
 STAGES = ("fetch", "prepare", "analyze", "train", "evaluate", "register")
 
 
 def sections() -> dict[str, Any]:
-    """The pydantic class of every section of params.yaml: LoraParams in a stage's params.py is the section `lora`."""
+    """The pydantic class of each section of params.yaml: class LoraParams in a stage's params.py is section `lora`."""
     from recipe.core.config import Section
 
-    found = {}
+    classes = {}
     for stage in STAGES:
         module = import_module(f"recipe.{stage}.params")
         for name, value in vars(module).items():
             if isinstance(value, type) and issubclass(value, Section) and value.__module__ == module.__name__:
-                found[name.removesuffix("Params").lower()] = value
-    return found
+                classes[name.removesuffix("Params").lower()] = value
+    return classes
 
 
 def params() -> dict[str, Any]:
-    """Every section of ./params.yaml, checked."""
+    """Read and check every section of ./params.yaml."""
     from recipe.core.config import read_params
 
     checked = read_params(HERE / "params.yaml", sections())
-    checked["train"].micro_batch_size(checked["sequence"].max_length)  # raises where not even one sequence fits
+    checked["train"].micro_batch_size(checked["sequence"].max_length)  # raises if not even one sequence fits
     return checked
 
 
 def paths() -> Any:
-    """Where the stages' outputs are (`vars: paths` in dvc.yaml)."""
+    """The paths of the stages' outputs (`vars: paths` in dvc.yaml)."""
     from recipe.core.paths import read_paths
 
     return read_paths(HERE)
 
 
 def progress(items: Iterator[Any], what: str, total: int | None = None) -> Iterator[Any]:
-    """A progress bar on a terminal, nothing elsewhere."""
+    """Show a progress bar if stderr is a terminal."""
     from tqdm import tqdm
 
     return iter(tqdm(items, desc=what, total=total, disable=not sys.stderr.isatty(), leave=False))
+
+
+def output_problem(error: FileNotFoundError | KeyError) -> str | None:
+    """The message for an output that is missing or was written by another version of the recipe, else None.
+
+    Keys of outputs are read all over the package, so a KeyError counts only if the package itself raised it.
+    """
+    if isinstance(error, FileNotFoundError):
+        if not (HERE / "dvc.yaml").is_file():
+            return None
+        path = Path(str(error.filename))
+        outputs = [output for name, output in vars(paths()).items() if name != "folder"]
+        if not any(path.is_relative_to(output) for output in outputs):
+            return None
+        return f"{path} is missing: an earlier stage creates it. Run `dvc repro`."
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    package = Path(__file__).resolve().parents[1]
+    if not Path(frame.filename).resolve().is_relative_to(package):
+        return None
+    where = f"{Path(frame.filename).resolve().relative_to(package.parent)}, line {frame.lineno}"
+    return f"an output has no key {error} ({where}): another version of the recipe wrote it. Run `dvc repro`."

@@ -1,4 +1,4 @@
-"""Creates a recipe folder: its params.yaml, and the root's dvc.yaml with the path to the code in `root`."""
+"""Create a recipe folder: its params.yaml, and the root's dvc.yaml with `root` pointing to the code."""
 
 import os
 import re
@@ -19,37 +19,41 @@ HUB_FILE = (
 )
 
 
-def source_of(given: str) -> str:
-    """What params.yaml calls a source: the path that is there, or `hub` for a name on the Hub."""
-    if Path(given).exists():
-        return given
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", given):
+def source_of(source: str) -> str:
+    """The value of `source` in params.yaml: an existing path as it is, or `hub` for a Hub name."""
+    if Path(source).exists():
+        return source
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
         return "hub"
-    raise ParamsError(f"{given} is not there, and is no name on the Hub (owner/name) either.")
+    raise ParamsError(f"{source} does not exist and is not a Hub name (owner/name).")
 
 
 def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> Path:
-    """Make presets/NAME in the repository from the recipe in `folder`; paths in its params lead to the same files.
+    """Create presets/NAME in the repository from the recipe in `folder`; relative paths still point to the same files.
 
-    `data` and `model` replace the sources: each a path, or a name on the Hub. Raises ParamsError for a name that is
-    taken or no folder name, and for a source that is neither.
+    `data` and `model` replace the sources; each is a path or a Hub name. Raises ParamsError if the name is taken or
+    invalid, if a source is neither a path nor a Hub name, and if a model's path is not a folder with config.json.
     """
     root = repository(folder)
-    made = root / "presets" / name
+    new = root / "presets" / name
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
-        raise ParamsError(f"{name!r} is no name for a recipe: use letters, digits, '_' and '-'.")
-    if made.exists():
-        raise ParamsError(f"{made} is there already. Choose another name.")
+        raise ParamsError(f"{name!r} is not a valid recipe name: use letters, digits, '_' and '-'.")
+    if new.exists():
+        raise ParamsError(f"{new} already exists. Choose another name.")
+    if model is not None and source_of(model) != HUB and not (Path(model) / "config.json").is_file():
+        raise ParamsError(
+            f"{model} is not a base model: it has no config.json. Choose a folder in transformers' layout."
+        )
     params = load_yaml(folder / "params.yaml")
-    lacking = [section for section in ("data", "model", "registry") if section not in params]
-    if lacking:
-        raise ParamsError(f"{folder / 'params.yaml'} has no section {', '.join(lacking)}.")
-    for section, given in (("data", data), ("model", model)):
-        if given is not None:
-            source = source_of(given)
-            params[section]["source"] = source if source == "hub" else os.path.relpath(given, made)
+    missing = [section for section in ("data", "model", "registry") if section not in params]
+    if missing:
+        raise ParamsError(f"{folder / 'params.yaml'} has no section {', '.join(missing)}.")
+    for section, option in (("data", data), ("model", model)):
+        if option is not None:
+            source = source_of(option)
+            params[section]["source"] = source if source == "hub" else os.path.relpath(option, new)
         elif params[section]["source"] != "hub":
-            params[section]["source"] = os.path.relpath(folder / params[section]["source"], made)
+            params[section]["source"] = os.path.relpath(folder / params[section]["source"], new)
     if data is not None and source_of(data) == "hub":
         params["data"].update(
             id=data, revision=None, subset=None, sha256=None, train_split="train", validation_split=None
@@ -64,35 +68,37 @@ def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> 
     yaml = YAML(typ="rt")
     yaml.width = 200
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-    with new_folder(made) as target:
+    with new_folder(new) as target:
         with (target / "params.yaml").open("w", encoding="utf-8", newline="\n") as file:
             yaml.dump(params, file)
         write_text(target / "dvc.yaml", pipeline_of(root))
         write_hub_file(target, params)
-    return made
+    return new
 
 
 def pipeline_of(root: Path) -> str:
-    """The dvc.yaml of a folder in presets/: the root's, but for where the code is."""
+    """The dvc.yaml of a folder in presets/: the root's dvc.yaml with another `root`."""
     text = (root / "dvc.yaml").read_text(encoding="utf-8")
     assert text.count("\n  - root: .\n") == 1
     return text.replace("\n  - root: .\n", "\n  - root: ../..\n")
 
 
 def write_hub_file(folder: Path, params: Any) -> None:
-    """Write the file `hub` that DVC finds behind `source: hub`, if the params have one. It is the same everywhere."""
+    """Write the file `hub`, the DVC dependency of `source: hub`, if the params use it. The content never changes."""
     if HUB in (params["data"]["source"], params["model"]["source"]) and not (folder / HUB).exists():
         write_text(folder / HUB, HUB_FILE)
 
 
 def _describe(params: Any, data: Path) -> None:
-    """Fit the data section to the source: its splits where it is a folder, none where it is a file."""
+    """Adapt the data section to the source: a folder has splits, a file does not."""
     params["data"].update(id=None, revision=None, subset=None, sha256=None)
     if not data.is_dir():
         params["data"].update(train_split="train", validation_split=None)
         return
     splits = sorted({re.split(r"[-.]", file.name)[0] for file in data.iterdir() if file.is_file()})
     if "train" not in splits:
-        raise DataError(f"{data} has no train split: its files are named {', '.join(splits) or 'nothing'}.")
-    held = next((name for name in ("validation", "valid", "dev", "test") if name in splits), None)
-    params["data"].update(train_split="train", validation_split=held)
+        raise DataError(
+            f"{data} has no train split: found {', '.join(splits) or 'no files'}. Name the training rows train.jsonl."
+        )
+    validation = next((name for name in ("validation", "valid", "dev", "test") if name in splits), None)
+    params["data"].update(train_split="train", validation_split=validation)

@@ -1,4 +1,4 @@
-"""Writes the commits that branches or tags stand for today into params.yaml: what `recipe pin` runs."""
+"""Write the current commits of branches and tags into params.yaml: the implementation of `recipe pin`."""
 
 import difflib
 import json
@@ -17,24 +17,24 @@ DEFAULT_BRANCH = "main"
 
 
 def pin(path: Path, params: dict[str, Any], *, update: bool) -> str:
-    """Pin every source on the Hub in the params file at `path`; the change as a unified diff, or nothing.
+    """Pin every Hub source in the params file at `path`. Returns the change as a unified diff, or an empty string.
 
-    A revision that is null becomes the commit of `main`; a branch or a tag becomes its commit. A commit stays, but
-    with `update`, which moves it to the commit of `main`. All else in the file stays as it is, comments too.
+    A null revision becomes the commit of `main`; a branch or tag becomes its commit. A commit is kept, or with
+    `update` moved to the commit of `main`. The rest of the file stays unchanged, including comments.
     """
     before = path.read_text(encoding="utf-8")
     write_hub_file(path.parent, load_yaml(path))
     text = before
     for section, repo_type in SECTIONS.items():
-        given = params[section]
-        if given.source != "hub":
+        source = params[section]
+        if source.source != "hub":
             continue
-        name = check_named(section, given.id)
-        pinned = given.revision is not None and COMMIT.fullmatch(given.revision)
+        name = check_named(section, source.id)
+        pinned = source.revision is not None and COMMIT.fullmatch(source.revision)
         if pinned and not update:
             continue
-        wanted = DEFAULT_BRANCH if pinned or given.revision is None else given.revision
-        text = set_value(text, path, section, "revision", resolve_commit(repo_type, name, wanted))
+        revision = DEFAULT_BRANCH if pinned or source.revision is None else source.revision
+        text = set_value(text, path, section, "revision", resolve_commit(repo_type, name, revision))
     if text == before:
         return ""
     write_text(path, text)
@@ -43,16 +43,16 @@ def pin(path: Path, params: dict[str, Any], *, update: bool) -> str:
 
 
 def set_value(text: str, path: Path, section: str, key: str, value: str) -> str:
-    """The text of a YAML file with one scalar replaced, and nothing else."""
+    """The text of a YAML file with a single scalar replaced."""
     place, _ = load_yaml(path)[section].lc.value(key)
     lines = text.splitlines(keepends=True)
-    found = re.fullmatch(rf"(\s*{key}:[ \t]*)(\"[^\"]*\"|'[^']*'|[^\s#]*)(\s*(?:#.*)?\n?)", lines[place])
-    if found is None:
+    match = re.fullmatch(rf"(\s*{key}:[ \t]*)(\"[^\"]*\"|'[^']*'|[^\s#]*)(\s*(?:#.*)?\n?)", lines[place])
+    if match is None:
         raise ParamsError(f"{path}, line {place + 1}: write {section}.{key} on a line of its own: `{key}: {value}`.")
-    # A commit of digits alone, or with one `e` among them, would be read as a number.
+    # YAML would read a commit of digits only, or of digits with a single `e`, as a number.
     written = json.dumps(value) if re.fullmatch(r"\d+(e\d+)?", value) else value
-    comment = found[3].lstrip(" ")
-    gap = len(found[3]) - len(comment)
-    gap = max(gap + len(found[2]) - len(written), 1) if gap else 0  # the comment keeps its column where it can
-    lines[place] = found[1] + written + " " * gap + comment
+    comment = match[3].lstrip(" ")
+    gap = len(match[3]) - len(comment)
+    gap = max(gap + len(match[2]) - len(written), 1) if gap else 0  # keep the comment's column if possible
+    lines[place] = match[1] + written + " " * gap + comment
     return "".join(lines)

@@ -1,6 +1,6 @@
-"""What differs between runs, and so stands in no output: seconds, memory, the lock that was installed, the commit.
+"""Run metadata, kept out of outputs so that they stay reproducible: seconds, memory, the installed lock, the commit.
 
-Kept in .recipe/notes.json of the recipe folder, which git and DVC ignore.
+Stored in .recipe/notes.json of the recipe folder, which git and DVC ignore.
 """
 
 import ctypes
@@ -23,9 +23,9 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent() -> None:
-    """End this process when the one that started it dies. A killed `dvc` would leave its trainer running.
+    """End this process when its parent dies. Otherwise a killed `dvc` would leave its trainer running.
 
-    Signals end it even where the starter ignores them, as docker/inside/repro has `dvc` do.
+    SIGTERM and SIGINT end it even if the parent ignores them, as `dvc` does under docker/inside/repro.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -33,19 +33,19 @@ def die_with_parent() -> None:
         return
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died in between
-        raise MachineError("the process that started this one has ended.")
+    if os.getppid() != parent:  # the parent died before prctl
+        raise MachineError("the parent process has ended.")
 
 
 def end_if_asked() -> None:
-    """Raise Stopped for a signal that came before this process listened: RECIPE_STOP names the file that holds it."""
-    asked = Path(os.environ.get("RECIPE_STOP") or os.devnull)
-    if asked.is_file():
-        raise Stopped("stopped before this stage. `dvc repro` goes on with it.", int(asked.read_text()) - 128)
+    """Raise Stopped if a signal arrived before this process started: the file RECIPE_STOP contains the exit code."""
+    stop_file = Path(os.environ.get("RECIPE_STOP") or os.devnull)
+    if stop_file.is_file():
+        raise Stopped("stopped before this stage. Run `dvc repro` to resume.", int(stop_file.read_text()) - 128)
 
 
 def read_notes(local: Path) -> dict[str, Any]:
-    """The notes of all stages; empty where there are none, or where they can't be read."""
+    """The notes of all stages; empty if the file is missing or invalid."""
     try:
         return json.loads((local / NOTES).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -61,11 +61,11 @@ def remember(local: Path, stage: str, facts: dict[str, Any]) -> None:
 
 @contextmanager
 def record_stage(local: Path, stage: str) -> Iterator[None]:
-    """Note the block's seconds and the lock under `stage`; warn where another stage's output came from another lock."""
+    """Record the block's seconds and the lock under `stage`; warn if other stages last ran under a different lock."""
     lock = installed_lock()
     others = sorted(name for name, facts in read_notes(local).items() if facts.get("lock", lock) != lock)
     if others:
-        print(f"note: {', '.join(others)} last ran under another lock file; `dvc repro -f` rebuilds under this one.")
+        print(f"note: {', '.join(others)} last ran under a different lock file; `dvc repro -f` reruns all stages.")
     started = time.monotonic()
     yield
     remember(local, stage, {"stage_seconds": round(time.monotonic() - started, 2), "lock": lock})

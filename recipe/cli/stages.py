@@ -1,4 +1,4 @@
-"""The stages' commands: what dvc.yaml runs. A stage's work and what it prints are in its own stage.py.
+"""The stage commands that dvc.yaml runs. What a stage does and prints is in its stage.py.
 
 To add a stage: CONTRIBUTING.md, "Adding a stage".
 """
@@ -13,11 +13,11 @@ import click
 from recipe.cli import context
 from recipe.cli.context import HERE, STAGES
 
-PARTS = {"fetch": ("data", "model")}  # stages that dvc.yaml runs once for each part
+PARTS = {"fetch": ("data", "model")}  # stages that dvc.yaml runs once per part
 
 
 def run_stage(stage: str, part: str | None, *, force: bool) -> None:
-    """Run a stage in this recipe folder, one at a time; print what it made. Raises RecipeError."""
+    """Run a stage in this recipe folder, one at a time, and print its result. Raises RecipeError."""
     from recipe.cli.run_metadata import die_with_parent, end_if_asked, record_stage
     from recipe.core.environment import check_installed_lock
     from recipe.core.io import file_lock
@@ -34,14 +34,14 @@ def run_stage(stage: str, part: str | None, *, force: bool) -> None:
 
 
 def services(stage: str, params: dict[str, Any], paths: Any, *, force: bool) -> Any:
-    """What a stage may use of planning, MLflow and the terminal; each part is imported when it is first called."""
+    """What a stage may use of planning, MLflow and the terminal; modules are imported on first use."""
     from recipe.cli.run_metadata import remember
     from recipe.core.services import Services
 
     def check_model(folder: Path) -> None:
         from recipe.planning.memory_check import load_config, refuse_without_gpu
 
-        if not force and not params["model"].trust_remote_code:  # nothing is known of a model with its own code
+        if not force and not params["model"].trust_remote_code:  # sizes of a model with remote code are unknown
             refuse_without_gpu(load_config(folder), params["model"].id)
 
     def fit_to_memory() -> Any:
@@ -67,7 +67,7 @@ def services(stage: str, params: dict[str, Any], paths: Any, *, force: bool) -> 
 
 
 def stage_command(stage: str) -> click.Command:
-    """The command of a stage. Its help is the docstring of the stage's folder."""
+    """The command of a stage. Its help text is the docstring of the stage's package."""
     parts = PARTS.get(stage)
 
     def run(force: bool, part: str | None = None) -> None:
@@ -79,7 +79,7 @@ def stage_command(stage: str) -> click.Command:
             ["--force"],
             is_flag=True,
             envvar="RECIPE_FORCE",
-            help="Run even if `recipe plan` says that it does not fit this machine.",
+            help="Run even if `recipe plan` reports that it does not fit this machine.",
         )
     )
     return click.Command(stage, callback=run, params=options, help=import_module(f"recipe.{stage}").__doc__)

@@ -1,37 +1,55 @@
-"""Says what came out of a run and where to look: what `recipe summary` prints, and the end of `make demo`."""
+"""Print the results of a run and where to find them: the implementation of `recipe summary`, the end of `make demo`."""
 
+from pathlib import Path
 from typing import Any
 
 from recipe.cli.run_metadata import read_notes
-from recipe.core.io import read_json, read_json_lines
+from recipe.core.errors import DataError
+from recipe.core.io import read_json
 from recipe.core.paths import Paths
+from recipe.register.stage import read_generations
 from recipe.report.comparison import headline
 from recipe.text.templates import question_in
 
-SHOWN = 3
+NUM_SHOWN = 3
+SCORES = ("loss", "perplexity", "token_accuracy", "exact_match")
 
 
 def pick(generations: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Some generations, spread over the file; where they have categories, the last one of different categories."""
-    chosen = list({one["category"] or index: one for index, one in enumerate(generations)}.values())
-    return [chosen[index * len(chosen) // count] for index in range(min(count, len(chosen)))]
+    """Up to `count` generations, spread over the file. If rows have categories, only the last row of each."""
+    rows = list({row["category"] or index: row for index, row in enumerate(generations)}.values())
+    return [rows[index * len(rows) // count] for index in range(min(count, len(rows)))]
+
+
+def check_results(path: Path, results: Any) -> None:
+    """Raise DataError if metrics/evaluate.json lacks a number that the summary prints."""
+    required = {"base": SCORES, "adapter": SCORES, "difference": ("loss", "loss_low", "loss_high")}
+    missing = [
+        f"{part}.{name}" for part, names in required.items() for name in names if name not in results.get(part, {})
+    ]
+    missing += [] if "rows" in results else ["rows"]
+    if missing:
+        raise DataError(f"{path} has no {missing[0]}: another version of the recipe wrote it. Run `dvc repro`.")
 
 
 def summary_text(paths: Paths, model_name: str) -> str:
-    """The headline, numbers, three answers variant by side, and the next commands."""
+    """The headline, the scores, three prompts with both answers, and the next commands."""
     results = read_json(paths.evaluate_metrics)
+    check_results(paths.evaluate_metrics, results)
     lines = [headline(results), ""]
     lines.append(f"{'':9}{'loss':>9}{'perplexity':>12}{'token acc.':>12}{'exact':>9}")
     for variant in ("base", "adapter"):
-        one = results[variant]
-        exact = "-" if one["exact_match"] is None else f"{one['exact_match']:.1%}"
-        lines.append(f"{variant:9}{one['loss']:9.3f}{one['perplexity']:12,.2f}{one['token_accuracy']:12.1%}{exact:>9}")
-    for one in pick(read_json_lines(paths.evaluation / "generations.jsonl"), SHOWN):
-        question = " | ".join(question_in(one["prompt"]).split("\n\n"))
-        lines += ["", f"asked    {_short(question)}"]
+        scores = results[variant]
+        exact = "-" if scores["exact_match"] is None else f"{scores['exact_match']:.1%}"
+        lines.append(
+            f"{variant:9}{scores['loss']:9.3f}{scores['perplexity']:12,.2f}{scores['token_accuracy']:12.1%}{exact:>9}"
+        )
+    for row in pick(read_generations(paths), NUM_SHOWN):
+        question = " | ".join(question_in(row["prompt"]).split("\n\n"))
+        lines += ["", f"{'prompt':11}{_short(question)}"]
         lines += [
-            f"{label:9}{_short(one[key])}"
-            for label, key in (("wanted", "completion"), ("base", "base"), ("adapter", "adapter"))
+            f"{label:11}{_short(row[key])}"
+            for label, key in (("reference", "completion"), ("base", "base"), ("adapter", "adapter"))
         ]
     seconds = {
         name: facts["stage_seconds"] for name, facts in read_notes(paths.local).items() if "stage_seconds" in facts
@@ -50,6 +68,6 @@ def summary_text(paths: Paths, model_name: str) -> str:
 
 
 def _short(text: str, width: int = 100) -> str:
-    """One line of at most `width` characters."""
+    """The text on one line, cut to `width` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,1 +1,1 @@
-"""What every stage needs: errors, files, params.yaml, paths and the way numbers are shown."""
+"""Shared by all stages: errors, files, params.yaml, paths and formatting."""

@@ -1,4 +1,4 @@
-"""The environment that a process runs in: which lock file it was installed from, and how libraries behave in it."""
+"""The Python environment of a process: the lock file it was installed from, and settings of its libraries."""
 
 import logging
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 from recipe.core.errors import MachineError
 from recipe.core.io import sha256_file
 
-LOCKS = ("cpu.lock", "cuda.lock")  # what the stages import, pinned and hashed; an input of the stages
-RECORD = "recipe-lock.sha256"  # `make env` and the image write it into the environment's folder
+LOCKS = ("cpu.lock", "cuda.lock")  # the packages that stages import, pinned and hashed; an input of the stages
+RECORD = "recipe-lock.sha256"  # written to the environment's folder by `make env` and by the image
 UNKNOWN = "unknown"
 
 
@@ -21,35 +21,35 @@ def installed_lock() -> str:
 
 
 def check_installed_lock(requirements: Path) -> None:
-    """Raise MachineError if this environment was installed from a lock file that is not in `requirements` (now).
+    """Raise MachineError if this environment was installed from a lock file that differs from those in `requirements`.
 
-    An environment that records no lock file is the user's own: nothing is known of it, and it is let through.
+    An environment without a recorded lock file was set up by the user and is not checked.
     """
     installed = installed_lock()
     known = {sha256_file(requirements / name) for name in LOCKS if (requirements / name).is_file()}
     if installed != UNKNOWN and known and installed not in known:
         raise MachineError(
             f"the environment {sys.prefix} was installed from another version of requirements/{' or '.join(LOCKS)}. "
-            "Run `make env` in the repository's root."
+            "Run `make env` in the root of the repository."
         )
 
 
 def configure_libraries(*, network: bool) -> None:
-    """Before libraries are imported: no telemetry, no downloads but where `network` allows them, no noise.
+    """Configure libraries before they are imported: no telemetry, no downloads unless `network` is true, less output.
 
-    Nothing here changes an output.
+    None of these settings changes a stage's output.
     """
     if not network:
         os.environ["HF_HUB_OFFLINE"] = "1"
     if not network or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["HF_HUB_DISABLE_XET"] = "1"  # plain HTTP is what the tests try
-    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # transformers would ask a service to convert .bin weights
+    os.environ["HF_HUB_DISABLE_XET"] = "1"  # only plain HTTP is tested
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # or transformers asks an online service to convert .bin
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    # bitsandbytes, which PEFT imports, asks for kernels from the Hub on a CPU, and warns that it may not have them.
+    # On a CPU, bitsandbytes (imported by PEFT) requests kernels from the Hub and warns that it may not download them.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # PEFT 0.21 reads a property that transformers 5.23 has renamed.
+    # PEFT 0.21 reads a property that transformers 5.23 renamed.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

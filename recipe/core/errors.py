@@ -1,23 +1,23 @@
-"""The mistakes that a user can cause, each with the exit code that the command line ends with.
+"""Errors that a user can cause and fix, each with the exit code of the command line.
 
-A message says what is wrong, where (file, line, key), what was found and what to do about it.
+A message says what is wrong, where (file, line, key), what was found and how to fix it.
 """
 
 
 class RecipeError(ValueError):
-    """A mistake that a user can cause and mend. `exit_code` is what the command ends with."""
+    """An error that a user can cause and fix. `exit_code` is the exit code of the command."""
 
     exit_code = 1
 
 
 class ParamsError(RecipeError):
-    """params.yaml, dvc.yaml or the command line is wrong."""
+    """params.yaml, dvc.yaml or the command line is invalid."""
 
     exit_code = 2
 
 
 class DataError(RecipeError):
-    """The rows, or a file that holds them, are not what the recipe says."""
+    """A file of the dataset or the model is invalid, or differs from what the recipe specifies."""
 
     exit_code = 3
 
@@ -29,20 +29,20 @@ class MachineError(RecipeError):
 
 
 class TrainingError(RecipeError):
-    """Training went wrong: the loss is not a number, or memory ran out."""
+    """Training failed: the loss is not a number, or memory ran out."""
 
     exit_code = 5
 
 
 class TrackingError(RecipeError):
-    """The tracking server or the model registry could not do what was asked."""
+    """The tracking server or the model registry could not complete a request."""
 
     exit_code = 6
 
 
 class Stopped(RecipeError):
-    """A signal asked the command to stop, and it did at a place where the next run goes on."""
+    """A signal stopped the command at a point from which the next run resumes."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number  # as a shell reports a signal
+        self.exit_code = 128 + signal_number  # the exit code that shells report for a signal

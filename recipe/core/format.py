@@ -1,7 +1,8 @@
-"""Sizes and times as people read them.
+"""Formats sizes, times, error messages and long texts for people to read.
 
 format_bytes(27_600_000_000)    # 27.6 GB
 format_time(19_200)             # 5 h 20 min
+shorten("a long sentence", 7)   # a long…
 """
 
 
@@ -27,6 +28,17 @@ def format_time(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The first non-empty line of an error's message, at most `limit` characters; without a message, its class name."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip()[:limit] if lines else type(error).__name__
+
+
+def shorten(text: str, width: int) -> str:
+    """The text in at most `width` characters; if it is cut, the last character is an ellipsis."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
 def run_address(server: str, experiment_id: str, run_id: str) -> str:
-    """Where MLflow's UI shows a run, in its view for training rather than for agents."""
+    """The URL of a run in MLflow's UI, in the view for model training rather than for agents."""
     return f"{server}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"

@@ -1,4 +1,4 @@
-"""Where files from the Hub lie on this machine: in its own cache, and converted ones in ours beside it.
+"""Where files from the Hub are on this machine: in the Hub's cache, and converted weights in our folder next to it.
 
 Both are under HF_HOME and shared by all recipe folders; neither is an output of a stage.
 """
@@ -9,21 +9,21 @@ from typing import Any
 
 
 def snapshot_folder(repo_type: str, name: str, revision: str) -> Path:
-    """The folder in the Hub's cache that holds one commit of a repository; `repo_type` is `model` or `dataset`."""
+    """The folder in the Hub's cache with one commit of a repository; `repo_type` is `model` or `dataset`."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE) / f"{repo_type}s--{name.replace('/', '--')}" / "snapshots" / revision
 
 
 def converted_folder(name: str, revision: str) -> Path:
-    """The folder with one commit of a model whose weights were converted to safetensors here."""
+    """The folder with one commit of a model whose weights were converted to safetensors on this machine."""
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "recipe" / "converted" / name.replace("/", "--") / revision
 
 
 def base_folder(manifest: dict[str, Any], folder: Path) -> Path:
-    """The folder that holds the files of a base model's manifest; a path in it is seen from the recipe's `folder`."""
+    """The folder with the files listed in a base model's manifest, whose path is relative to the recipe's `folder`."""
     if os.environ.get("RECIPE_BASE_MODEL"):
         return Path(os.environ["RECIPE_BASE_MODEL"])
     if manifest["path"] is not None:

@@ -1,6 +1,6 @@
-"""Reading and writing files so that an output is whole or not there, and the same on every machine.
+"""Reads and writes files so that an output is either complete or absent, and identical on every machine.
 
-Used by every stage. A file or folder is made beside its final place under a temporary name and then renamed.
+Used by every stage. A file or folder is created next to its destination under a temporary name and then renamed.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """The sha256 of a file's bytes in lower-case hex, read in pieces of 1 MiB."""
+    """The sha256 of a file's bytes in lower-case hex, read in chunks of 1 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -33,9 +33,9 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_tree(path: Path, suffix: str = "") -> str:
-    """One sha256 for a file, or for a folder: of its files' relative names and sha256, in the order of their names.
+    """One sha256 for a file, or for a folder: over its files' relative names and sha256, sorted by name.
 
-    Only files that end in `suffix` count, and compiled Python never does.
+    In a folder, only files that end in `suffix` count; compiled Python files never do.
     """
     if path.is_file():
         return sha256_file(path)
@@ -48,32 +48,32 @@ def sha256_tree(path: Path, suffix: str = "") -> str:
 
 
 def sha256_listing(files: dict[str, str]) -> str:
-    """One sha256 for a listing {name: sha256}, whatever the order of its keys."""
+    """One sha256 for a listing {name: sha256}, independent of the order of its keys."""
     return sha256_bytes("".join(f"{sha}  {name}\n" for name, sha in sorted(files.items())).encode())
 
 
 def json_text(value: object) -> str:
-    """Indented JSON with a final newline; keys stay in the order given. NaN and infinity are refused."""
+    """Indented JSON with a final newline; keys keep their order. Raises ValueError for NaN and infinity."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file that an earlier stage made."""
+    """The value in a JSON file that an earlier stage wrote."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise MachineError(f"{path} is missing: an earlier stage makes it. Run `dvc repro`.") from None
+        raise MachineError(f"{path} is missing: an earlier stage creates it. Run `dvc repro`.") from None
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}.") from None
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The values of a file with one JSON value a line. (`splitlines` would break at U+2028 within a string.)"""
+    """The values in a file with one JSON value per line. (`splitlines` would split at U+2028 within a string.)"""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with `\\n` line ends, whole or not at all. Makes the parent folder."""
+    """Write UTF-8 text with `\\n` line ends, completely or not at all. Creates the parent folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -87,15 +87,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `json_text(value)`, whole or not at all."""
+    """Write `json_text(value)`, completely or not at all."""
     write_text(path, json_text(value))
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `path` when the block ends well and leaves nothing when it does not.
+    """A temporary folder to fill: renamed to `path` if the block succeeds, deleted if it fails.
 
-    What stood at `path` before is replaced.
+    An existing folder at `path` is replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -112,10 +112,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def file_lock(path: Path, what: str = "", *, wait: bool = False) -> Iterator[None]:
-    """Hold an exclusive lock (flock) on the file `path` for the block; the kernel releases it however the process ends.
+    """Hold an exclusive lock (flock) on the file `path` during the block; the kernel releases it if the process dies.
 
-    With `wait` it waits for its turn, else it raises MachineError: `what` is already running. DVC's own lock looks at
-    process ids, so it does not see another container, nor a trainer that outlives its DVC.
+    If the lock is taken: with `wait`, wait for it; otherwise raise MachineError (`what` is already running). DVC's own
+    lock checks process ids, so it does not see another container, or a trainer that outlives its DVC process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
@@ -125,7 +125,7 @@ def file_lock(path: Path, what: str = "", *, wait: bool = False) -> Iterator[Non
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise MachineError(
-                f"{what} is already running here ({holder} holds {path}). Wait for it, or end it."
+                f"{what} is already running here ({holder} holds {path}). Wait for it to finish, or stop it."
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()}")

@@ -1,7 +1,7 @@
-"""Reads dvc.yaml, the one place where paths, dependencies and params of the stages are written.
+"""Reads dvc.yaml, the only place where the paths, dependencies and params of the stages are declared.
 
 paths = read_paths(Path("."))
-fingerprint(Path("."), "train")    # what train's result depends on, as one sha256
+fingerprint(Path("."), "train")    # one sha256 over everything that train's result depends on
 """
 
 import json
@@ -18,13 +18,13 @@ REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
 class Paths(SimpleNamespace):
-    """Where a recipe folder's inputs and outputs are: `vars: paths` in dvc.yaml, each seen from the working directory.
+    """Inputs and outputs of a recipe folder: `vars: paths` in dvc.yaml, each relative to the working directory.
 
-    A new stage adds its own names in dvc.yaml alone; those below are used by more than one stage.
+    A new stage adds its own names in dvc.yaml only; those below are used by more than one stage.
     """
 
     folder: Path  # the recipe folder; relative paths in params.yaml and in manifests start here
-    local: Path  # checkpoints and run metadata: no outputs, ignored by git
+    local: Path  # checkpoints and run metadata: not outputs, ignored by git
     raw: Path
     base: Path
     prepared: Path
@@ -38,24 +38,24 @@ class Paths(SimpleNamespace):
 
 
 def read_paths(folder: Path) -> Paths:
-    """The paths of a recipe folder. Raises ParamsError where dvc.yaml lacks one."""
-    written = _variables(folder)["paths"]
-    missing = [name for name in Paths.__annotations__ if name not in {*written, "folder", "local"}]
+    """The paths of a recipe folder. Raises ParamsError if dvc.yaml lacks one of them."""
+    declared = _variables(folder)["paths"]
+    missing = [name for name in Paths.__annotations__ if name not in {*declared, "folder", "local"}]
     if missing:
-        raise ParamsError(f"{folder / 'dvc.yaml'}: vars.paths does not name {', '.join(missing)}.")
+        raise ParamsError(f"{folder / 'dvc.yaml'}: vars.paths lacks {', '.join(missing)}.")
     return Paths(
-        folder=folder, local=folder / ".recipe", **{name: folder / Path(path) for name, path in written.items()}
+        folder=folder, local=folder / ".recipe", **{name: folder / Path(path) for name, path in declared.items()}
     )
 
 
 def repository(folder: Path) -> Path:
-    """The folder above that holds requirements/ and MLflow's store: the recipe folder itself for the root recipe."""
+    """The root of the repository, with requirements/ and MLflow's store; for the root recipe, its own folder."""
     here = folder.resolve()
     return next((parent for parent in (here, *here.parents) if (parent / "requirements").is_dir()), here)
 
 
 def home(folder: Path) -> Path:
-    """The repository that a user looks at: of an experiment in DVC's temporary folder, the one that started it."""
+    """The user's repository: for an experiment in DVC's temporary folder, the repository that started it."""
     here = repository(folder)
     outside = (parent.parents[2] for parent in here.parents if parent.parts[-3:] == (".dvc", "tmp", "exps"))
     return repository(next(outside, here))
@@ -63,16 +63,18 @@ def home(folder: Path) -> Path:
 
 def fingerprint(folder: Path, stage: str) -> str:
     """One sha256 over the stage's dependencies (their contents) and params, as dvc.yaml declares them."""
-    written = load_yaml(folder / "dvc.yaml")["stages"][stage]
+    declared = load_yaml(folder / "dvc.yaml")["stages"][stage]
     values = {**_variables(folder), **load_yaml(folder / "params.yaml")}
     contents = {}
-    for dependency in written["deps"]:
-        path = REFERENCE.sub(lambda found: str(_lookup(values, found[1])), dependency)
+    for dependency in declared["deps"]:
+        path = REFERENCE.sub(lambda match: str(_lookup(values, match[1])), dependency)
         if not (folder / path).exists():
-            raise MachineError(f"{path} is missing: {stage} needs it, and an earlier stage makes it. Run `dvc repro`.")
-        # Of the code, only Python files: DVC looks at those alone (.dvcignore).
+            raise MachineError(
+                f"{path} is missing: {stage} needs it, and an earlier stage creates it. Run `dvc repro`."
+            )
+        # In code folders only Python files count, as for DVC (.dvcignore).
         contents[path] = sha256_tree(folder / path, suffix=".py" if "/recipe/" in f"/{path}" else "")
-    params = {key: _lookup(values, key) for key in written["params"]}
+    params = {key: _lookup(values, key) for key in declared["params"]}
     return sha256_bytes(json.dumps([contents, params], sort_keys=True).encode())
 
 
@@ -82,7 +84,7 @@ def _variables(folder: Path) -> dict[str, Any]:
 
 
 def _lookup(values: dict[str, Any], key: str) -> Any:
-    """The value under a dotted key."""
+    """The value of a dotted key."""
     node: Any = values
     for part in key.split("."):
         node = node[part]

@@ -1,6 +1,6 @@
-"""What the command line hands to a stage. Nothing in it may change an output: only `cli` may import these parts.
+"""What the command line passes to a stage. Nothing here may change an output; only `cli` imports the implementations.
 
-def run(params, paths, services): ...    # every stage's entry, in its stage.py
+def run(params, paths, services): ...    # the entry point of every stage, in its stage.py
 """
 
 from collections.abc import Callable, Iterator
@@ -9,34 +9,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-Log = Callable[[dict[str, float], int], None]  # numbers by name, at a step
+Log = Callable[[dict[str, float], int], None]  # values by name, and the step
 
 
 class Progress(Protocol):
-    """Shows progress while items are iterated."""
+    """Shows progress while iterating over items."""
 
     def __call__(self, items: Iterator[Any], what: str, total: int | None = None) -> Iterator[Any]:
-        """The same items; `what` is the text beside the bar."""
+        """The same items; `what` is the label of the progress bar."""
 
 
 class Tracker(Protocol):
-    """The run of one training on the tracking server. A server that does not answer never stops the training."""
+    """The training run on the tracking server. Training continues if the server is unreachable."""
 
     @property
     def facts(self) -> dict[str, Any]:
         """Name, fingerprint, params, tags and datasets of the run."""
 
     def training(self) -> AbstractContextManager[Log]:
-        """A run for the block, and the function that logs numbers to it."""
+        """Keep the run open during the block; yields the function that logs values to it."""
 
 
 @dataclass(frozen=True)
 class Services:
-    """The command line's tools for a stage. Functions are called only where they are needed: some import a lot."""
+    """The command line's tools for a stage. Call the functions only when needed: some import large libraries."""
 
     progress: Progress
-    check_model: Callable[[Path], None]  # raises MachineError for a model that can't be trained on this machine
-    fit_to_memory: Callable[[], Any]  # the section `train` with `auto` resolved; raises MachineError if it can't fit
+    check_model: Callable[[Path], None]  # raises MachineError if the model can't be trained on this machine
+    fit_to_memory: Callable[[], Any]  # returns section `train` with `auto` resolved; raises MachineError if too large
     tracker: Callable[[], Tracker]
-    registry: Callable[[], Any]  # a tracker that is a register.stage.Registry too
-    remember: Callable[[dict[str, Any]], None]  # keeps run metadata outside of the outputs
+    registry: Callable[[], Any]  # a tracker that is also a register.stage.Registry
+    remember: Callable[[dict[str, Any]], None]  # stores run metadata outside the outputs

@@ -1,1 +1,1 @@
-"""Compare base model and adapter on the validation rows."""
+"""Compare the base model and the adapter on the validation rows."""

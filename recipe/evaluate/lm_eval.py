@@ -1,10 +1,10 @@
-"""Tasks of lm-evaluation-harness on a model that is loaded already: `evaluate.tasks`.
+"""Runs the lm-evaluation-harness tasks listed in `evaluate.tasks` on a loaded model.
 
-    harness = load_tasks(["hellaswag", "tasks/mine.yaml"])         # refuses before anything is computed
-    scores = run_tasks(harness, model, tokenizer)                  # {"hellaswag": {"acc": 0.28, "acc_stderr": 0.005}}
+    tasks = load_tasks(["hellaswag", "tasks/mine.yaml"])           # reports errors before anything is computed
+    scores = run_tasks(tasks, model, tokenizer)                    # {"hellaswag": {"acc": 0.28, "acc_stderr": 0.005}}
 
-The harness is no part of the lock that everyone installs. A task by name fetches its rows from the Hub, as they are
-that day; one in a YAML file of your own can name rows beside it.
+The harness is an optional dependency with a separate lock file. A built-in task fetches its rows from the Hub in their
+current version, so its scores may change over time; a task in a custom YAML file can use local rows.
 """
 
 import difflib
@@ -24,19 +24,19 @@ LOCK = "requirements/tasks.lock"
 INSTALL = f".venv/bin/python -m pip install --no-deps --require-hashes -r {LOCK}"
 BATCH_ROWS = 8
 SEED = 0
-RESAMPLES = 1000  # for the standard error of metrics that have no formula for it
+RESAMPLES = 1000  # bootstrap resamples, for the standard error of metrics without a closed formula
 
 
 def load_tasks(names: Sequence[str]) -> dict[str, Any]:
-    """The tasks, with their rows fetched.
+    """The tasks by name, with their rows fetched.
 
-    Raises MachineError where the harness is not installed or a task's rows can't be had, ParamsError for a name that
-    it does not know, DataError for a file that is no task.
+    Raises MachineError if the harness is not installed or if a task or its rows can't be loaded, ParamsError if a task
+    does not exist or is not supported, DataError if a YAML file is not a valid task.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise MachineError(
-            f"evaluate.tasks names {', '.join(names)}, and lm-evaluation-harness is not installed. At the top of the "
-            f"repository: {INSTALL}"
+            f"evaluate.tasks lists {', '.join(names)}, but lm-evaluation-harness is not installed. Run this in the top "
+            f"folder of the repository: {INSTALL}"
         )
     from lm_eval.tasks import TaskManager
 
@@ -45,53 +45,57 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
     for name in names:
         if name.endswith(".yaml"):
             if not Path(name).is_file():
-                raise ParamsError(f"evaluate.tasks: there is no file {name}. The path counts from the recipe folder.")
+                raise ParamsError(
+                    f"evaluate.tasks: file {name} does not exist. Paths are relative to the recipe folder."
+                )
         elif name not in manager.all_tasks:
-            near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            similar = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            hint = f" Did you mean {' or '.join(similar)}?" if similar else ""
             raise ParamsError(
-                f"evaluate.tasks: lm-evaluation-harness has no task {name}.{hint} `lm_eval ls tasks` lists them."
+                f"evaluate.tasks: lm-evaluation-harness has no task {name}.{hint} `lm_eval ls tasks` lists all tasks."
             )
     tasks: dict[str, Any] = {}
     for name in names:
         try:
             with _quiet():
                 tasks |= manager.load([name])["tasks"]
-        except OSError as error:  # of the Hub and of files: its errors are kinds of OSError
-            raise MachineError(f"evaluate.tasks: the rows of {name} can't be had: {_first(error)}") from None
+        except OSError as error:  # errors of the Hub client and of files are subclasses of OSError
+            raise MachineError(f"evaluate.tasks: can't load the rows of {name}: {_first_line(error)}") from None
         except ImportError as error:
-            raise MachineError(f"evaluate.tasks: {name} needs a package that is not here: {_first(error)}") from None
-        except Exception as error:  # noqa: BLE001 - a task may run any code of the harness
-            what = f"{type(error).__name__}: {_first(error)}"
+            raise MachineError(
+                f"evaluate.tasks: {name} needs a package that is not installed: {_first_line(error)}"
+            ) from None
+        except Exception as error:  # noqa: BLE001 - loading a task may run any code of the harness
+            reason = f"{type(error).__name__}: {_first_line(error)}"
             if name.endswith(".yaml"):
-                raise DataError(f"evaluate.tasks: {name} is no task: {what}") from None
-            raise MachineError(f"evaluate.tasks: {name} can't be loaded: {what}") from None
+                raise DataError(f"evaluate.tasks: {name} is not a valid task: {reason}") from None
+            raise MachineError(f"evaluate.tasks: can't load {name}: {reason}") from None
     for name, task in tasks.items():
         if getattr(task, "UNSAFE_CODE", False):
-            raise ParamsError(f"evaluate.tasks: {name} runs code that the model wrote, which is not done here.")
+            raise ParamsError(f"evaluate.tasks: {name} executes code generated by the model, which is not supported.")
         if getattr(task, "MULTIMODAL", False):
-            raise ParamsError(f"evaluate.tasks: {name} shows pictures, and the base model reads text.")
+            raise ParamsError(f"evaluate.tasks: {name} requires images, but the base model accepts only text.")
     return tasks
 
 
 def run_tasks(tasks: dict[str, Any], model: Any, tokenizer: Any) -> dict[str, dict[str, float]]:
-    """The model's score in every metric of every task, and its standard error where the harness gives one."""
+    """{task: {metric: score}}, including standard errors where the harness reports them."""
     if not tasks:
         return {}
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    served = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=BATCH_ROWS)
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=BATCH_ROWS)
     for task in tasks.values():
         task.set_fewshot_seed(SEED)
     with _quiet():
-        results = evaluate(lm=served, task_dict=tasks, log_samples=False, bootstrap_iters=RESAMPLES)["results"]
+        results = evaluate(lm=lm, task_dict=tasks, log_samples=False, bootstrap_iters=RESAMPLES)["results"]
     return {name: _numbers(results[name]) for name in sorted(results)}
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The harness draws a bar for each of its steps; in a log they would be all that stands there."""
+    """Hide the harness's progress bars unless stderr is a terminal: in a log they would bury everything else."""
     if sys.stderr.isatty():
         yield
     else:
@@ -100,14 +104,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    """{metric: number}. The harness writes `acc,none`: the filter's name where it has one, else none."""
-    made = {}
+    """{metric: number}. The harness's keys are `metric,filter`, for example `acc,none` without a filter."""
+    numbers = {}
     for key, value in metrics.items():
-        name, _, kind = key.partition(",")
-        if kind and isinstance(value, int | float) and math.isfinite(value):
-            made[name if kind == "none" else f"{name} ({kind})"] = round(float(value), 6)
-    return made
+        name, _, filter_name = key.partition(",")
+        if filter_name and isinstance(value, int | float) and math.isfinite(value):
+            numbers[name if filter_name == "none" else f"{name} ({filter_name})"] = round(float(value), 6)
+    return numbers
 
 
-def _first(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -8,10 +8,10 @@ from recipe.core.config import Section
 
 
 class EvaluateParams(Section):
-    """How much is evaluated, and how much at once."""
+    """Settings of the evaluation: its extent, batch size and tasks."""
 
     RENAMED: ClassVar = {"num_prompts": "max_generations"}
-    max_generations: int = Field(ge=0, description="validation rows answered in full")
+    max_generations: int = Field(ge=0, description="maximum number of validation rows to generate answers for")
     max_new_tokens: int = Field(ge=1)
-    batch_tokens: int = Field(ge=1, description="tokens at once")
-    tasks: list[str] = Field(description="of lm-evaluation-harness: names, or YAML files")
+    batch_tokens: int = Field(ge=1, description="maximum number of tokens per batch")
+    tasks: list[str] = Field(description="tasks of lm-evaluation-harness: names or YAML files")

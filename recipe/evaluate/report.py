@@ -1,4 +1,4 @@
-"""The report on the result: whether the adapter is better than its base, by how much, where, and in what words.
+"""The evaluation report: whether the adapter is better than its base, by how much, for which rows, with sample answers.
 
 report_page(results, groups, generations, pictures(groups), about("demo-base", meta, train_metrics))
 """
@@ -14,56 +14,58 @@ from recipe.report.svg import pairs_of_bars
 from recipe.text.templates import question_in
 
 SHOWN_ANSWERS = 30
-MAX_GROUPS = 40  # of more, a picture is no help
+MAX_GROUPS = 40  # with more groups, a chart is unreadable
 RIGHT = "✓ "
-DRAWN = {"loss": "loss", "exact_match": "exactly right"}  # measures that have a picture, and its axis
+CHART_LABELS = {"loss": "loss", "exact_match": "exact match"}  # measures with a chart, and the label of its axis
 MAX_NAMES = 10
 
 
 def pictures(groups: Groups) -> dict[str, str]:
-    """Charts (SVG) of base and adapter by category, if rows have categories, and by length: loss and exact matches."""
-    drawn = {}
-    for name, some in groups.items():
+    """SVG charts of loss and exact match for base and adapter, by length and, if rows have categories, by category."""
+    charts = {}
+    for name, results in groups.items():
         measure = name.partition("_by_")[0]
-        pairs = {group: (one["base"], one["adapter"]) for group, one in some.items()}
-        if measure in DRAWN and 0 < len(pairs) <= MAX_GROUPS:
-            drawn[name] = pairs_of_bars(pairs, VARIANTS, DRAWN[measure], shares=measure != "loss")
-    return drawn
+        pairs = {group: (result["base"], result["adapter"]) for group, result in results.items()}
+        if measure in CHART_LABELS and 0 < len(pairs) <= MAX_GROUPS:
+            charts[name] = pairs_of_bars(pairs, VARIANTS, CHART_LABELS[measure], shares=measure != "loss")
+    return charts
 
 
 def about(base_id: str, meta: dict[str, Any], train_metrics: dict[str, Any]) -> str:
-    """What was train_metrics, in a sentence that follows the headline."""
-    own = train_metrics["trainable_parameters"]
+    """What was trained, in a sentence that follows the headline."""
+    trainable = train_metrics["trainable_parameters"]
     return (
-        f"It has {own:,} parameters beside the {train_metrics['parameters'] - own:,} of {base_id}, and was trained on "
-        f"{meta['rows']['train']:,} rows in {train_metrics['steps']:,} steps."
+        f"The adapter adds {trainable:,} parameters to the {train_metrics['parameters'] - trainable:,} of {base_id} "
+        f"and was trained on {meta['rows']['train']:,} rows in {train_metrics['steps']:,} steps."
     )
 
 
 def report_page(
     results: dict[str, Any], groups: Groups, generations: list[dict[str, Any]],
-    drawn: Mapping[str, str], trained: str,
+    charts: Mapping[str, str], description: str,
 ) -> str:  # fmt: skip
-    """The report as HTML; `results` are metrics/evaluate.json, `trained` says what was trained."""
-    parts = [*_numbers(results), *_groups(groups, drawn), *_tasks(results)]
-    shown = [
+    """The report as HTML. `results` is the content of metrics/evaluate.json, `description` the result of `about`."""
+    parts = [*_numbers(results), *_groups(groups, charts), *_tasks(results)]
+    rows = [
         [
-            question_in(one["prompt"]),
-            one["completion"],
-            *(RIGHT * one[f"{variant}_matches"] + one[variant] for variant in VARIANTS),
+            question_in(row["prompt"]),
+            row["completion"],
+            *(RIGHT * row[f"{variant}_matches"] + row[variant] for variant in VARIANTS),
         ]
-        for one in generations[:SHOWN_ANSWERS]
+        for row in generations[:SHOWN_ANSWERS]
     ]
-    if shown:
-        note = f"{RIGHT.strip()} stands before an answer that is exactly right."
+    if rows:
+        note = f"{RIGHT.strip()} marks exact matches."
         if len(generations) > SHOWN_ANSWERS:
-            note += f" generations.jsonl has all {len(generations):,}."
-        parts.append(Part("Base beside adapter", table(["asked", "wanted", *VARIANTS], shown), note))
-    return page("Is the adapter better?", f"{headline(results)} {trained}", parts)
+            note += f" generations.jsonl contains all {len(generations):,} rows."
+        parts.append(Part("Sample answers", table(["prompt", "reference", *VARIANTS], rows), note))
+    return page("Evaluation report", f"{headline(results)} {description}", parts)
 
 
 def _numbers(results: dict[str, Any]) -> list[Part]:
-    numbers = [[variant, *(_short(name, value) for name, value in results[variant].items())] for variant in VARIANTS]
+    numbers = [
+        [variant, *(_format_score(name, value) for name, value in results[variant].items())] for variant in VARIANTS
+    ]
     gain = results["difference"]
     gains = [
         [name.replace("_", " "), *describe_gain(name, gain[name], gain[f"{name}_low"], gain[f"{name}_high"])]
@@ -71,55 +73,58 @@ def _numbers(results: dict[str, Any]) -> list[Part]:
         if name in gain
     ]
     return [
-        Part("On the validation rows", table(["model", "loss", "perplexity", "token accuracy", "exact match"], numbers),
-             f"{results['rows']:,} rows; {results['prompts']:,} prompts answered in full, greedily."),
-        Part("What the adapter gains", table(["measure", "gain", "95% interval"], gains),
-             f"Bootstrap: as many validation rows drawn again, with replacement, {RESAMPLES:,} times."),
+        Part("Validation scores", table(["model", "loss", "perplexity", "token accuracy", "exact match"], numbers),
+             f"{results['rows']:,} rows; answers generated for {results['prompts']:,} prompts with greedy decoding."),
+        Part("Adapter gains", table(["measure", "gain", "95% interval"], gains),
+             f"Intervals are bootstrap percentiles from {RESAMPLES:,} resamples of the validation rows."),
     ]  # fmt: skip
 
 
-def _short(name: str, value: float | None) -> str:
-    """A score as the headline has it: losses with three digits, perplexity with two, shares as percentages."""
+def _format_score(name: str, value: float | None) -> str:
+    """A score as in the headline: losses with three decimals, perplexity with two, shares as percentages."""
     if value is None:
         return "-"
     return f"{value:.3f}" if name == "loss" else f"{value:,.2f}" if name == "perplexity" else f"{value:.1%}"
 
 
-def _groups(groups: Groups, drawn: Mapping[str, str]) -> list[Part]:
+def _groups(groups: Groups, charts: Mapping[str, str]) -> list[Part]:
     parts = []
-    for name, some in groups.items():
+    for name, results in groups.items():
         measure, _, grouping = name.partition("_by_")
         title = f"{measure.replace('_', ' ').capitalize()} by {grouping}"
         rows = [
-            [group, one["rows"], *(_short(measure, one[variant]) for variant in VARIANTS),
-             *describe_gain(measure, one["gain"], one["low"], one["high"])]
-            for group, one in some.items()
+            [group, result["rows"], *(_format_score(measure, result[variant]) for variant in VARIANTS),
+             *describe_gain(measure, result["gain"], result["low"], result["high"])]
+            for group, result in results.items()
         ]  # fmt: skip
         if rows:
-            body = _drawn(drawn, name, f"{title}, base and adapter, as in the table below.")
-            counted = "prompts" if measure == "exact_match" else "rows"
-            header = [grouping, counted, *VARIANTS, "gain", "95% interval"]
-            parts.append(Part(title, body + table(header, rows), _group_note(some, counted)))
+            chart = _chart(charts, name, f"{title}, base and adapter; the table below has the numbers.")
+            unit = "prompts" if measure == "exact_match" else "rows"
+            header = [grouping, unit, *VARIANTS, "gain", "95% interval"]
+            parts.append(Part(title, chart + table(header, rows), _group_note(results, unit)))
     return parts
 
 
-def _group_note(some: dict[str, dict[str, Any]], counted: str) -> str:
-    """What the intervals of a table say, and why some are missing."""
-    said = []
-    worse = [group for group, one in some.items() if one["high"] is not None and one["high"] < 0]
+def _group_note(results: dict[str, dict[str, Any]], unit: str) -> str:
+    """A note on the groups with a loss, and on missing intervals."""
+    sentences = []
+    worse = [group for group, result in results.items() if result["high"] is not None and result["high"] < 0]
     if worse:
-        more = f" and {len(worse) - MAX_NAMES} more" if len(worse) > MAX_NAMES else ""
-        said.append(
-            f"Worse than the base by the whole interval: {', '.join(worse[:MAX_NAMES])}{more}. (Where nothing differs, "
-            "that happens to one group in 40 by chance.)"
+        rest = f" and {len(worse) - MAX_NAMES} more" if len(worse) > MAX_NAMES else ""
+        sentences.append(
+            f"Worse than the base, with an interval that excludes zero: {', '.join(worse[:MAX_NAMES])}{rest}. (Without "
+            "any real difference, this happens by chance in one group out of 40.)"
         )
-    if any(one["low"] is None for one in some.values()):
-        said.append(f"Fewer than {FEWEST_ROWS} {counted}, or answers that are all alike, have no interval.")
-    return " ".join(said)
+    if any(result["low"] is None for result in results.values()):
+        sentences.append(
+            f"A group with fewer than {FEWEST_ROWS} {unit}, or with the same change in exact match for every prompt, "
+            "has no interval."
+        )
+    return " ".join(sentences)
 
 
-def _drawn(drawn: Mapping[str, str], name: str, label: str) -> Markup:
-    return figure(drawn[name], label) if name in drawn else Markup("")
+def _chart(charts: Mapping[str, str], name: str, label: str) -> Markup:
+    return figure(charts[name], label) if name in charts else Markup("")
 
 
 def _tasks(results: dict[str, Any]) -> list[Part]:
@@ -128,7 +133,7 @@ def _tasks(results: dict[str, Any]) -> list[Part]:
         for task, scores in results.get("tasks", {}).items()
         for metric in scores["base"] if "_stderr" not in metric
     ]  # fmt: skip
-    note = "By lm-evaluation-harness; ± is the standard error."
+    note = "Scores from lm-evaluation-harness; ± is the standard error."
     return [Part("Tasks", table(["task", "metric", *VARIANTS], rows), note)] if rows else []
 
 

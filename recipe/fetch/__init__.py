@@ -1,4 +1,4 @@
-"""Bring in the rows or the base model, and check every sha256.
+"""Fetch the rows or the base model, and verify every sha256.
 
 \b
     recipe fetch data

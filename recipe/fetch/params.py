@@ -8,20 +8,24 @@ from recipe.core.config import Section
 
 
 class DataParams(Section):
-    """Where the rows come from. Watched whole by DVC, with the source itself."""
+    """Where the rows come from. DVC tracks the complete section, and the source itself."""
 
     RENAMED: ClassVar = {"train": "train_split", "validation": "validation_split"}
     source: str = Field(min_length=1, description="a file or folder of rows, or `hub`")
     id: str | None = Field(description="the dataset's name on the Hub")
     revision: str | None = Field(description="the dataset's 40-digit commit on the Hub")
-    subset: str | None = Field(description="of a dataset on the Hub that has several; null is its default")
-    sha256: str | dict[str, str] | None = Field(description="of the source file, or of each file of a folder")
+    subset: str | None = Field(description="the subset of a dataset on the Hub; null for its default")
+    sha256: str | dict[str, str] | None = Field(
+        description="the sha256 of the source file, or of each file in a folder"
+    )
     train_split: str = Field(min_length=1, description="the split to train on")
-    validation_split: str | None = Field(description="the split to validate on; null cuts one from the training rows")
+    validation_split: str | None = Field(
+        description="the split to validate on; null holds out some of the training rows"
+    )
 
     @property
     def splits(self) -> dict[str, str]:
-        """The wanted splits: our name, and the source's."""
+        """The requested splits: {our name: the source's name}."""
         return {"train": self.train_split} | (
             {} if self.validation_split is None else {"validation": self.validation_split}
         )

@@ -1,11 +1,11 @@
-"""Stage fetch: brings the rows (`fetch data`) or the base model (`fetch model`) into the recipe folder.
+"""Stage fetch: gets the rows (`fetch data`) or the base model (`fetch model`), and lists their files in a manifest.
 
-fetch data   copies the rows' files to data/raw/ as they are, and lists them in manifest.json
-fetch model  keeps the tokenizer in models/base/tokenizer/; the weights stay where they are, and manifest.json names
+fetch data   copies the data files unchanged to data/raw/, and lists them in manifest.json
+fetch model  saves the tokenizer in models/base/tokenizer/; the weights stay where they are, and manifest.json lists
              them by path or commit, size and sha256
 
-A source is a path, or `hub`: then id and revision name a commit on the Hugging Face Hub. Its files go through the
-Hub's cache; the rows are copied from there, the weights stay.
+A source is a path, or `hub`: then id and revision name a commit on the Hugging Face Hub, whose files are downloaded
+to the Hub's cache. The rows are copied from there; the weights stay there.
 
     python -m recipe fetch data
 """
@@ -20,10 +20,18 @@ from recipe.core.hub_cache import converted_folder
 from recipe.core.io import new_folder, read_json, sha256_file, sha256_listing, write_json
 from recipe.core.paths import Paths
 from recipe.core.services import Services
-from recipe.fetch.hub import check_pinned, download, in_turn, list_repository, stated_license
+from recipe.fetch.hub import check_pinned, download, folder_lock, list_repository, stated_license
 from recipe.fetch.params import DataParams, ModelParams
 from recipe.fetch.splits import dataset_splits, local_split_files
-from recipe.fetch.weights import CONFIGS, TOKENIZERS, asks_for_code, check_weights, convert, is_converted, weight_names
+from recipe.fetch.weights import (
+    CONFIGS,
+    TOKENIZERS,
+    check_weights,
+    configs_with_remote_code,
+    convert,
+    is_converted,
+    weight_names,
+)
 from recipe.fetch.xgen_tokenizer import GPT2, GPT2_FILES, GPT2_REVISION, build_tokenizer, is_xgen
 from recipe.tokens.tokenizer import give_padding_token, load_tokenizer
 
@@ -32,28 +40,28 @@ Check = Callable[[Path], None]
 MANIFEST = "manifest.json"
 
 
-def check_sha256(params: DataParams, found: dict[str, str]) -> None:
-    """Compare the sha256 of each file, {name: sha256}, with those that the params give."""
+def check_sha256(params: DataParams, actual: dict[str, str]) -> None:
+    """Compare the sha256 of each file, {name: sha256}, with the values in the params."""
     if params.sha256 is None:
         return
     if isinstance(params.sha256, str):
-        if len(found) > 1:
-            raise ParamsError(f"params.yaml: data.sha256 is one value for {len(found)} files; write {{name: sha256}}.")
-        wanted = dict.fromkeys(found, params.sha256)
+        if len(actual) > 1:
+            raise ParamsError(f"params.yaml: data.sha256 is one value for {len(actual)} files; write {{name: sha256}}.")
+        wanted = dict.fromkeys(actual, params.sha256)
     else:
         wanted = params.sha256
-        unnamed = sorted(set(found) - set(wanted))
-        if unnamed:
-            raise ParamsError(f"params.yaml: data.sha256 does not name {', '.join(unnamed)}.")
+        missing = sorted(set(actual) - set(wanted))
+        if missing:
+            raise ParamsError(f"params.yaml: data.sha256 lacks {', '.join(missing)}.")
     for name, sha256 in wanted.items():
-        if name not in found:
-            raise ParamsError(f"params.yaml: data.sha256 names {name}; the source's files are {', '.join(found)}.")
-        if sha256.lower() != found[name]:
-            raise DataError(f"{name} is not the file that data.sha256 names: expected {sha256}, found {found[name]}.")
+        if name not in actual:
+            raise ParamsError(f"params.yaml: data.sha256 names {name}; the source's files are {', '.join(actual)}.")
+        if sha256.lower() != actual[name]:
+            raise DataError(f"{name} does not match data.sha256: expected {sha256}, found {actual[name]}.")
 
 
 def fetch_data(params: DataParams, paths: Paths) -> None:
-    """Copy the rows' files to paths.raw, byte for byte, with a manifest of their names, sizes and sha256."""
+    """Copy the data files to paths.raw, byte for byte, with a manifest of their names, sizes and sha256."""
     about: dict[str, Any] = {"source": "files", "id": params.id}
     if params.source == HUB:
         name, revision = check_pinned("data", params.id, params.revision)
@@ -62,31 +70,31 @@ def fetch_data(params: DataParams, paths: Paths) -> None:
     else:
         root, splits = None, local_split_files(paths.folder, params.source, params.splits)
     with new_folder(paths.raw) as target:
-        listed, found = [], {}
+        listed, digests = [], {}
         for split, files in splits.items():
             for path in files:
                 name = path.relative_to(root).as_posix() if root else path.name
                 if name == MANIFEST:
-                    raise DataError(f"data.source: {path} has the name of fetch's own list. Rename it.")
+                    raise DataError(f"data.source: {path} has the name of the manifest that fetch writes. Rename it.")
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target / name)
-                found[name] = sha256_file(target / name)
-                listed.append({"name": name, "split": split, "bytes": path.stat().st_size, "sha256": found[name]})
-        check_sha256(params, found)
+                digests[name] = sha256_file(target / name)
+                listed.append({"name": name, "split": split, "bytes": path.stat().st_size, "sha256": digests[name]})
+        check_sha256(params, digests)
         write_json(target / MANIFEST, {**about, "files": listed})
 
 
 def _rows_from_hub(params: DataParams, name: str, revision: str) -> tuple[Path, dict[str, list[Path]]]:
-    """The snapshot's folder, and in it the files of the splits, in the Hub's cache."""
+    """Download the splits' files; returns the snapshot folder in the Hub's cache, and the files in it by split."""
     listing, splits = dataset_splits(name, revision, params.subset, params.splits)
-    root = download("dataset", name, revision, [listing.files[one] for names in splits.values() for one in names])
-    return root, {split: [root / one for one in names] for split, names in splits.items()}
+    root = download("dataset", name, revision, [listing.files[path] for names in splits.values() for path in names])
+    return root, {split: [root / path for path in names] for split, names in splits.items()}
 
 
 def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapshot: None) -> None:
-    """List the base model's files in a manifest in paths.base, and save its tokenizer, with a padding token, there.
+    """Write a manifest of the base model's files to paths.base, and save its tokenizer there with a padding token.
 
-    `check` sees the folder with the config before the weights are downloaded, and may raise.
+    `check` gets the folder with the config before the weights are downloaded, and may raise.
     """
     if params.source == HUB:
         _, revision = check_pinned("model", params.id, params.revision)
@@ -96,15 +104,15 @@ def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapsho
         source = snapshot = paths.folder / params.source
         converted = False
     if not (source / "config.json").is_file():
-        raise DataError(f"model.source: {params.source} is no model: it has no config.json.")
+        raise DataError(f"model.source: {params.source} is not a model: it has no config.json.")
     config = read_json(source / "config.json")
-    code = refuse_code(params.id, snapshot, allowed=params.trust_remote_code)
+    code = reject_code(params.id, snapshot, allowed=params.trust_remote_code)
     try:
         names = weight_names(file.name for file in source.iterdir())
     except DataError as error:
         raise DataError(f"model.source: {params.source}: {error}") from None
     if any(name.endswith(".bin") for name in names):
-        raise DataError(f"model.source: {params.source} has .bin weights alone; a folder is read from safetensors.")
+        raise DataError(f"model.source: {params.source} has only .bin weights; a local model must have safetensors.")
     names = [name for name in CONFIGS if (source / name).is_file()] + names + code
     files = {name: sha256_file(source / name) for name in names}
     check_weights(source, [source / name for name in names if name.endswith(".safetensors")])
@@ -132,61 +140,61 @@ def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapsho
 
 
 def run_data(params: dict[str, Any], paths: Paths, services: Services) -> str:
-    """`fetch data`: what was fetched, in a line."""
+    """Run `fetch data`; returns a one-line summary."""
     fetch_data(params["data"], paths)
     return f"rows: {params['data'].source} -> {paths.raw}"
 
 
 def run_model(params: dict[str, Any], paths: Paths, services: Services) -> str:
-    """`fetch model`: what was fetched, in a line."""
+    """Run `fetch model`; returns a one-line summary."""
     model = params["model"]
     fetch_model(model, paths, services.check_model)
     return f"base model: {model.id} -> {paths.base / MANIFEST}"
 
 
 def model_from_hub(name: str, revision: str, check: Check, *, code: bool) -> tuple[Path, bool]:
-    """Fetch what is needed of a model; its snapshot's folder, and whether its weights were converted to safetensors."""
+    """Download the needed files of a model; returns its snapshot folder, and whether its weights were converted."""
     files = list_repository("model", name, revision).files
-    small = [one for one in ("README.md", *CONFIGS, *TOKENIZERS) if one in files]
-    small += sorted(one for one in files if code and one.endswith(".py") and "/" not in one)
-    snapshot = download("model", name, revision, [files[one] for one in small])
+    small = [path for path in ("README.md", *CONFIGS, *TOKENIZERS) if path in files]
+    small += sorted(path for path in files if code and path.endswith(".py") and "/" not in path)
+    snapshot = download("model", name, revision, [files[path] for path in small])
     try:
         weights = weight_names(files)
     except DataError as error:
         raise DataError(f"model.id: {name}: {error}") from None
-    refuse_code(name, snapshot, allowed=code)  # before the gigabytes, not after
+    reject_code(name, snapshot, allowed=code)  # before gigabytes are downloaded
     check(snapshot)
-    if not any(one.endswith(".bin") for one in weights):
-        return download("model", name, revision, [files[one] for one in weights]), False
-    made = converted_folder(name, revision)
-    if not is_converted(made):
-        shards = [files[one] for one in weights]
+    if not any(path.endswith(".bin") for path in weights):
+        return download("model", name, revision, [files[path] for path in weights]), False
+    converted = converted_folder(name, revision)
+    if not is_converted(converted):
+        shards = [files[path] for path in weights]
         download("model", name, revision, shards, also=sum(file.size for file in shards))
-        with in_turn(made):
-            if not is_converted(made):
-                convert(snapshot, weights, made)
+        with folder_lock(converted):
+            if not is_converted(converted):
+                convert(snapshot, weights, converted)
     return snapshot, True
 
 
-def refuse_code(name: str, snapshot: Path, *, allowed: bool) -> list[str]:
-    """The Python files of a model that needs its own; raises ParamsError where the params do not allow them.
+def reject_code(name: str, snapshot: Path, *, allowed: bool) -> list[str]:
+    """The Python files of a model that needs remote code; raises ParamsError if the params do not allow it.
 
-    An XGen model's tokenizer is such code, and is not needed: recipe/fetch/xgen_tokenizer.py has it natively.
+    The remote code of an XGen model's tokenizer is not needed: recipe/fetch/xgen_tokenizer.py replaces it.
     """
-    asking = asks_for_code(snapshot)
-    if "tokenizer_config.json" in asking and is_xgen(read_json(snapshot / "tokenizer_config.json")):
-        asking.remove("tokenizer_config.json")
-    if asking and not allowed:
+    configs = configs_with_remote_code(snapshot)
+    if "tokenizer_config.json" in configs and is_xgen(read_json(snapshot / "tokenizer_config.json")):
+        configs.remove("tokenizer_config.json")
+    if configs and not allowed:
         raise ParamsError(
-            f"{name} asks for code of its own ({' and '.join(asking)}: auto_map), which could do anything on this "
-            "machine. Choose a model that transformers knows, or read that code and set model.trust_remote_code to "
-            "true in params.yaml."
+            f"{name} needs remote code ({' and '.join(configs)}: auto_map), which could do anything on this machine. "
+            "Choose a model that transformers supports, or review the code and set model.trust_remote_code to true in "
+            "params.yaml."
         )
-    return sorted(file.name for file in snapshot.glob("*.py")) if "config.json" in asking else []
+    return sorted(file.name for file in snapshot.glob("*.py")) if "config.json" in configs else []
 
 
 def base_tokenizer(snapshot: Path, *, code: bool) -> Any:
-    """The base model's tokenizer; XGen's is built from GPT-2's vocabulary, which comes from the Hub or lies beside."""
+    """The base model's tokenizer. XGen's is built from GPT-2's vocabulary, in the snapshot or else from the Hub."""
     config = snapshot / "tokenizer_config.json"
     if config.is_file() and is_xgen(read_json(config)):
         if all((snapshot / name).is_file() for name in GPT2_FILES):
@@ -196,6 +204,6 @@ def base_tokenizer(snapshot: Path, *, code: bool) -> Any:
         return build_tokenizer(download("model", GPT2, GPT2_REVISION, wanted))
     tokenizer = load_tokenizer(snapshot, trust_remote_code=code)
     if code and not tokenizer.is_fast:
-        raise DataError(f"{snapshot}: its tokenizer is Python code of its own, which the later stages do not run.")
+        raise DataError(f"{snapshot}: its tokenizer is remote Python code, which later stages do not run.")
     tokenizer.init_kwargs.pop("auto_map", None)
     return tokenizer

@@ -1,6 +1,6 @@
-"""XGen-7B's tokenizer, native: GPT-2's vocabulary and XGen's own tokens on the `tokenizers` library.
+"""XGen-7B's tokenizer without remote code: GPT-2's vocabulary and XGen's own tokens on the `tokenizers` library.
 
-XGen's repository has it as remote code on tiktoken, which fails on every transformers since 4.34. The layout
+XGen's repository implements it as remote code on tiktoken, which fails on every transformers since 4.34. The layout
 (Salesforce/xgen-7b-8k-base, tokenization_xgen.py):
 
     0-50255       GPT-2's ranks
@@ -9,8 +9,8 @@ XGen's repository has it as remote code on tiktoken, which fails on every transf
     50287-50294   runs of 9 to 2 tabs
     50295-50312   special tokens
 
-The runs are ranks of the byte-pair encoding, not added tokens: a run is found where merging leads to it, inside the
-pieces that GPT-2's pattern cuts. tests/test_xgen.py compares with tiktoken.
+The runs are ranks of the byte-pair encoding, not added tokens: merging produces them within the pieces into which
+GPT-2's pattern splits a text. tests/test_xgen.py compares with tiktoken.
 """
 
 import json
@@ -45,35 +45,35 @@ MAX_POSITIONS = 8192
 
 
 def is_xgen(tokenizer_config: dict[str, Any]) -> bool:
-    """Whether a repository's tokenizer_config.json is that of an XGen model."""
+    """Whether a repository's tokenizer_config.json belongs to an XGen model."""
     return "XgenTokenizer" in (tokenizer_config.get("tokenizer_class"), tokenizer_config.get("slow_tokenizer_class"))
 
 
 def vocabulary(gpt2: dict[str, int]) -> dict[str, int]:
-    """Ids by token, in byte characters: GPT-2's, the end token its last, then the runs."""
+    """Ids by token, in byte characters: GPT-2's tokens, with the end token last, then the runs."""
     characters = byte_characters()
     runs = [characters[0x20] * length for length in SPACES] + [characters[0x09] * length for length in TABS]
     return gpt2 | {run: len(gpt2) + number for number, run in enumerate(runs)}
 
 
 def merges(ranks: dict[str, int]) -> list[tuple[str, str]]:
-    """Every split of a token into two tokens, in the order of the token's rank.
+    """All splits of every token into two tokens, in the order of the token's rank.
 
-    tiktoken merges the neighbours whose union has the lowest rank, whatever the two are. A merge list says the same
-    when it holds every pair with that union, at the union's place.
+    tiktoken merges the neighbors whose union has the lowest rank, no matter where the union is split. A merge list is
+    equivalent if it contains every pair with that union, at the union's position.
     """
-    made = []
-    ranks = {token: rank for token, rank in ranks.items() if token != END_TOKEN}  # it is no rank: nothing merges to it
+    pairs = []
+    ranks = {token: rank for token, rank in ranks.items() if token != END_TOKEN}  # not a rank: no merge produces it
     for token in sorted(ranks, key=ranks.__getitem__):
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
             if left in ranks and right in ranks:
-                made.append((left, right))
-    return made
+                pairs.append((left, right))
+    return pairs
 
 
 def build_tokenizer(gpt2_folder: Path) -> Any:
-    """The tokenizer as a PreTrainedTokenizerFast, from GPT-2's files in a folder. Raises DataError for others."""
+    """The tokenizer as a PreTrainedTokenizerFast, from GPT-2's files in a folder. Raises DataError for other files."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -82,7 +82,7 @@ def build_tokenizer(gpt2_folder: Path) -> Any:
         if found != sha256:
             raise DataError(f"{name} in {gpt2_folder} is not GPT-2's: expected sha256 {sha256}, found {found}.")
     ranks = vocabulary(json.loads((gpt2_folder / "vocab.json").read_text(encoding="utf-8")))
-    # A piece that is a token as a whole is that token (ignore_merges), as in tiktoken.
+    # As in tiktoken, a piece that equals a token becomes that token without merging (ignore_merges).
     tokenizer = Tokenizer(models.BPE(vocab=ranks, merges=merges(ranks), ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()

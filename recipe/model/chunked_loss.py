@@ -1,58 +1,58 @@
-"""The loss of a frozen head, a few tokens at a time, so that no (tokens, vocabulary) tensor stands in memory.
+"""The loss of a frozen head in chunks of tokens, so that the full (tokens, vocabulary) logits are never in memory.
 
-loss, num_right = head_loss(hidden, head, labels)    # summed cross entropy; how often no other is ranked above
+loss, num_correct = head_loss(hidden, head, labels)    # summed cross entropy; how often the label is ranked first
 """
 
 from typing import Any
 
 import torch
 
-# Logits at once: 25 MB in fp32 on a CPU, where glibc's malloc hands larger blocks back after every use, and the page
-# faults of new ones cost as much as a softmax; 256 MB on a GPU.
+# Logits per chunk: 25 MB in fp32 on a CPU, because glibc's malloc returns larger blocks to the system after every use,
+# and the page faults of new blocks take as long as a softmax; 256 MB on a GPU.
 CHUNK = {"cpu": 6 << 20, "cuda": 1 << 26}
 
 
 def chunk_tokens(vocab_size: int, device: str) -> int:
-    """How many tokens are projected at once."""
+    """Tokens per chunk."""
     return max(1, CHUNK["cpu" if device == "cpu" else "cuda"] // vocab_size)
 
 
 def is_frozen_linear(head: Any) -> bool:
-    """Whether a head is a plain linear layer that is not trained."""
+    """Whether a head is a plain linear layer without trainable parameters."""
     return type(head) is torch.nn.Linear and not any(weight.requires_grad for weight in head.parameters())
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Sum of -log softmax(h Wᵀ + b)[label] over h (tokens, hidden). Its gradient is made in the forward pass."""
+    """Sum of -log softmax(h Wᵀ + b)[label] over h (tokens, hidden). The forward pass computes the gradient."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         device = hidden.device.type
-        if torch.is_autocast_enabled(device):  # a quantised base has its head in fp32; cast once, not for every chunk
+        if torch.is_autocast_enabled(device):  # a quantized base has an fp32 head; cast it once, not for every chunk
             weight = weight.to(torch.get_autocast_dtype(device))
         loss = torch.zeros((), device=hidden.device)
-        right = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        num_correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
         grad = torch.empty_like(hidden) if hidden.requires_grad else None
         size = chunk_tokens(len(weight), device)
         for start in range(0, len(labels), size):
-            part, wanted = hidden[start : start + size], labels[start : start + size]
-            logits = torch.nn.functional.linear(part, weight, bias)
-            rows = torch.arange(len(wanted), device=wanted.device)
-            behind = logits.amax(-1).float() - logits[rows, wanted].float()  # (tokens,), of the label to the first
-            right += (behind == 0).sum()
+            chunk, targets = hidden[start : start + size], labels[start : start + size]
+            logits = torch.nn.functional.linear(chunk, weight, bias)
+            rows = torch.arange(len(targets), device=targets.device)
+            gap = logits.amax(-1).float() - logits[rows, targets].float()  # (tokens,), largest logit minus the label's
+            num_correct += (gap == 0).sum()
             probabilities = torch.softmax(logits, -1, dtype=torch.float32)
             del logits
-            # -log softmax at the label, from the largest probability, which is never too small for a logarithm.
-            loss += (behind - probabilities.amax(-1).log()).sum()
+            # -log softmax at the label, from the largest probability, whose logarithm never underflows.
+            loss += (gap - probabilities.amax(-1).log()).sum()
             if grad is not None:
-                probabilities[rows, wanted] -= 1  # d loss / d logits = softmax - 1 at the label
+                probabilities[rows, targets] -= 1  # d loss / d logits = softmax - 1 at the label
                 grad[start : start + size] = torch.mm(probabilities.to(weight.dtype), weight)
         if grad is not None:
             ctx.save_for_backward(grad)
-        ctx.mark_non_differentiable(right)
-        return loss, right
+        ctx.mark_non_differentiable(num_correct)
+        return loss, num_correct
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
@@ -61,10 +61,10 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def head_loss(hidden: torch.Tensor, head: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The summed loss, fp32, and the number of labels ranked first, of hidden (tokens, hidden) and labels (tokens,)."""
+    """The summed loss (fp32) and the number of labels ranked first, for hidden (tokens, hidden), labels (tokens,)."""
     if is_frozen_linear(head):
-        loss, right = _HeadLoss.apply(hidden.to(head.weight.dtype), head.weight, head.bias, labels)
-        return loss, right
+        loss, num_correct = _HeadLoss.apply(hidden.to(head.weight.dtype), head.weight, head.bias, labels)
+        return loss, num_correct
     logits = head(hidden)
     loss = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
     return loss, (logits.detach().argmax(-1) == labels).sum()

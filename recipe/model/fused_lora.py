@@ -1,12 +1,12 @@
-"""A LoRA layer that keeps its input and no dropout mask: the mask is drawn again, from its seed, in the backward pass.
+"""A LoRA layer that saves its input but not the dropout mask: the backward pass draws the mask again from its seed.
 
-    patch_lora_layers(model)    # a PEFT model; its layers compute the same, in less memory and time
+    patch_lora_layers(model)    # a PEFT model; its layers compute the same in less memory and time
 
-Under autocast the sum is made in the frozen layer's dtype, as PEFT's layers for bitsandbytes do.
+Under autocast the sum has the frozen layer's dtype, as in PEFT's layers for bitsandbytes.
 
-PEFT computes y + scaling * B(A(dropout(x))) step by step, and autograd keeps the mask and the masked input of every
-layer; on a CPU, torch draws the mask one number at a time. Here one function does both passes and keeps x, which
-neighbouring layers share, and A(dropout(x)), which is small.
+PEFT computes y + scaling * B(A(dropout(x))) step by step, and autograd saves the mask and the masked input of every
+layer; on a CPU, torch draws the mask one number at a time. Here a single function implements both passes. It saves x,
+which neighboring layers share, and A(dropout(x)), which is small.
 """
 
 from types import MethodType
@@ -18,15 +18,16 @@ PATCHED = {
     "Linear",
     "Linear4bit",
     "Linear8bitLt",
-}  # PEFT's layers by name: bitsandbytes' exist only where it is installed
+}  # PEFT's layers by class name: those for bitsandbytes exist only if it is installed
 
 
 @torch.library.custom_op("recipe::sample_dropout_mask", mutates_args=())
 def sample_dropout_mask(x: torch.Tensor, p: float, seed: torch.Tensor) -> torch.Tensor:
-    """Which elements of x dropout keeps, as bool of its shape: each with probability 1 - p, the same for a seed.
+    """The elements of x that dropout keeps, as bool of x's shape: each with probability 1 - p, determined by the seed.
 
-    `seed` is one int64 on the CPU, where it is read without a wait for the GPU.
-    On a CPU p is rounded to a 65,536th: four elements share one 64-bit number of SFC64, whose stream NumPy keeps.
+    `seed` is a scalar int64 tensor on the CPU, so that reading it does not wait for the GPU.
+    On a CPU p is rounded to a multiple of 1/65,536: four elements share a 64-bit number from SFC64, whose stream is
+    stable across NumPy versions.
     """
     if x.device.type == "cpu":
         import numpy as np
@@ -50,64 +51,64 @@ class AddLora(torch.autograd.Function):
         ctx: Any, y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, p: float,
         seed: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
-        kept = torch.where(sample_dropout_mask(x, p, seed), x, 0.0) if p else x
-        small = kept @ a.to(x.dtype).T  # (tokens, r)
-        ctx.save_for_backward(x, a, b, small, seed)
+        dropped = torch.where(sample_dropout_mask(x, p, seed), x, 0.0) if p else x
+        low_rank = dropped @ a.to(x.dtype).T  # (tokens, r)
+        ctx.save_for_backward(x, a, b, low_rank, seed)
         ctx.scaling, ctx.p = scaling / (1 - p), p
-        if torch.is_autocast_enabled(y.device.type):  # which would hand on y, fp32 from a quantised layer, in bf16
-            return y + (small @ b.to(small.dtype).T) * ctx.scaling
-        return torch.addmm(y, small.to(y.dtype), b.to(y.dtype).T, alpha=ctx.scaling)
+        if torch.is_autocast_enabled(y.device.type):  # it would cast y, fp32 from a quantized layer, to bf16
+            return y + (low_rank @ b.to(low_rank.dtype).T) * ctx.scaling
+        return torch.addmm(y, low_rank.to(y.dtype), b.to(y.dtype).T, alpha=ctx.scaling)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
-        x, a, b, small, seed = ctx.saved_tensors
+        x, a, b, low_rank, seed = ctx.saved_tensors
         mask = sample_dropout_mask(x, ctx.p, seed) if ctx.p else None
-        kept = x if mask is None else torch.where(mask, x, 0.0)
-        grad_small = (grad @ b.to(grad.dtype)).to(x.dtype) * ctx.scaling  # (tokens, r)
-        grad_b = (grad.T @ small.to(grad.dtype)).to(b.dtype) * ctx.scaling
-        grad_a = (grad_small.T @ kept).to(a.dtype)
+        dropped = x if mask is None else torch.where(mask, x, 0.0)
+        grad_low_rank = (grad @ b.to(grad.dtype)).to(x.dtype) * ctx.scaling  # (tokens, r)
+        grad_b = (grad.T @ low_rank.to(grad.dtype)).to(b.dtype) * ctx.scaling
+        grad_a = (grad_low_rank.T @ dropped).to(a.dtype)
         grad_x = None
         if ctx.needs_input_grad[1]:
-            grad_x = grad_small @ a.to(x.dtype)
+            grad_x = grad_low_rank @ a.to(x.dtype)
             grad_x = grad_x if mask is None else torch.where(mask, grad_x, 0.0)
         return grad, grad_x, grad_a, grad_b, None, None, None
 
 
 def patch_lora_layers(model: Any) -> int:
-    """Let the plain LoRA layers of a PEFT model with one adapter compute through AddLora; returns how many do.
+    """Make the plain LoRA layers of a PEFT model with one adapter use AddLora; returns the number of patched layers.
 
-    A layer that is more than that (DoRA, a bias, an adapter of another kind) stays as it is.
+    Other layers (DoRA, a LoRA bias, another adapter type) stay unchanged.
     """
     count = 0
     for module in model.modules():
         if (
             type(module).__name__ in PATCHED
             and type(module).__module__.startswith("peft.tuners.lora")
-            and _plain(module)
+            and _is_plain_lora(module)
         ):
             module.forward = MethodType(_forward, module)
             count += 1
     return count
 
 
-def _plain(module: Any) -> bool:
-    [adapter, *more] = module.lora_A.keys()
+def _is_plain_lora(module: Any) -> bool:
+    [adapter, *other_adapters] = module.lora_A.keys()
     down, up = module.lora_A[adapter], module.lora_B[adapter]
-    linear = all(type(one) is torch.nn.Linear and one.bias is None for one in (down, up))
-    return linear and not more and adapter not in module.lora_variant
+    linear = all(type(layer) is torch.nn.Linear and layer.bias is None for layer in (down, up))
+    return linear and not other_adapters and adapter not in module.lora_variant
 
 
-def _forward(self: Any, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
-    if not self.training or self.disable_adapters or self.merged or arguments or options:
-        return type(self).forward(self, x, *arguments, **options)
+def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    if not self.training or self.disable_adapters or self.merged or args or kwargs:
+        return type(self).forward(self, x, *args, **kwargs)
     [adapter] = self.active_adapters
     dropout = self.lora_dropout[adapter]
-    p = getattr(dropout, "p", 0.0)  # without dropout it is an Identity
-    # From torch's own generator, which checkpoints hold, and which recomputed activations are given back.
+    p = getattr(dropout, "p", 0.0)  # without dropout it is nn.Identity
+    # Drawn from torch's global generator, whose state checkpoints save and activation checkpointing restores.
     seed = torch.randint(1 << 62, ()) if p else torch.zeros((), dtype=torch.int64)
     y = self.base_layer(x)
-    # Flat outside of the function: a view that it returned could not be changed in place, as some models do.
-    flat = y.reshape(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+    # Flattened outside the function: some models change the output in place, which a view returned by it forbids.
+    flat_inputs = y.reshape(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
     weights = self.lora_A[adapter].weight, self.lora_B[adapter].weight
-    added = AddLora.apply(*flat, *weights, self.scaling[adapter], p, seed)
-    return added.view(y.shape)
+    output = AddLora.apply(*flat_inputs, *weights, self.scaling[adapter], p, seed)
+    return output.view(y.shape)

@@ -1,4 +1,4 @@
-"""Answers prompts greedily: for evaluate, `recipe chat` and the registered model, from rows rendered as in training."""
+"""Greedy answers to rows rendered as in training; used by evaluate, `recipe chat` and the registered model."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from recipe.tokens.tokenizer import encode_prompts
 def answer(
     model: Any, prompts: list[list[int]], max_new_tokens: int, *, pad_token_id: int, end_token_ids: list[int]
 ) -> list[list[int]]:
-    """Greedy answers to prompts of token ids, up to and without an end token; prompts are padded on the left."""
+    """Greedy answers to prompts of token ids, cut before the first end token; prompts are padded on the left."""
     import torch
 
     width = max(map(len, prompts))
@@ -20,7 +20,7 @@ def answer(
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     with torch.inference_mode():
-        made = model.generate(
+        outputs = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             max_new_tokens=max_new_tokens,
@@ -29,21 +29,21 @@ def answer(
             eos_token_id=end_token_ids,
             pad_token_id=pad_token_id,
         )[:, width:].tolist()
-    ends = [next((place for place, one in enumerate(row) if one in end_token_ids), len(row)) for row in made]
-    return [row[:end] for row, end in zip(made, ends, strict=True)]
+    ends = [next((i for i, token in enumerate(row) if token in end_token_ids), len(row)) for row in outputs]
+    return [row[:end] for row, end in zip(outputs, ends, strict=True)]
 
 
 def answer_rows(
     model: Any, tokenizer: Any, meta: dict[str, Any], rows: list[dict[str, Any]], max_new_tokens: int
 ) -> list[str]:
-    """One answer a row, by the template of training (prepare's meta.json).
+    """An answer for each row, with the training template (from prepare's meta.json).
 
-    A row holds `text` for the template text, else `instruction` and perhaps `input`; for a chat, `messages` in place
-    of them. Raises DataError for a row that lacks them.
+    A row has `text` for the template `text`, `messages` for a chat, else `instruction` and optionally `input`.
+    Raises DataError if a row lacks them.
     """
     chat = ChatTemplate(tokenizer, meta["chat_template"]) if meta["chat_template"] is not None else None
     template = make_template(meta["template"], meta["columns"], chat)
     prompts = [template.prompt(row) for row in rows]
     ids = encode_prompts(tokenizer, prompts, chat=chat is not None)
-    made = answer(model, ids, max_new_tokens, pad_token_id=meta["pad_token_id"], end_token_ids=meta["end_token_ids"])
-    return [tokenizer.decode(one, skip_special_tokens=True) for one in made]
+    outputs = answer(model, ids, max_new_tokens, pad_token_id=meta["pad_token_id"], end_token_ids=meta["end_token_ids"])
+    return [tokenizer.decode(output, skip_special_tokens=True) for output in outputs]

@@ -1,7 +1,7 @@
-"""Loads the base model from its manifest, checks it, and puts an adapter on it.
+"""Loads the base model from its manifest, checks it, and loads an adapter onto it.
 
-Used by train, evaluate, `recipe chat` and the registered model. The stages pin how a CPU computes, so that the same
-inputs give the same bytes on any x86-64 processor with AVX2.
+Used by train, evaluate, `recipe chat` and the registered model. The stages pin the CPU's instruction set, so that the
+same inputs give the same bytes on any x86-64 processor with AVX2.
 """
 
 import json
@@ -22,22 +22,22 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def find_base(manifest: dict[str, Any], folder: Path) -> Path:
-    """The folder with the base model's files, each compared with the manifest's size and sha256."""
+    """The folder with the base model's files; checks the size and sha256 of each against the manifest."""
     from_hub = manifest["path"] is None
     source = base_folder(manifest, folder)
-    restore = "`recipe fetch model` brings it back, and changes no output" if from_hub else "Put it back"
+    restore = "Run `recipe fetch model` to restore it (no output changes)" if from_hub else "Restore the file"
     for file in manifest["files"]:
         path = source / file["name"]
         if not path.is_file():
             raise MachineError(
                 f"the base model {manifest['id']} is not at {source}: {file['name']} is missing. "
-                f"{restore}; or name the folder that holds it in RECIPE_BASE_MODEL."
+                f"{restore}, or set RECIPE_BASE_MODEL to a folder that contains it."
             )
         if path.stat().st_size != file["bytes"] or sha256_file(path) != file["sha256"]:
             raise DataError(
-                f"{path} is not the file that was fetched for {manifest['id']} (sha256 {file['sha256']}). The adapter "
-                f"was made for that one. {restore}"
-                + ("." if from_hub else ", or run `dvc repro` to start from the new one.")
+                f"{path} is not the file that was fetched for {manifest['id']} (sha256 {file['sha256']}), for which "
+                f"the adapter was trained. {restore}"
+                + ("." if from_hub else ", or run `dvc repro` to use the new file.")
             )
     return source
 
@@ -46,13 +46,13 @@ def load_base(
     manifest: dict[str, Any], folder: Path, num_tokens: int, quantization: Quantization = "none", *,
     dtype: Dtype = "auto", packed: bool = False,
 ) -> Any:  # fmt: skip
-    """The base model of a manifest, checked, in `torch_dtype(dtype)`. Its path is seen from `folder`.
+    """The base model of a manifest, checked, in `torch_dtype(dtype)`. Its path is relative to `folder`.
 
-    `packed` is for training on packed sequences: it picks the attention, and raises ParamsError for a model that can't
-    keep the examples of a sequence apart.
+    `packed` is for training on packed sequences: it selects the attention, and raises ParamsError for a model that
+    can't keep the examples of a sequence apart.
 
-    Its embeddings are enlarged where the tokenizer, of `num_tokens` tokens, has more than they have rows. The new
-    rows are the mean of the others, so that no random number is drawn; nothing trains on them.
+    If the tokenizer has more tokens (`num_tokens`) than the embeddings have rows, the embeddings are enlarged. The new
+    rows are the mean of the old ones, so that no random number is drawn; they are not trained.
     """
     import torch
     from transformers import GenerationConfig
@@ -74,17 +74,17 @@ def load_base(
         options["quantization_config"] = quantization_config(quantization)
     model = None
     if attention is not None:
-        with suppress(KeyError):  # a family that looks its attention up in a list of its own
+        with suppress(KeyError):  # a family that looks up its attention in its own table
             model = _from_pretrained(source, options)
     if model is None or (packed and not packing_is_isolated(model)):
-        model = None  # before another is loaded: two may not fit
+        model = None  # freed before loading another: two may not fit in memory
         model = _from_pretrained(source, {**options, "attn_implementation": None})
     if packed and not packing_is_isolated(model):
         raise ParamsError(
             f"params.yaml: sequence.packing is on, but {type(model).__name__} can't keep the examples of a packed "
             "sequence apart. Set it to false."
         )
-    # A base's own settings for generation (a repetition penalty, say) would make greedy answers something else.
+    # The base's generation settings (such as a repetition penalty) would change greedy answers.
     model.generation_config = GenerationConfig()
     embeddings = model.get_input_embeddings().weight
     if num_tokens > embeddings.shape[0]:
@@ -97,7 +97,7 @@ def load_base(
 
 
 def _from_pretrained(source: Path, options: dict[str, Any]) -> Any:
-    """The model as transformers loads it, in evaluation mode; raises DataError where it can't."""
+    """The model loaded with transformers, in evaluation mode; raises DataError if that fails."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -107,15 +107,15 @@ def _from_pretrained(source: Path, options: dict[str, Any]) -> Any:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"transformers can't load the base model in {source}: {reason}") from None
     for module in model.modules():
-        # bitsandbytes repacks nf4 for AVX512-BF16 in evaluation mode. What it then multiplies with has no gradient, in
-        # training too, and gives other numbers than a processor without it.
+        # In evaluation mode, bitsandbytes repacks nf4 weights for AVX512-BF16. The kernel that it then uses, also in
+        # training, has no gradient, and its results differ from those on processors without AVX512-BF16.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
 
 
 def quantization_config(quantization: Quantization) -> Any:
-    """bitsandbytes' configuration: int8, or nf4 with double quantisation and bf16 compute (QLoRA's)."""
+    """bitsandbytes' configuration: int8, or nf4 with double quantization and bf16 compute (as in QLoRA)."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -130,7 +130,7 @@ def quantization_config(quantization: Quantization) -> Any:
 
 
 def check_target_modules(model: Any, target_modules: str | tuple[str, ...]) -> None:
-    """Raise ParamsError where a named module is not one of the model's linear layers."""
+    """Raise ParamsError if a target module is not a linear layer of the model."""
     if isinstance(target_modules, str):
         return
     names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)}
@@ -138,17 +138,17 @@ def check_target_modules(model: Any, target_modules: str | tuple[str, ...]) -> N
     if unknown:
         raise ParamsError(
             f"params.yaml: lora.target_modules names {', '.join(unknown)}, which {type(model).__name__} does not have. "
-            f"Its linear layers are {', '.join(sorted(names))}; `all-linear` takes all but the head."
+            f"Its linear layers are {', '.join(sorted(names))}; `all-linear` selects all except the head."
         )
 
 
 def _is_linear(module: Any) -> bool:
-    """Linear layers, and GPT-2's Conv1D, which is one by another name."""
+    """Whether a module is a linear layer; GPT-2's Conv1D is a linear layer too."""
     return type(module).__name__ in {"Linear", "Conv1D", "Linear8bitLt", "Linear4bit"}
 
 
 def save_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the adapter in PEFT's layout, without what differs between machines and runs.
+    """Write the adapter in PEFT's layout, without anything that differs between machines and runs.
 
     PEFT writes the base's path, its own version, the target modules in the order of a set, and a README.
     """
@@ -166,18 +166,18 @@ def save_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def base_name(manifest: dict[str, Any]) -> str:
-    """What an adapter calls its base: id@revision, or id@ the head of its files' sha256 where it has no revision."""
+    """The base's name in adapter_config.json: id@revision, or id@sha256:<first 16 digits> without a revision."""
     return f"{manifest['id']}@{manifest['revision'] or 'sha256:' + manifest['sha256'][:16]}"
 
 
 def load_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> Any:
-    """The base model with the adapter on it, in evaluation mode. Refuses an adapter of another base."""
+    """The base model with the adapter, in evaluation mode. Raises DataError for an adapter of another base."""
     from peft import PeftModel
 
     config = read_json(folder / "adapter_config.json")
     if config["base_model_name_or_path"] != base_name(manifest):
         raise DataError(
-            f"the adapter in {folder} was made for {config['base_model_name_or_path']}, and this base is "
+            f"the adapter in {folder} was trained for {config['base_model_name_or_path']}, but this base is "
             f"{base_name(manifest)}. Run `dvc repro`."
         )
     return PeftModel.from_pretrained(model, folder).eval()

@@ -1,9 +1,9 @@
-"""Attention by document: each example of a packed sequence attends to itself alone, and no (seq, seq) mask is made.
+"""Attention by document: each example of a packed sequence attends only to itself, without a (seq, seq) mask.
 
-transformers isolates packed examples with a dense mask, under which `scaled_dot_product_attention` computes every pair
-of positions in a sequence. On a CPU a loop over the examples computes the same without the pairs that are masked.
-On CUDA it is one call of torch's variable-length attention (Flash), given the cu_seqlens that `add_cu_seqlens` adds to
-the batch. Models whose attention is more than plain causal are trained with the dense mask.
+transformers isolates packed examples with a dense mask, with which `scaled_dot_product_attention` computes every pair
+of positions in a sequence. On a CPU, a loop over the examples computes the same without the masked pairs. On CUDA, it
+is a single call of torch's variable-length attention (Flash), with the cu_seqlens that `add_cu_seqlens` adds to the
+batch. Models whose attention is more than plain causal attention train with the dense mask.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,29 +13,30 @@ if TYPE_CHECKING:
 
 NAME = "by_document"
 CU_SEQLENS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-# What a model may ask of its attention that a loop of plain causal attention does not do.
-LEAK = 1e-4  # an isolated example changes by rounding alone, about 1e-7 of the effect in fp32
+LEAK = 1e-4  # relative to the effect; an isolated example changes only by rounding, about 1e-7 in fp32
+# Arguments that a model may pass to its attention and that plain causal attention does not implement.
 MORE_THAN_CAUSAL = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
 def add_cu_seqlens(batch: "dict[str, torch.Tensor]") -> dict[str, Any]:
-    """A collated batch with the borders of its examples, under the names that transformers hands on to attention.
+    """A collated batch with its cu_seqlens, under the argument names that transformers passes on to the attention.
 
-    Found on the CPU, so that no layer has to wait for the GPU: int32 (examples + 1,), and the longest one's tokens.
+    Computed on the CPU, so that no layer has to wait for the GPU: cu_seqlens, int32 (examples + 1,), and the longest
+    example's length.
     """
     import torch
 
     positions = batch["position_ids"].flatten()
     starts = (positions == 0).nonzero().flatten()
-    borders = torch.cat([starts, torch.tensor([len(positions)])]).int()
+    cu_seqlens = torch.cat([starts, torch.tensor([len(positions)])]).int()
     longest = int(positions.max()) + 1
-    return {**batch, **dict(zip(CU_SEQLENS, (borders, borders, longest, longest), strict=True))}
+    return {**batch, **dict(zip(CU_SEQLENS, (cu_seqlens, cu_seqlens, longest, longest), strict=True))}
 
 
 def choose_attention(config: Any, *, cuda: bool) -> str | None:
-    """The attention to train a packed model with: `by_document` where it is exact, else None, transformers' choice.
+    """The attention for training on packed sequences: `by_document` if it is exact, else None (transformers' choice).
 
-    That is also for attention with dropout on CUDA, which one call of Flash leaves out, and a loop would be slow.
+    Also None for attention with dropout on CUDA: variable-length Flash attention has none, and a loop would be slow.
     """
     special = ("sliding_window", "attn_logit_softcapping", "attention_chunk_size")
     plain = all(getattr(config, name, None) is None for name in special)
@@ -45,9 +46,9 @@ def choose_attention(config: Any, *, cuda: bool) -> str | None:
 
 
 def packing_is_isolated(model: Any) -> bool:
-    """Whether the model, given two examples in one sequence, keeps each from seeing the other, and itself causal.
+    """Whether the model, given two packed examples, keeps them apart and stays causal.
 
-    Found out by trying: a model with attention code of its own may ignore the positions, or the mask that is not made.
+    Determined by running it: a model with its own attention code may ignore the positions or need a mask.
     """
     import torch
 
@@ -56,24 +57,30 @@ def packing_is_isolated(model: Any) -> bool:
     outputs = []
     with torch.no_grad():
         for changed in (None, 0, 4):
-            tried = ids.clone()
+            input_ids = ids.clone()
             if changed is not None:
-                tried[0, changed] = 11
+                input_ids[0, changed] = 11
             try:
-                outputs.append(model(input_ids=tried, position_ids=position_ids, use_cache=False).logits[0].float())
+                outputs.append(model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits[0].float())
             except (torch.OutOfMemoryError, torch.AcceleratorError):
                 raise
-            except (AssertionError, AttributeError, KeyError, TypeError, RuntimeError):  # the last: a kernel's own no
+            except (
+                AssertionError,
+                AttributeError,
+                KeyError,
+                TypeError,
+                RuntimeError,
+            ):  # RuntimeError: the kernel rejected the input
                 return False
     whole, first, last = outputs
-    # What a change does where it must do nothing, beside what it does at its own token: rounding, or a leak.
+    # The change at positions that must not change, relative to the change at the token itself: rounding or a leak.
     leaks = [(whole - first)[5:], (whole - last)[5:], (whole - last)[:4]]
     effect = min((whole - first)[0].abs().max(), (whole - last)[4].abs().max())
     return max(leak.abs().max() for leak in leaks).item() < LEAK * effect.item()
 
 
 def register_attention() -> None:
-    """Make `by_document` known to transformers, with a mask function that makes none."""
+    """Register `by_document` with transformers, with a mask function that returns None."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
@@ -90,32 +97,32 @@ def attend_by_document(
     scaling: float | None = None,
     dropout: float = 0.0,
     position_ids: "torch.Tensor | None" = None,
-    **more: Any,
+    **kwargs: Any,
 ) -> "tuple[torch.Tensor, None]":
     """Causal attention within each run of positions that starts at 0.
 
     query is (batch, heads, seq, dim), key and value (batch, key heads, seq, dim), position_ids (batch, seq) int64;
-    the result is (batch, seq, heads, dim), as transformers' attention functions give it.
+    the result is (batch, seq, heads, dim), as transformers expects from attention functions.
     """
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     assert attention_mask is None and position_ids is not None and key.shape[2] == query.shape[2]
-    assert all(more.get(name) is None for name in MORE_THAN_CAUSAL), more.keys()
+    assert all(kwargs.get(name) is None for name in MORE_THAN_CAUSAL), kwargs.keys()
     dtype = flash_dtype(query)
     if query.is_cuda and dtype and not dropout:
-        query, key, value = (one.to(dtype) for one in (query, key, value))
-        return _attend_at_once(query, key, value, scaling, position_ids, more), None
-    if query.device.type == "cpu" and dtype:  # whose kernel takes half as long again for a backward pass in bf16
+        query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
+        return _attend_varlen(query, key, value, scaling, position_ids, kwargs), None
+    if query.device.type == "cpu" and dtype:  # its kernel's backward pass takes 1.5 times as long in bf16
         with torch.autocast("cpu", enabled=False):
-            query, key, value = (one.float() for one in (query, key, value))
-            made, _ = attend_by_document(module, query, key, value, None, scaling, dropout, position_ids, **more)
-        return made.to(dtype), None
+            query, key, value = (tensor.float() for tensor in (query, key, value))
+            output, _ = attend_by_document(module, query, key, value, None, scaling, dropout, position_ids, **kwargs)
+        return output.to(dtype), None
     batch, _, seq, _ = query.shape
     rows = []
     for row, positions in enumerate(position_ids.expand(batch, seq)):
         starts = (positions == 0).nonzero().flatten().tolist()
-        pieces = [
+        outputs = [
             scaled_dot_product_attention(
                 query[row : row + 1, :, start:end],
                 key[row : row + 1, :, start:end],
@@ -127,14 +134,14 @@ def attend_by_document(
             )
             for start, end in zip(starts, [*starts[1:], seq], strict=True)
         ]
-        rows.append(torch.cat(pieces, dim=2))
+        rows.append(torch.cat(outputs, dim=2))
     return torch.cat(rows).transpose(1, 2).contiguous(), None
 
 
 def flash_dtype(query: "torch.Tensor") -> "torch.dtype | None":
-    """The dtype for Flash attention, which computes in bf16 and fp16 alone; None where the numbers are wider.
+    """The dtype for Flash attention, which supports only bf16 and fp16; None for wider dtypes.
 
-    Under autocast it is autocast's: a quantised base has norms in fp32, and they make some of q, k and v fp32.
+    Under autocast it is autocast's dtype: a quantized base has fp32 norms, which make some of q, k and v fp32.
     """
     import torch
 
@@ -143,20 +150,27 @@ def flash_dtype(query: "torch.Tensor") -> "torch.dtype | None":
     return dtype if dtype.itemsize == 2 else None
 
 
-def _attend_at_once(
+def _attend_varlen(
     query: "torch.Tensor", key: "torch.Tensor", value: "torch.Tensor", scaling: float | None,
-    position_ids: "torch.Tensor", more: dict[str, Any],
+    position_ids: "torch.Tensor", kwargs: dict[str, Any],
 ) -> "torch.Tensor":  # fmt: skip
-    """All examples of a batch in one call; the shapes are those of `attend_by_document`."""
+    """Attention of all examples of a batch in one call; shapes as in `attend_by_document`."""
     from torch.nn.attention.varlen import varlen_attn
 
     batch, heads, seq, _ = query.shape
-    if more.get(CU_SEQLENS[0]) is None:
-        more = add_cu_seqlens({"position_ids": position_ids.expand(batch, seq).cpu()})
-    borders, longest = more[CU_SEQLENS[0]].to(query.device), more[CU_SEQLENS[2]]
-    flat = [one.transpose(1, 2).flatten(0, 1) for one in (query, key, value)]  # (tokens, heads, dim)
+    if kwargs.get(CU_SEQLENS[0]) is None:
+        kwargs = add_cu_seqlens({"position_ids": position_ids.expand(batch, seq).cpu()})
+    cu_seqlens, longest = kwargs[CU_SEQLENS[0]].to(query.device), kwargs[CU_SEQLENS[2]]
+    flat = [tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)]  # (tokens, heads, dim)
     causal = (-1, 0)
-    made = varlen_attn(
-        *flat, borders, borders, longest, longest, scale=scaling, window_size=causal, enable_gqa=key.shape[1] != heads
+    output = varlen_attn(
+        *flat,
+        cu_seqlens,
+        cu_seqlens,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=causal,
+        enable_gqa=key.shape[1] != heads,
     )
-    return made.view(batch, seq, heads, -1)
+    return output.view(batch, seq, heads, -1)

@@ -1,1 +1,1 @@
-"""What a recipe will need, before anything is downloaded: memory, time, disk."""
+"""Estimates what a recipe needs before anything is downloaded: memory, time, disk."""

@@ -1,6 +1,6 @@
-"""Whether training fits this machine: its memory, and whether it has a GPU for a large model.
+"""Checks that training fits this machine: enough memory, and a GPU for a large model.
 
-`recipe plan` shows it; fetch and train refuse what can't fit.
+`recipe plan` shows the result; fetch and train refuse to run if training can't fit.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from recipe.core.paths import Paths
 from recipe.planning.activation_trace import Untraceable
 from recipe.planning.memory_estimate import MemoryEstimate, count_parameters, estimate_training_memory
 
-AUTO_MARGIN = 1.15  # what a step needs is stated to within 15% (tests/test_memory.py)
-CPU_PARAMETERS = 1_000_000_000  # a larger model is no work for a CPU
+AUTO_MARGIN = 1.15  # the memory estimate is accurate to 15% (tests/test_memory.py)
+CPU_PARAMETERS = 1_000_000_000  # a larger model is too slow to train on a CPU
 MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-EMBEDDED = "The embedded default needs none: `make demo` in the repository's root."
-ANYWAY = "To go on all the same: --force, or RECIPE_FORCE=1."
+DEMO_HINT = "The demo needs none: run `make demo` in the repository's root."
+FORCE_HINT = "To run anyway, use --force or RECIPE_FORCE=1."
 
 
 def load_config(folder: Path) -> Any:
-    """transformers' config of a model's folder; remote code is never run for it."""
+    """The transformers config in a model's folder; remote code is disabled."""
     from transformers import AutoConfig
 
     try:
@@ -33,36 +33,36 @@ def load_config(folder: Path) -> Any:
 
 
 def missing_gpu(count: int) -> str | None:
-    """Why a model of `count` parameters is no work for this machine; None where it is."""
+    """Why a model of `count` parameters can't be trained without a GPU on this machine; None if it can."""
     import torch
 
     if torch.cuda.is_available() or count <= CPU_PARAMETERS:
         return None
-    return f"{count / 1e9:.1f} billion parameters are no work for a CPU, and there is no CUDA GPU. {EMBEDDED}"
+    return f"{count / 1e9:.1f} billion parameters are too many to train on a CPU, and there is no CUDA GPU. {DEMO_HINT}"
 
 
 def refuse_without_gpu(config: Any, name: str) -> None:
-    """Raise MachineError for a large model on a machine without CUDA, before its weights are downloaded."""
+    """Raise MachineError for a large model on a machine without CUDA, before downloading its weights."""
     reason = missing_gpu(count_parameters(config))
     if reason:
-        raise MachineError(f"{name}: {reason} {ANYWAY}")
+        raise MachineError(f"{name}: {reason} {FORCE_HINT}")
 
 
 def machine_memory() -> tuple[str, int]:
-    """The device that trains, and its memory in bytes; of a CPU, what is available, in a container too."""
+    """The training device and its memory in bytes; for a CPU, the available memory, within a container's limit."""
     import psutil
     import torch
 
     if torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0)
         return device.name, device.total_memory
-    # A container's limit, in version 2 of cgroups and in version 1; psutil sees the host's memory.
+    # psutil reports the host's memory; a container's limit is in a file of cgroups v2 or v1.
     limits = [path.read_text().strip() for path in MEMORY_LIMITS if path.is_file()]
-    return "CPU", min([psutil.virtual_memory().available, *(int(one) for one in limits if one.isdigit())])
+    return "CPU", min([psutil.virtual_memory().available, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def estimate_for(params: dict[str, Any], config: Any, trained_fraction: float, *, cuda: bool) -> MemoryEstimate:
-    """estimate_training_memory of a recipe's params, in which activation checkpointing is on or off."""
+    """The memory estimate for a recipe's params; `activation_checkpointing` must be on or off, not auto."""
     train, max_length = params["train"], params["sequence"].max_length
     return estimate_training_memory(
         config, params["lora"], quantization=train.quantization, cuda=cuda, dtype=train.dtype,
@@ -72,9 +72,9 @@ def estimate_for(params: dict[str, Any], config: Any, trained_fraction: float, *
 
 
 def choose_checkpointing(params: dict[str, Any], config: Any, trained_fraction: float) -> dict[str, Any]:
-    """The params with `activation_checkpointing: auto` made off where memory allows, else on.
+    """The params with `activation_checkpointing: auto` resolved: off if memory allows, else on.
 
-    Both end in the same bytes. On, too, for a model that can't be traced.
+    Also on for a model that can't be traced. Both settings give the same bytes.
     """
     import torch
 
@@ -85,24 +85,24 @@ def choose_checkpointing(params: dict[str, Any], config: Any, trained_fraction: 
         for value in ("off", "on")
     )
     try:
-        need = estimate_for(off, config, trained_fraction, cuda=torch.cuda.is_available())
+        estimate = estimate_for(off, config, trained_fraction, cuda=torch.cuda.is_available())
     except Untraceable:
         return on
-    return off if need.peak * AUTO_MARGIN <= machine_memory()[1] else on
+    return off if estimate.peak * AUTO_MARGIN <= machine_memory()[1] else on
 
 
 def suggest_fix(params: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) -> str:
-    """The first change of train's keys, from the cheapest on, after which it fits."""
+    """The cheapest change of keys in `train` with which training fits, as a sentence."""
     train, max_length = params["train"], params["sequence"].max_length
     changes: list[dict[str, Any]] = []
-    one = {"micro_batch_tokens": max_length}
+    one_sequence = {"micro_batch_tokens": max_length}
     if train.micro_batch_size(max_length) > 1:
-        changes.append(one)
+        changes.append(one_sequence)
     if train.activation_checkpointing == "off":
         changes.append({"activation_checkpointing": "on"})
-        changes.append({**one, "activation_checkpointing": "on"})
+        changes.append({**one_sequence, "activation_checkpointing": "on"})
     if train.quantization != "nf4":
-        changes.append({"quantization": "nf4", **one, "activation_checkpointing": "on"})
+        changes.append({"quantization": "nf4", **one_sequence, "activation_checkpointing": "on"})
     for change in changes:
         if fits({**params, "train": train.model_copy(update=change)}):
             return "Set " + ", ".join(f"train.{key}: {value}" for key, value in change.items()) + "."
@@ -112,36 +112,37 @@ def suggest_fix(params: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) 
 def check_memory(
     params: dict[str, Any], config: Any, trained_fraction: float
 ) -> tuple[MemoryEstimate | None, list[str]]:
-    """What training needs, and a line for what does not fit; None for a model that can't be traced.
+    """The memory estimate (None for a model that can't be traced), and a list with a problem if it does not fit.
 
-    The params are those of `choose_checkpointing`.
+    The params are those returned by `choose_checkpointing`.
     """
     import torch
 
     cuda, (device, memory) = torch.cuda.is_available(), machine_memory()
     try:
-        need = estimate_for(params, config, trained_fraction, cuda=cuda)
+        estimate = estimate_for(params, config, trained_fraction, cuda=cuda)
     except Untraceable:
         return None, []
-    if need.peak <= memory:
-        return need, []
-    change = suggest_fix(params, lambda one: estimate_for(one, config, trained_fraction, cuda=cuda).peak <= memory)
-    return need, [f"training needs {format_bytes(need.peak)} of memory, {device} has {format_bytes(memory)}. {change}"]
+    if estimate.peak <= memory:
+        return estimate, []
+    change = suggest_fix(params, lambda fix: estimate_for(fix, config, trained_fraction, cuda=cuda).peak <= memory)
+    needed, available = format_bytes(estimate.peak), format_bytes(memory)
+    return estimate, [f"training needs {needed} of memory, {device} has {available}. {change}"]
 
 
 def fit_to_machine(params: dict[str, Any], paths: Paths, *, force: bool) -> Any:
-    """The section `train` with activation checkpointing on or off, as this machine's memory allows.
+    """The section `train` with activation checkpointing set to on or off for this machine's memory.
 
-    Raises MachineError where training needs more memory than the machine has; with `force`, it does not.
+    Raises MachineError if training needs more memory than the machine has, unless `force` is set.
     """
     folder = base_folder(read_json(paths.base / "manifest.json"), paths.folder)
     if not (folder / "config.json").is_file() or params["model"].trust_remote_code:
-        # train says what is missing; nothing is known of a model with its own code.
-        chosen = params["train"].activation_checkpointing
-        return params["train"].model_copy(update={"activation_checkpointing": "on" if chosen == "auto" else chosen})
+        # train reports what is missing; a model with remote code can't be traced.
+        setting = params["train"].activation_checkpointing
+        return params["train"].model_copy(update={"activation_checkpointing": "on" if setting == "auto" else setting})
     tokens, config = read_json(paths.prepared / "meta.json")["tokens"], load_config(folder)
     params = choose_checkpointing(params, config, tokens["train_loss_tokens"] / tokens["train"])
     problems = [] if force else check_memory(params, config, tokens["train_loss_tokens"] / tokens["train"])[1]
     if problems:
-        raise MachineError(f"{problems[0]} {ANYWAY}")
+        raise MachineError(f"{problems[0]} {FORCE_HINT}")
     return params["train"]

@@ -1,6 +1,6 @@
-"""What training needs: memory, from a trace of the model that allocates nothing, and floating-point operations.
+"""Estimates the memory of training, from a trace of the model without data, and its floating-point operations.
 
-recipe/planning/activation_trace.py traces; here its bytes are summed with those of weights, optimiser and logits.
+recipe/planning/activation_trace.py counts the activations' bytes; this module adds weights, optimizer and logits.
 """
 
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from recipe.model.load import check_target_modules
 from recipe.model.processor import Dtype
 from recipe.planning.activation_trace import empty_model, trace
 
-# Bytes a parameter of a quantised linear layer. nf4: half a byte, an 8-bit scale for each block of 64 and a 32-bit one
-# for each 256 of those (Dettmers et al. 2023, arXiv 2305.14314, section 3).
+# Bytes per parameter of a quantized linear layer. nf4: half a byte, an 8-bit scale per block of 64 parameters, and a
+# 32-bit scale per 256 of those blocks (Dettmers et al. 2023, arXiv 2305.14314, section 3).
 QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
-ADAPTER_BYTES = 16  # a parameter in fp32: itself, its gradient, AdamW's two moments
-CUDA_CONTEXT_BYTES = 600_000_000  # the driver's and the libraries' own, and what the allocator cannot use
+ADAPTER_BYTES = 16  # per fp32 parameter: the parameter, its gradient, AdamW's two moments
+CUDA_CONTEXT_BYTES = 600_000_000  # used by the driver and libraries, or unusable for the allocator
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of memory by part, parameters, and operations a token. `peak` is their sum at the worst moment."""
+    """Bytes of memory by part, number of parameters, and operations per token."""
 
     weights: int
     adapter: int
@@ -32,12 +32,12 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
-        """Bytes at the worst moment: the loss, or a layer's backward pass where that holds more."""
+        """Peak memory in bytes: during the loss or a layer's backward pass, whichever needs more."""
         return self.weights + self.adapter + self.activations + self.logits + self.other
 
 
 def count_parameters(config: Any) -> int:
-    """The parameters of a causal LM; shared ones count once."""
+    """The number of parameters of a causal LM; shared parameters count once."""
     import torch
 
     return sum(weight.numel() for weight in empty_model(config, torch.float32).parameters())
@@ -47,8 +47,9 @@ def estimate_training_memory(
     config: Any, lora: Any, *, quantization: str, activation_checkpointing: bool, micro_batch_size: int,
     max_length: int, trained_fraction: float, cuda: bool, dtype: Dtype = "auto",
 ) -> MemoryEstimate:  # fmt: skip
-    """What one training step needs. `lora` is the section of params.yaml; `trained_fraction` the tokens in the loss.
+    """The estimate for a training step. `lora` is the section of params.yaml.
 
+    `trained_fraction` is the fraction of tokens at loss positions.
     Raises ParamsError for target modules that the model does not have, and Untraceable.
     """
     import torch
@@ -63,12 +64,12 @@ def estimate_training_memory(
     weights, largest = _weight_bytes(model, quantization, weight_dtype)
     parameters = sum(weight.numel() for weight in model.parameters())
     lookup, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    embeddings = 0 if head is lookup else lookup.numel()  # looking a row up is no multiplication; a tied head is one
+    embeddings = 0 if head is lookup else lookup.numel()  # a lookup needs no multiplications, a tied head does
     check_target_modules(model, lora.target_modules)
-    if quantization != "none":  # prepare_model_for_kbit_training puts what is not quantised in fp32
-        quantised = {id(one.weight) for one in _quantised_layers(model)}
+    if quantization != "none":  # prepare_model_for_kbit_training casts the other weights to fp32
+        quantized = {id(layer.weight) for layer in _quantized_layers(model)}
         for weight in model.parameters():
-            if id(weight) not in quantised:
+            if id(weight) not in quantized:
                 weight.data = weight.data.float()
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     with torch.device("meta"):
@@ -79,30 +80,30 @@ def estimate_training_memory(
     patch_lora_layers(model)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     tokens, size = micro_batch_size * max_length, weight_dtype.itemsize
-    saved, head_is_all = trace(model, micro_batch_size, max_length, mixed=mixed)
+    saved, logits_from_head = trace(model, micro_batch_size, max_length, mixed=mixed)
     vocab_size, hidden_size = config.get_text_config().vocab_size, config.get_text_config().hidden_size
-    projected = int(tokens * trained_fraction) if head_is_all else tokens  # else TRL's loss takes every position
-    if head_is_all and is_frozen_linear(model.get_base_model().get_output_embeddings()):
-        # Some tokens at a time: their logits, on CUDA a copy in fp32, and the log-softmax; the gradient of all of them.
-        at_once = min(projected, chunk_tokens(vocab_size, "cuda" if cuda else "cpu"))
-        logits = at_once * vocab_size * (size + 8 if mixed else 8) + 2 * projected * hidden_size * size
+    projected = int(tokens * trained_fraction) if logits_from_head else tokens  # else TRL's loss uses every position
+    if logits_from_head and is_frozen_linear(model.get_base_model().get_output_embeddings()):
+        # For a chunk of tokens: logits, an fp32 copy on CUDA, and the softmax; for all tokens: the gradient.
+        chunk = min(projected, chunk_tokens(vocab_size, "cuda" if cuda else "cpu"))
+        logits = chunk * vocab_size * (size + 8 if mixed else 8) + 2 * projected * hidden_size * size
     else:  # logits in the model's dtype and in fp32, their log-softmax, both gradients
         logits = projected * vocab_size * (2 * size + 8 if mixed else 12)
-    # The loss's moment, or the backward pass of a layer: its activations' gradients, about half as large at any time.
+    # The peak is in the loss, or in a layer's backward pass: activation gradients, about half the activations' size.
     layers = config.get_text_config().num_hidden_layers
     layer = saved // layers
     if activation_checkpointing:
-        # Every layer's input stays; a layer's own activations are there one layer at a time, after the logits.
-        # A quantised model's norms are in fp32, and so is what its layers hand on.
+        # Every layer's input is saved; the other activations exist for one layer at a time, after the logits.
+        # A quantized model has fp32 norms, so its layers' outputs are fp32.
         inputs = layers * tokens * hidden_size * (4 if quantization != "none" else size)
         saved = inputs + max(layer + layer // 2 - logits, 0)
     else:
         saved += max(layer // 2 - logits, 0)
-    # A quantised layer is expanded while it computes.
+    # A quantized layer is dequantized while it computes.
     other = (CUDA_CONTEXT_BYTES if cuda else 0) + (largest * 2 if quantization != "none" else 0)
     if quantization != "none" and mixed:
         other += head.numel() * 2  # the fp32 head's copy in bf16 under autocast
-    passes = 6 if activation_checkpointing else 4  # 2 N a token forward, 2 N backward, 2 N to compute it again
+    passes = 6 if activation_checkpointing else 4  # per token: 2 N forward, 2 N backward, 2 N to recompute
     return MemoryEstimate(
         weights=weights, adapter=trainable * ADAPTER_BYTES, activations=saved, logits=logits, other=other,
         parameters=parameters, trainable=trainable,
@@ -111,17 +112,17 @@ def estimate_training_memory(
 
 
 def _weight_bytes(model: Any, quantization: str, dtype: Any) -> tuple[int, int]:
-    """Bytes of the frozen weights, and the parameters of the largest quantised layer."""
+    """Bytes of the frozen weights, and the number of parameters of the largest quantized layer."""
     if quantization == "none":
         return sum(weight.numel() for weight in model.parameters()) * dtype.itemsize, 0
-    layers = _quantised_layers(model)
-    small = sum(one.weight.numel() for one in layers)
-    # prepare_model_for_kbit_training puts what is not quantised in fp32.
-    rest = (sum(weight.numel() for weight in model.parameters()) - small) * 4
-    return int(small * QUANTIZED_BYTES[quantization]) + rest, max(one.weight.numel() for one in layers)
+    layers = _quantized_layers(model)
+    quantized = sum(layer.weight.numel() for layer in layers)
+    # prepare_model_for_kbit_training casts the other weights to fp32.
+    rest = (sum(weight.numel() for weight in model.parameters()) - quantized) * 4
+    return int(quantized * QUANTIZED_BYTES[quantization]) + rest, max(layer.weight.numel() for layer in layers)
 
 
-def _quantised_layers(model: Any) -> list[Any]:
-    """The linear layers that bitsandbytes takes: all but the head."""
+def _quantized_layers(model: Any) -> list[Any]:
+    """The linear layers that bitsandbytes quantizes: all except the head."""
     head = model.get_output_embeddings()
-    return [one for one in model.modules() if type(one).__name__ in {"Linear", "Conv1D"} and one is not head]
+    return [layer for layer in model.modules() if type(layer).__name__ in {"Linear", "Conv1D"} and layer is not head]

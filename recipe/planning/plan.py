@@ -1,6 +1,6 @@
-"""What a recipe will need, before anything large is downloaded: what `recipe plan` prints.
+"""Plans a recipe before anything large is downloaded: the output of `recipe plan`.
 
-Exact where a stage has run already; else estimated, and said so.
+Numbers are exact if the stage that determines them has run; otherwise they are estimates, marked as such.
 """
 
 import shutil
@@ -23,51 +23,56 @@ from recipe.planning.token_estimate import hub_text, local_text, text_tokens
 from recipe.prepare.examples import check_columns
 from recipe.text.templates import TEMPLATES
 
-EFFICIENCY = 0.5  # of the matmul's speed that a training step reaches; 0.61 was measured on a CPU (docs/RESULTS.md)
-TRAINED_FRACTION = 0.5  # of the tokens, where prepare has not counted them
+EFFICIENCY = 0.5  # of a training step relative to a matmul; 0.61 was measured on a CPU (docs/RESULTS.md)
+TRAINED_FRACTION = 0.5  # of tokens at loss positions, assumed until prepare has counted them
 PARTS = {
-    "weights": "weights of the frozen base",
-    "adapter": "adapter, its gradients and optimiser",
+    "weights": "weights of the frozen base model",
+    "adapter": "adapter, its gradients and optimizer state",
     "activations": "activations kept for the backward pass",
     "logits": "logits and their gradients",
-    "other": "the rest (CUDA's own, a quantised layer expanded)",
+    "other": "other (CUDA context, a dequantized layer)",
 }
 
 
 @dataclass
 class Plan:
-    """Lines to show, by heading, and what stands in the way."""
+    """Lines to show, as (heading, text), and the problems that prevent training."""
 
     lines: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        """The plan as a table, and its verdict."""
+        """The plan as a table, followed by its verdict."""
         rows = [f"{name:<10}{value}" for name, value in self.lines]
         verdict = [f"does not fit: {problem}" for problem in self.problems] or ["fits this machine"]
         return "\n".join([*rows, "", *verdict])
 
 
-def matmul_speed(dtype: Any) -> float:
-    """Floating-point operations a second of a large matmul in a torch dtype; the best of a few tries."""
+def matmul_flops(dtype: Any, size: int | None = None) -> float:
+    """Floating-point operations per second of a (size, size) matmul in a torch dtype; the best of 8 trials.
+
+    The default size is 8192 on CUDA and 1024 on a CPU. The inputs are random: a GPU's power draw depends on them.
+    """
     import torch
 
     cuda = torch.cuda.is_available()
-    size = 8192 if cuda else 1024
-    left = torch.ones((size, size), dtype=dtype, device="cuda" if cuda else "cpu")
+    size = size or (8192 if cuda else 1024)
+    device = "cuda" if cuda else "cpu"
+    left, right = (torch.randn((size, size), dtype=dtype, device=device) for _ in range(2))
+    repeats = 4 if cuda else 1  # so that waiting for the GPU counts little
     best = 0.0
-    for _ in range(4):
+    for _ in range(8):
         started = time.perf_counter()
-        product = left @ left
+        for _ in range(repeats):
+            left @ right
         if cuda:
             torch.cuda.synchronize()
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
-        del product
+        best = max(best, repeats * 2 * size**3 / (time.perf_counter() - started))
     return best
 
 
 def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
-    """The whole plan of a recipe folder. Asks the Hub for listings and the model's config alone."""
+    """The plan of a recipe folder. Downloads only listings, Parquet footers and the model's config from the Hub."""
     plan = Plan()
     rows, tokens, download_bytes = _plan_data(plan, params, folder)
     config_folder = _plan_model(plan, params, folder, download_bytes)
@@ -83,27 +88,29 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
     mark = "" if meta else " (estimated)"
     sequences = meta["sequences"]["train"] if meta else max(tokens // sequence.max_length, 1)
     steps = int(-(-sequences * train.num_epochs // train.global_batch_size))
-    plan.lines.append(("rows", f"{rows:,} to train on{mark}" if rows else "not known before prepare"))
+    plan.lines.append(("rows", f"{rows:,} to train on{mark}" if rows else "unknown before prepare"))
     plan.lines.append(("tokens", f"{tokens:,} in {sequences:,} sequences of {sequence.max_length:,}{mark}"))
     plan.lines.append(("steps", f"{steps:,} of {train.global_batch_size} sequences{mark}"))
 
     config = load_config(config_folder)
     longest = getattr(config, "max_position_embeddings", None)
     if longest and sequence.max_length > longest:
-        plan.problems.append(f"sequence.max_length is {sequence.max_length:,}; the model has {longest:,} positions.")
+        plan.problems.append(
+            f"sequence.max_length is {sequence.max_length:,}; the model has only {longest:,} positions."
+        )
     params = choose_checkpointing(params, config, fraction)
-    need, problems = check_memory(params, config, fraction)
+    estimate, problems = check_memory(params, config, fraction)
     device, memory = machine_memory()
     plan.problems += problems
-    if need is None:
-        plan.lines.append(("memory", f"not known: {type(config).__name__} can't be traced"))
+    if estimate is None:
+        plan.lines.append(("memory", f"unknown: {type(config).__name__} can't be traced"))
         return plan
-    plan.lines.append(("memory", f"{format_bytes(need.peak)} of {format_bytes(memory)} ({device}), of which"))
-    again = params["train"].activation_checkpointing == "on"
-    kept = {**PARTS, "activations": PARTS["activations"] + (", or made again there" if again else "")}
-    for part, meaning in kept.items():
-        plan.lines.append(("", f"{format_bytes(getattr(need, part)):>10} {meaning}"))
-    reason = missing_gpu(need.parameters)
+    plan.lines.append(("memory", f"{format_bytes(estimate.peak)} of {format_bytes(memory)} ({device}), of which"))
+    recomputed = params["train"].activation_checkpointing == "on"
+    parts = {**PARTS, "activations": PARTS["activations"] + (", or recomputed in it" if recomputed else "")}
+    for part, meaning in parts.items():
+        plan.lines.append(("", f"{format_bytes(getattr(estimate, part)):>10} {meaning}"))
+    reason = missing_gpu(estimate.parameters)
     try:
         dtype = torch_dtype(train.dtype)
     except MachineError as error:
@@ -111,43 +118,47 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
     if reason:
         plan.problems.append(reason)
     else:
-        speed = matmul_speed(dtype)
-        seconds = need.flops_per_token * tokens * train.num_epochs / (speed * EFFICIENCY)
-        basis = f"{need.flops_per_token / 1e9:.3g} GFLOP a token, half of the {speed / 1e12:.2f} TFLOP/s of a matmul"
-        plan.lines.append(("time", f"about {format_time(seconds)} of training (estimated: {basis} measured now)"))
+        speed = matmul_flops(dtype)
+        seconds = estimate.flops_per_token * tokens * train.num_epochs / (speed * EFFICIENCY)
+        gigaflops, teraflops = estimate.flops_per_token / 1e9, speed / 1e12
+        basis = f"{gigaflops:.3g} GFLOP per token at half the {teraflops:.2f} TFLOP/s of a matmul, measured now"
+        plan.lines.append(("time", f"about {format_time(seconds)} of training (estimated: {basis})"))
     return plan
 
 
 def _plan_data(plan: Plan, params: dict[str, Any], folder: Path) -> tuple[int, int, int]:
-    """Say where the rows come from; their number and tokens (0 where unknown), and the bytes to download."""
+    """Add the line about the data; returns the number of rows (0 if unknown) and tokens, and the bytes to download."""
     data, sequence = params["data"], params["sequence"]
     columns = set(sequence.columns.values())
     if data.source != "hub":
         files = local_split_files(folder, data.source, data.splits)
         size = sum(file.stat().st_size for paths in files.values() for file in paths)
         plan.lines.append(("data", f"{data.source}: {format_bytes(size)}, nothing to download"))
-        rows, text, seen = local_text(files["train"], columns)
+        rows, text, column_names = local_text(files["train"], columns)
         try:
             check_columns(
-                TEMPLATES[sequence.template].REQUIRED, sequence.columns, seen, [file.name for file in files["train"]]
+                TEMPLATES[sequence.template].REQUIRED,
+                sequence.columns,
+                column_names,
+                [file.name for file in files["train"]],
             )
         except DataError as error:
             plan.problems.append(str(error))
         return rows, text_tokens(sequence.template, rows, text), 0
     name, revision = check_pinned("data", data.id, data.revision)
     listing, splits = dataset_splits(name, revision, data.subset, data.splits)
-    wanted = {split: [listing.files[path] for path in paths] for split, paths in splits.items()}
+    files_of = {split: [listing.files[path] for path in paths] for split, paths in splits.items()}
     snapshot = snapshot_folder("dataset", name, revision)
-    lacking = sum(file.size for files in wanted.values() for file in files if not (snapshot / file.path).is_file())
+    missing = sum(file.size for files in files_of.values() for file in files if not (snapshot / file.path).is_file())
     plan.lines.append(
-        ("data", f"{name}@{revision[:8]}: {format_bytes(lacking)} to download{_license(listing.license)}")
+        ("data", f"{name}@{revision[:8]}: {format_bytes(missing)} to download{_license(listing.license)}")
     )
-    rows, text = hub_text(name, revision, wanted["train"], columns)
-    return rows, text_tokens(sequence.template, rows, text), lacking
+    rows, text = hub_text(name, revision, files_of["train"], columns)
+    return rows, text_tokens(sequence.template, rows, text), missing
 
 
-def _plan_model(plan: Plan, params: dict[str, Any], folder: Path, also: int) -> Path:
-    """Say what the model costs in downloads and disk, with the rows' `also`; the folder that holds its config."""
+def _plan_model(plan: Plan, params: dict[str, Any], folder: Path, data_bytes: int) -> Path:
+    """Add the lines about the model and the disk, with `data_bytes` for the rows; returns the folder of its config."""
     from huggingface_hub.constants import HF_HOME
 
     model = params["model"]
@@ -158,31 +169,34 @@ def _plan_model(plan: Plan, params: dict[str, Any], folder: Path, also: int) -> 
     listing = list_repository("model", model.id, revision)
     snapshot = snapshot_folder("model", model.id, revision)
     weights = weight_names(listing.files)
-    wanted = [name for name in (*CONFIGS, *TOKENIZERS, *weights) if name in listing.files]
-    done = converted_folder(model.id, revision).is_dir()
-    if done:
-        wanted = [name for name in wanted if name not in weights]
-    lacking = sum(listing.files[name].size for name in wanted if not (snapshot / name).is_file())
-    converted = any(name.endswith(".bin") for name in weights) and not done
-    needed = also + lacking + (sum(listing.files[name].size for name in weights) if converted else 0)
+    names = [name for name in (*CONFIGS, *TOKENIZERS, *weights) if name in listing.files]
+    has_converted = converted_folder(model.id, revision).is_dir()
+    if has_converted:
+        names = [name for name in names if name not in weights]
+    missing = sum(listing.files[name].size for name in names if not (snapshot / name).is_file())
+    to_convert = any(name.endswith(".bin") for name in weights) and not has_converted
+    needed = data_bytes + missing + (sum(listing.files[name].size for name in weights) if to_convert else 0)
     home = Path(HF_HOME)
     while not home.is_dir():
         home = home.parent
     free = shutil.disk_usage(home).free
     plan.lines.append(
-        ("model", f"{model.id}@{revision[:8]}: {format_bytes(lacking)} to download{_license(listing.license)}")
+        ("model", f"{model.id}@{revision[:8]}: {format_bytes(missing)} to download{_license(listing.license)}")
     )
-    copies = " (the .bin weights and their safetensors)" if converted else ""
+    copies = " (the .bin weights and the converted safetensors)" if to_convert else ""
     plan.lines.append(("disk", f"{format_bytes(needed)} in {HF_HOME}{copies}, {format_bytes(free)} free"))
     if needed > free:
-        plan.problems.append(f"{format_bytes(needed)} of disk are needed. Set HF_HOME to a folder on a larger disk.")
+        plan.problems.append(
+            f"{format_bytes(needed)} of disk space are needed, {format_bytes(free)} are free. "
+            "Set HF_HOME to a folder on a larger disk."
+        )
     configs = [listing.files[name] for name in CONFIGS if name in listing.files]
     return download("model", model.id, revision, configs)
 
 
 def _license(stated: str | None) -> str:
-    """The licence as the source states it, with a word where it forbids commercial use."""
+    """The license as the source states it, with a note if it forbids commercial use."""
     if not stated:
-        return ", no licence stated"
+        return ", no license stated"
     forbids = "-nc" in stated.lower() or "non-commercial" in stated.lower()
-    return f", licence {stated}" + (" (no commercial use)" if forbids else "")
+    return f", license {stated}" + (" (no commercial use)" if forbids else "")

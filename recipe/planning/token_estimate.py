@@ -1,9 +1,9 @@
-"""How many rows a source holds and how much text its template reads, before the rows are fetched or prepared.
+"""Estimates a source's number of rows and amount of text before the rows are fetched or prepared.
 
     rows, size = parquet_text(read_metadata(path), {"instruction", "output"})
 
-Files here are read. On the Hub, a Parquet file tells both in its footer, of which the Hub sends the last bytes alone;
-of the other formats only the size is known.
+Local files are read. A Parquet file on the Hub has both numbers in its footer, so only its last bytes are downloaded;
+for other formats on the Hub, only the file size is known.
 """
 
 import io
@@ -16,19 +16,19 @@ from recipe.fetch.hub_errors import explained
 from recipe.text.readers import Row, read_rows
 from recipe.text.templates import TEMPLATES
 
-BYTES_A_TOKEN = 4.3  # of English text, GPT-2's vocabulary, Alpaca
-FOOTER_BYTES = 65_536  # of a Parquet file; Alpaca's footer has 7,000
-MOST_FOOTERS = 8  # of a dataset in more files, the rest is taken to be like these
-LENGTH_BYTES = 4  # that Parquet stores beside each string
+BYTES_A_TOKEN = 4.3  # for English text (Alpaca) with GPT-2's vocabulary
+FOOTER_BYTES = 65_536  # read from the end of a Parquet file; Alpaca's footer has 7,000
+MAX_FOOTERS = 8  # read per dataset; further files are assumed to be similar
+LENGTH_BYTES = 4  # stored by Parquet for each string
 
 
 def text_tokens(template: str, rows: int, size: int) -> int:
-    """An estimate of the tokens of `size` bytes of text in `rows` rows, with what the template writes around each."""
+    """Estimated tokens of `size` bytes of text in `rows` rows, including the template's text around each row."""
     return int((size + rows * TEMPLATES[template].CHARS_AROUND) / BYTES_A_TOKEN)
 
 
 def parquet_text(metadata: Any, columns: set[str]) -> tuple[int, int]:
-    """Rows, and bytes of text in those columns, from a Parquet file's metadata (pyarrow's FileMetaData)."""
+    """Rows, and bytes of text in the given columns, from a Parquet file's metadata (pyarrow's FileMetaData)."""
     size = 0
     for group in range(metadata.num_row_groups):
         chunks = metadata.row_group(group)
@@ -40,7 +40,7 @@ def parquet_text(metadata: Any, columns: set[str]) -> tuple[int, int]:
 
 
 def local_text(files: list[Path], columns: set[str]) -> tuple[int, int, set[str]]:
-    """Rows, bytes of text in those columns, and the names of all columns, of files here."""
+    """Rows, bytes of text in the given columns, and the names of all columns, of local files."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -52,8 +52,8 @@ def local_text(files: list[Path], columns: set[str]) -> tuple[int, int, set[str]
                 metadata = pq.read_metadata(file)
             except (pa.ArrowInvalid, OSError) as error:
                 raise DataError(f"{file.name}: not a readable Parquet file: {error}.") from None
-            found = parquet_text(metadata, columns)
-            rows, size = rows + found[0], size + found[1]
+            file_rows, file_size = parquet_text(metadata, columns)
+            rows, size = rows + file_rows, size + file_size
             seen.update(metadata.schema.to_arrow_schema().names)
             continue
         for row in read_rows(file):
@@ -73,19 +73,19 @@ def _text_bytes(value: object) -> int:
 
 
 def hub_text(name: str, revision: str, files: list[RemoteFile], columns: set[str]) -> tuple[int, int]:
-    """Rows (0 where unknown) and bytes of text of a dataset's files on the Hub; asks for Parquet's footers alone."""
+    """Rows (0 if unknown) and bytes of text of a dataset's files on the Hub; downloads only Parquet footers."""
     total = sum(file.size for file in files)
     if not all(file.path.endswith(".parquet") for file in files):
         return 0, total
-    asked = files[:MOST_FOOTERS]
+    sample = files[:MAX_FOOTERS]
     with explained("dataset", name, revision):
-        found = [parquet_text(_footer(name, revision, file), columns) for file in asked]
-    share = sum(file.size for file in asked) / total
-    return int(sum(rows for rows, _ in found) / share), int(sum(size for _, size in found) / share)
+        counts = [parquet_text(_footer(name, revision, file), columns) for file in sample]
+    share = sum(file.size for file in sample) / total
+    return int(sum(rows for rows, _ in counts) / share), int(sum(size for _, size in counts) / share)
 
 
 def _footer(name: str, revision: str, file: RemoteFile) -> Any:
-    """The metadata at the end of a Parquet file on the Hub: the last 8 bytes tell its length, and are `PAR1`."""
+    """The metadata at the end of a Parquet file on the Hub; the last 8 bytes are its length and `PAR1`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -94,7 +94,7 @@ def _footer(name: str, revision: str, file: RemoteFile) -> Any:
     if len(end) < length <= file.size:
         end = read_end("dataset", name, revision, file, length)
     try:
-        # A file of nothing but its footer: pyarrow reads the metadata from the end.
+        # pyarrow reads the metadata from the end, so a file with only the footer is enough.
         return pq.read_metadata(io.BytesIO(b"PAR1" + end[-length:]))
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{file.path} of {name}: not a readable Parquet file: {error}.") from None

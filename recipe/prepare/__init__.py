@@ -1,1 +1,1 @@
-"""Turn the rows into packed token sequences."""
+"""Turns rows into packed token sequences."""

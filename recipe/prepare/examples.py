@@ -1,4 +1,4 @@
-"""Rows as examples: read, checked, rendered by the template, and split into training and validation."""
+"""Turns rows into examples: reads and checks them, applies the template, and assigns train or validation."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ SHOWN_MISTAKES = 20
 
 @dataclass
 class Example:
-    """One kept row on its way to tokens."""
+    """A valid row, before tokenization."""
 
     turns: list[Turn]
     category: str
@@ -29,23 +29,23 @@ class Example:
 
     @property
     def prompt_key(self) -> bytes:
-        """What two rows with the same question share; a row without a prompt is its own question."""
+        """A digest that rows with the same prompt share; for a row without a prompt, the digest of its completion."""
         return hashlib.sha256((self.prompt or self.turns[-1].completion).encode()).digest()
 
     @property
     def prompt(self) -> str:
-        """All that stands before the last answer. (Chats begin alike: many open with the same greeting.)"""
+        """All text before the last answer, because many chats open with the same greeting."""
         before = "".join(turn.prompt + turn.completion + (turn.end or "") for turn in self.turns[:-1])
         return before + self.turns[-1].prompt
 
 
 def in_validation(prompt_key: bytes, fraction: float) -> bool:
-    """Whether a row belongs to validation, by the content of its prompt alone."""
+    """Whether a row belongs to validation. Depends only on the content of its prompt."""
     return int.from_bytes(prompt_key[:8], "big") < fraction * 2**64
 
 
 def read_examples(files: dict[str, Path], template: Template, columns: dict[str, str]) -> Iterator[Example | BadRow]:
-    """The rows of some files ({name: path}), one at a time, each as an example or as why the template can't use it."""
+    """The rows of the files ({name: path}), one at a time: an example, or a BadRow that the template cannot use."""
     seen: dict[str, None] = {}
     for name, path in files.items():
         for row in read_rows(path, name):
@@ -63,20 +63,20 @@ def read_examples(files: dict[str, Path], template: Template, columns: dict[str,
 
 
 def check_columns(required: tuple[str, ...], columns: dict[str, str], seen: set[str], files: list[str]) -> None:
-    """Raise DataError for a column that stands in no row: of the template's own, or mapped by hand and misspelled.
+    """Raise DataError if no row has a column that is required, or that params.yaml maps to another name (a typo).
 
-    An optional column under its own name may be missing everywhere: Alpaca's `input`.
+    An optional column with the default name, such as Alpaca's `input`, may be missing everywhere.
     """
     for name, column in columns.items():
         if column not in seen and (name != column or name in required) and seen:
             raise DataError(
-                f"sequence.columns.{name} names the column {column!r}, which no row of {', '.join(files)} has; "
-                f"they have {', '.join(sorted(map(repr, seen)))}. Write there the column that holds the {name}."
+                f"sequence.columns.{name} is {column!r}, but no row of {', '.join(files)} has that column; "
+                f"the rows have {', '.join(sorted(map(repr, seen)))}. Set it to the column that contains the {name}."
             )
 
 
 def report_bad_rows(bad: list[BadRow]) -> str:
-    """All bad rows in one message; past SHOWN_MISTAKES they are counted."""
+    """One message about all bad rows: the first SHOWN_MISTAKES in full, and the number of the others."""
     lines = [f"  {row.file}, {row.place}: {row.reason}" for row in bad[:SHOWN_MISTAKES]]
     if len(bad) > SHOWN_MISTAKES:
         lines.append(f"  and {len(bad) - SHOWN_MISTAKES} more")
@@ -85,25 +85,26 @@ def report_bad_rows(bad: list[BadRow]) -> str:
 
 
 class Splitter:
-    """Says to which split an example goes, and that no prompt stands on both.
+    """Assigns examples to splits, and checks that no prompt is in both.
 
-    `fraction` of the prompts is held out where there is no validation split; a given one is read first.
+    Without a given validation split, `fraction` of the prompts becomes one. A given validation split must be assigned
+    before the training rows.
     """
 
     def __init__(self, fraction: float, *, validation_is_given: bool) -> None:
         self.fraction, self.given = fraction, validation_is_given
         self.count = {"train": 0, "validation": 0}
-        self._held: dict[bytes, list[str]] = {}  # where each prompt of a given validation split stands
-        self._leaks: dict[bytes, str] = {}  # and where it stands in the training rows
+        self._validation: dict[bytes, list[str]] = {}  # places of each prompt in a given validation split
+        self._leaks: dict[bytes, str] = {}  # place of the same prompt in the training rows
 
     def assign(self, split: str, example: Example) -> str:
-        """`train` or `validation`, for an example of a given split."""
+        """`train` or `validation`, for an example from the source split `split`."""
         key = example.prompt_key
         if self.given:
             place = f"{example.file}, {example.place}"
             if split == "validation":
-                self._held.setdefault(key, []).append(place)
-            elif key in self._held:
+                self._validation.setdefault(key, []).append(place)
+            elif key in self._validation:
                 self._leaks[key] = place
         elif in_validation(key, self.fraction):
             split = "validation"
@@ -111,19 +112,24 @@ class Splitter:
         return split
 
     def check(self) -> None:
-        """Raise DataError where a prompt stands on both splits, or a split is empty."""
-        leaks = [(self._leaks[key], place) for key in self._held if key in self._leaks for place in self._held[key]]
+        """Raise DataError if a prompt is in both splits, or a split is empty."""
+        leaks = [
+            (self._leaks[key], place)
+            for key in self._validation
+            if key in self._leaks
+            for place in self._validation[key]
+        ]
         if leaks:
-            lines = [f"  {held} has the prompt of {trained}" for trained, held in leaks[:SHOWN_MISTAKES]]
+            lines = [f"  {validation} has the same prompt as {train}" for train, validation in leaks[:SHOWN_MISTAKES]]
             raise DataError(
-                f"{len(leaks)} validation rows leak: their prompts stand in the training rows too. Remove them from "
-                "one split.\n" + "\n".join(lines)
+                f"{len(leaks)} validation rows leak: their prompts are also in the training rows. Remove them from one "
+                "split.\n" + "\n".join(lines)
             )
         for name, count in self.count.items():
             if not count and self.given:
                 raise DataError(f"the {name} split has no rows.")
             if not count:
                 raise DataError(
-                    f"no row fell into {name}: sequence.validation_fraction is {self.fraction} of "
-                    f"{sum(self.count.values())} rows. Choose another, or give a split."
+                    f"the {name} split is empty: sequence.validation_fraction is {self.fraction}, and there are "
+                    f"{sum(self.count.values())} rows. Change the fraction, or set data.validation_split."
                 )

@@ -9,11 +9,11 @@ from recipe.text.templates import TEMPLATES, TemplateName
 
 
 class SequenceParams(Section):
-    """How a row becomes a sequence of tokens."""
+    """How rows become token sequences."""
 
     RENAMED: ClassVar = {"overlong": "on_overlong"}
     template: TemplateName
-    chat_template: str | None = Field(description="a name, or Jinja text; null is the tokenizer's own")
+    chat_template: str | None = Field(description="a template name or Jinja text; null uses the tokenizer's template")
     columns: dict[str, str]
     max_length: int = Field(ge=8, description="tokens in a packed sequence")
     on_overlong: Literal["truncate", "drop", "error"]
@@ -27,7 +27,7 @@ class SequenceParams(Section):
         template = TEMPLATES[self.template]
         if self.chat_template is not None and not template.USES_CHAT_TEMPLATE:
             chats = " and ".join(name for name, other in TEMPLATES.items() if other.USES_CHAT_TEMPLATE)
-            raise ValueError(f"chat_template is for the templates {chats}; {self.template} has its own")
+            raise ValueError(f"chat_template applies only to the templates {chats}, not to {self.template}")
         required, optional = template.REQUIRED, template.OPTIONAL
         missing = [name for name in required if name not in self.columns]
         unknown = [name for name in self.columns if name not in (*required, *optional, "category")]

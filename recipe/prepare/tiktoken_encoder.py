@@ -1,26 +1,34 @@
-"""Encodes with tiktoken's core where it is proved to give a tokenizer's own ids: byte-level BPE, and ASCII text.
+"""Encodes text with tiktoken's core where it provably gives the tokenizer's ids: byte-level BPE and ASCII text.
 
-    encode = rank_encoder(tokenizer)    # None where it is not; else texts -> ids, several times as fast
+    encode = rank_encoder(tokenizer)    # texts -> ids, several times as fast; None if the ids could differ
 
-tiktoken joins, of all neighbours whose bytes make a token, those of the lowest rank. The tokenizers library joins those
-of the first merge in its list. Both do the same if
+Both libraries split a text into pieces, then repeatedly join two adjacent tokens of a piece. They differ in which pair
+they join next. tiktoken takes the pair whose joined bytes are the token of lowest rank (its id); the tokenizers library
+takes the pair that comes first in its list of merges. The results are the same if condition 1 holds, and 2 or 3:
 
-1. a token's rank, its id, grows with the place of every merge that makes it, and
-2. every token that a merge makes is what its own text becomes by merges alone, or
-3. every pair of tokens whose bytes make a token is a merge.
+1. Ids follow the merges: a token's id grows with the position of every merge that produces it.
+2. For every token that a merge produces, merging the token's own text gives that token again.
+3. Every pair of tokens whose joined bytes are a token is a merge.
 
-With 3 both join by rank alone, but where two neighbouring pairs make the same token, as in a run of spaces: there
-tiktoken takes the left one, and the list the one that it names first. The tests compare such runs. With 2, say that
-tiktoken joins a and b to t where (a, b) is no merge. Nothing was joined across the borders of t, so what was joined
-inside is what t's own text alone is joined to; and that ends in a and b, not in t, against 2. (Of equal ranks both join
-the leftmost pair.) tiktoken takes a piece that is a token whole; so does `ignore_merges`, which hides what merges alone
-do, and so asks for 3.
+By 1, both libraries rank the pairs that are merges in the same order. It remains to show that tiktoken joins no others.
 
-How text is cut into pieces before that depends on tables of Unicode, which the two libraries have from different
-sources, and on how each reads a pattern: tiktoken leaves out what no alternative matches, and `{1,3}+` and `$` mean
-something else to it. So only two patterns are taken, and only ASCII text, for which the tests compare them. To look
-ahead, as GPT-2's does after white space, would take two thirds of the time: with it, longer white space is cut out
-before, and the texts of a batch are encoded at once, a NUL between two.
+With 3, there are no others. One difference remains: two adjacent pairs may produce the same token, as in a run of
+spaces. tiktoken then joins the left pair, the tokenizers library the pair that comes first in its list. The tests
+compare such runs.
+
+With 2, assume that tiktoken joins a and b into t although (a, b) is not a merge. Nothing was joined across the borders
+of t before, so the joins inside t are the same as when t's text is merged alone. That then ends with a and b, not with
+t, which contradicts 2. Among pairs of equal rank, both libraries join the leftmost.
+
+If a whole piece is a token, tiktoken takes it without joining; by 2, merging gives the same token. Tokenizers with
+`ignore_merges` do this too. That hides what the merges alone would give, so for them 2 cannot be checked, and 3 is
+required.
+
+The pieces depend on Unicode tables, which the two libraries take from different sources, and on how each reads a
+pattern: tiktoken drops text that no alternative matches, and reads `{1,3}+` and `$` differently. So only two patterns
+are accepted, and only ASCII text, for which the tests compare the pieces. The look-ahead after white space in GPT-2's
+pattern would take two thirds of the time. For that pattern, longer white space is therefore cut out first, and the
+texts of a batch are encoded together, separated by NUL.
 """
 
 import re
@@ -35,62 +43,63 @@ import numpy as np
 from recipe.tokens.byte_level import byte_characters
 
 Encode = Callable[[list[str]], list[np.ndarray]]
-# What the tokenizers library splits by in its ByteLevel, which is GPT-2's; and the same for ASCII that is_simple.
+# GPT-2's pattern, which ByteLevel of the tokenizers library uses, and an equivalent for text that is_simple accepts.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT2_PATTERN_SIMPLE = r"'(?:[stmd]|re|ve|ll)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9\x00]+|\s|\x00"
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# White space that GPT-2's pattern takes at once: a run without its last character, at the end of a text with it.
-RUN = re.compile(r"([\t-\r ][\t-\r ]+(?:(?=[\t-\r ][^\t-\r ])|\Z))")
+# White space that GPT-2's pattern takes as one piece: a run without its last character, or with it at the text's end.
+WHITESPACE_RUN = re.compile(r"([\t-\r ][\t-\r ]+(?:(?=[\t-\r ][^\t-\r ])|\Z))")
 SPACES = bytes.maketrans(b"\t\n\v\f\r", b"     ")
 NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
-AT_ONCE = 1 << 20  # characters; more is not faster, and a batch of long texts would stand in memory several times
-CACHED_RUN = 100  # characters: longer white space is rare
-LONGEST = 100_000  # characters of a text for a pattern that goes back: its engine's stack overflows after 500,000
+JOINED_CHARS = 1 << 20  # texts encoded together; more is not faster, and would keep several copies of long texts
+MAX_CACHED_RUN_CHARS = 100  # longer white space is rare
+MAX_BACKTRACKING_CHARS = 100_000  # of a text, for a pattern that backtracks: the engine's stack overflows after 500,000
 
 
 def rank_encoder(tokenizer: Any) -> Encode | None:
-    """A function from texts to their ids (uint32), with no token added and special tokens as plain text; or None."""
+    """A function from texts to ids (uint32) that adds no tokens and reads special tokens as plain text; or None."""
     try:
         import orjson
         import tiktoken
 
         backend = tokenizer.backend_tokenizer
-        told = orjson.loads(backend.to_str())
+        config = orjson.loads(backend.to_str())
     except (AttributeError, ImportError):
         return None
-    pattern = _pattern(told)
-    ranks = _ranks(told, backend)
+    pattern = _pattern(config)
+    ranks = _ranks(config, backend)
     if pattern is None or ranks is None:
         return None
-    by_words = pattern == GPT2_PATTERN
-    used = GPT2_PATTERN_SIMPLE if by_words else pattern
-    # A special token that is never asked for: without any, encode_to_numpy stops at every character to look for one.
+    is_gpt2 = pattern == GPT2_PATTERN
+    core_pattern = GPT2_PATTERN_SIMPLE if is_gpt2 else pattern
+    # A special token that is never allowed: without any, encode_to_numpy stops at every character to look for one.
     never = {"<|never|>": 1 + max(ranks.values())}
-    core = tiktoken.Encoding("recipe", pat_str=used, mergeable_ranks=ranks, special_tokens=never)
+    core = tiktoken.Encoding("recipe", pat_str=core_pattern, mergeable_ranks=ranks, special_tokens=never)
     ordinary = partial(core.encode_to_numpy, allowed_special=set(), disallowed_special=())
     letters, nul = byte_characters(), ranks[b"\0"]
 
     def plain(texts: list[str]) -> list[np.ndarray]:
-        # As recipe.tokenization.encode does it, without the offsets that nobody asks for.
+        # Like recipe.tokens.tokenizer.encode, without the offsets, which are not needed.
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
-        return [np.array(one.ids, np.uint32) for one in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
-    def one_by_one(texts: list[str]) -> list[np.ndarray]:
+    def separately(texts: list[str]) -> list[np.ndarray]:
         return [ordinary(text) for text in texts]
 
-    def at_once(texts: list[str]) -> list[np.ndarray]:
-        made = []
-        for some in joined(texts):
-            ids, start = ordinary(some), 0
+    def together(texts: list[str]) -> list[np.ndarray]:
+        encoded = []
+        for joined_texts in joined(texts):
+            ids, start = ordinary(joined_texts), 0
             for end in np.flatnonzero(ids == nul).tolist():
-                made.append(ids[start:end])
+                encoded.append(ids[start:end])
                 start = end + 1
-        return made
+        return encoded
 
     def run(text: str) -> np.ndarray:
         piece = "".join(letters[byte] for byte in text.encode())
@@ -99,50 +108,53 @@ def rank_encoder(tokenizer: Any) -> Encode | None:
     cached_run = lru_cache(maxsize=10_000)(run)
 
     def runs(texts: list[str]) -> list[np.ndarray]:
-        return [cached_run(text) if len(text) <= CACHED_RUN else run(text) for text in texts]
+        return [cached_run(text) if len(text) <= MAX_CACHED_RUN_CHARS else run(text) for text in texts]
 
-    def ways(text: str) -> Iterator[tuple[Encode, str]]:
-        if not by_words:
-            yield one_by_one if text.isascii() and len(text) <= LONGEST else plain, text
+    def assign_encoders(text: str) -> Iterator[tuple[Encode, str]]:
+        if not is_gpt2:
+            yield separately if text.isascii() and len(text) <= MAX_BACKTRACKING_CHARS else plain, text
             return
         for part in split_ascii(text):
             if is_simple(part):
-                yield at_once, part
+                yield together, part
             elif not part.isascii() or "\0" in part:
                 yield plain, part
             else:
-                yield from zip(cycle((at_once, runs)), RUN.split(part), strict=False)
+                yield from zip(cycle((together, runs)), WHITESPACE_RUN.split(part), strict=False)
 
     def encode(texts: list[str]) -> list[np.ndarray]:
-        parts = [[(at_once, text)] if by_words and is_simple(text) else list(ways(text)) for text in texts]
-        chosen: dict[Encode, list[str]] = defaultdict(list)
-        for some in parts:
-            for way, part in some:
-                chosen[way].append(part)
-        made = {way: iter(way(some)) for way, some in chosen.items()}
-        ids = ([next(made[way]) for way, _ in some] for some in parts)
-        return [some[0] if len(some) == 1 else np.concatenate(some) for some in ids]
+        assigned = [
+            [(together, text)] if is_gpt2 and is_simple(text) else list(assign_encoders(text)) for text in texts
+        ]
+        inputs: dict[Encode, list[str]] = defaultdict(list)
+        for parts in assigned:
+            for encoder, part in parts:
+                inputs[encoder].append(part)
+        outputs = {encoder: iter(encoder(parts)) for encoder, parts in inputs.items()}
+        ids = ([next(outputs[encoder]) for encoder, _ in parts] for parts in assigned)
+        return [arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for arrays in ids]
 
     return encode
 
 
 def joined(texts: list[str]) -> Iterator[str]:
-    """The texts, a NUL after each, in strings of about AT_ONCE characters."""
-    some, size = [], 0
+    """The texts, each followed by NUL, in strings of about JOINED_CHARS characters."""
+    parts, size = [], 0
     for text in texts:
-        some.append(f"{text}\0")
+        parts.append(f"{text}\0")
         size += len(text)
-        if size >= AT_ONCE:
-            yield "".join(some)
-            some, size = [], 0
-    yield "".join(some)
+        if size >= JOINED_CHARS:
+            yield "".join(parts)
+            parts, size = [], 0
+    yield "".join(parts)
 
 
 def is_simple(text: str) -> bool:
-    """Whether a text is ASCII without NUL in which GPT2_PATTERN_SIMPLE finds the pieces that GPT-2's pattern finds.
+    """Whether a text is ASCII without NUL, and GPT2_PATTERN_SIMPLE finds the same pieces in it as GPT-2's pattern.
 
-    Of a run of n white spaces before another character, GPT-2's takes n - 1 at once and leaves the last, at the end of
-    a text all n. That is one by one for n up to 2, or 1 at the end; what RUN finds is the rest.
+    Before another character, GPT-2's pattern takes n - 1 of a run of n white spaces as one piece and leaves the last;
+    at the end of a text it takes all n. These pieces are single characters for n up to 2, and at the end for n = 1.
+    WHITESPACE_RUN matches the longer ones.
     """
     if not text.isascii() or "\0" in text:
         return False
@@ -151,24 +163,24 @@ def is_simple(text: str) -> bool:
 
 
 def cuts_at(text: str, at: int) -> bool:
-    """Whether GPT-2's pattern finds the same pieces in text[:at] and text[at:] as in the whole.
+    """Whether GPT-2's pattern finds the same pieces in text[:at] and text[at:] as in the whole text.
 
-    So it does before a single space between two printable characters of ASCII: no piece goes on over it, and the only
-    pieces that look further are of white space.
+    This holds before a single space between two printable ASCII characters: no piece continues across that space, and
+    only pieces of white space look further ahead.
     """
     return text[at] == " " and "!" <= text[at - 1 : at] <= "~" and "!" <= text[at + 1 : at + 2] <= "~"
 
 
 def split_ascii(text: str) -> list[str]:
-    """The text in parts that can be encoded apart: ASCII, and words that are not, by turns."""
+    """The text in parts that can be encoded separately: ASCII parts, and parts around words that are not ASCII."""
     parts, done = [], 0
-    for found in NOT_ASCII.finditer(text):
-        if found.start() < done:
+    for match in NOT_ASCII.finditer(text):
+        if match.start() < done:
             continue
-        start = text.rfind(" ", done, found.start())
+        start = text.rfind(" ", done, match.start())
         while start > done and not cuts_at(text, start):
             start = text.rfind(" ", done, start)
-        end = text.find(" ", found.end())
+        end = text.find(" ", match.end())
         while end > 0 and not cuts_at(text, end):
             end = text.find(" ", end + 1)
         start, end = max(start, done), end if end > 0 else len(text)
@@ -177,12 +189,12 @@ def split_ascii(text: str) -> list[str]:
     return [part for part in (*parts, text[done:]) if part]
 
 
-def _pattern(told: dict[str, Any]) -> str | None:
-    """GPT-2's or Llama 3's pattern, of a tokenizer that cuts text by it and does nothing else before BPE."""
-    if told["normalizer"] is not None or not all(token["special"] for token in told["added_tokens"]):
-        return None  # a token that is added and not special is found in plain text too
-    before = told["pre_tokenizer"] or {}
-    steps = before["pretokenizers"] if before.get("type") == "Sequence" else [before]
+def _pattern(config: dict[str, Any]) -> str | None:
+    """GPT-2's or Llama 3's pattern, if the tokenizer splits text by it and does nothing else before BPE."""
+    if config["normalizer"] is not None or not all(token["special"] for token in config["added_tokens"]):
+        return None  # an added token that is not special is also matched in plain text
+    pre_tokenizer = config["pre_tokenizer"] or {}
+    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
     last = steps[-1] if steps else {}
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
         return None
@@ -197,33 +209,33 @@ def _pattern(told: dict[str, Any]) -> str | None:
     return pattern if pattern in (GPT2_PATTERN, LLAMA3_PATTERN) else None
 
 
-def _ranks(told: dict[str, Any], backend: Any) -> dict[bytes, int] | None:
-    """The tokens' bytes and ids, where the conditions above hold."""
-    bpe = told["model"]
-    plain = all(not bpe.get(name) for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
-    if bpe["type"] != "BPE" or not plain or bpe.get("byte_fallback"):
+def _ranks(config: dict[str, Any], backend: Any) -> dict[bytes, int] | None:
+    """The bytes and ids of the tokens, if the conditions in the module's docstring hold."""
+    bpe = config["model"]
+    is_plain = all(not bpe.get(name) for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
+    if bpe["type"] != "BPE" or not is_plain or bpe.get("byte_fallback"):
         return None
     letters = {letter: byte for byte, letter in byte_characters().items()}
-    vocab, added = bpe["vocab"], {token["content"] for token in told["added_tokens"]}
+    vocab, added = bpe["vocab"], {token["content"] for token in config["added_tokens"]}
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in bpe["merges"]]
-    made = [left + right for left, right in merges]
-    ids = [vocab[token] for token in made]
+    merged = [left + right for left, right in merges]
+    ids = [vocab[token] for token in merged]
     if ids != sorted(ids) or not letters.keys() <= vocab.keys():
         return None
-    tokens = [*letters, *dict.fromkeys(made)]
+    tokens = [*letters, *dict.fromkeys(merged)]
     if vocab.keys() - added - set(tokens):
-        return None  # a token that nothing makes
+        return None  # a token that no merge produces
     if max(vocab[letter] for letter in letters) > min(ids, default=len(vocab)):
-        return None  # single bytes are no merge: their ranks come first
+        return None  # single bytes need no merge, so their ranks must come first
     if bpe.get("ignore_merges"):
-        whole = (vocab.keys() & added) - set(tokens)
-        if any(len(backend.pre_tokenizer.pre_tokenize_str(token)) < 2 for token in whole):
-            return None  # a special token that is taken whole as plain text, too
-        pairs = ((token[:cut], token[cut:]) for token in dict.fromkeys(made) for cut in range(1, len(token)))
+        unmerged = (vocab.keys() & added) - set(tokens)
+        if any(len(backend.pre_tokenizer.pre_tokenize_str(token)) < 2 for token in unmerged):
+            return None  # a special token that is also taken whole in plain text
+        pairs = ((token[:cut], token[cut:]) for token in dict.fromkeys(merged) for cut in range(1, len(token)))
         known, all_merges = set(tokens), set(merges)
         if any(pair not in all_merges and pair[0] in known and pair[1] in known for pair in pairs):
             return None
-    elif any(len(backend.model.tokenize(token)) != 1 for token in dict.fromkeys(made)):
+    elif any(len(backend.model.tokenize(token)) != 1 for token in dict.fromkeys(merged)):
         return None
     to_bytes = {ord(letter): byte for letter, byte in letters.items()}  # as Latin-1, whose characters are the bytes
     return {token.translate(to_bytes).encode("latin-1"): vocab[token] for token in tokens}

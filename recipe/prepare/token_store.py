@@ -1,4 +1,4 @@
-"""The rows of a split as columns, so that a million of them fit into little memory."""
+"""Stores the tokens of a split in columns, so that a million rows need little memory."""
 
 from array import array
 from collections.abc import Iterator
@@ -13,9 +13,10 @@ from recipe.tokens.packing import token_dtype
 
 
 class SplitTokens:
-    """The rows of one split, as columns: a million of them are to fit into little memory, so no row is an object here.
+    """The rows of one split as columns. There is no object per row, so that a million rows need little memory.
 
-    Rows longer than max_length are handled as asked, and counted; a row left without a trained token is dropped.
+    Rows longer than max_length are handled as `on_overlong` says, and counted. A row that truncation would leave
+    without a completion token is dropped.
     """
 
     def __init__(self, max_length: int, on_overlong: Literal["truncate", "drop", "error"], vocab_size: int) -> None:
@@ -25,22 +26,22 @@ class SplitTokens:
         self._ids, self._completion_mask, self._ends = bytearray(), bytearray(), array("q", [0])
         self._files: list[str] = []
         self._places: list[str] = []
-        self._kinds: list[str] = []
+        self._categories: list[str] = []
         self._num_chars, self._num_tokens, self._num_before = array("I"), array("I"), array("I")
 
-    def add(self, one: Example, input_ids: np.ndarray, completion_mask: np.ndarray) -> bool:
-        """Take a row in; whether it is kept."""
-        self._files.append(one.file)
-        self._places.append(one.place)
-        self._kinds.append(one.category)
-        self._num_chars.append(one.num_chars)
+    def add(self, example: Example, input_ids: np.ndarray, completion_mask: np.ndarray) -> bool:
+        """Add a row. True if it is kept."""
+        self._files.append(example.file)
+        self._places.append(example.place)
+        self._categories.append(example.category)
+        self._num_chars.append(example.num_chars)
         self._num_tokens.append(len(input_ids))
-        # The first token of an example has nothing before it to be predicted from.
+        # No token precedes the first token of an example, so nothing predicts it.
         before = 1 + int(completion_mask[1:].argmax()) if len(completion_mask) > 1 else 1
         self._num_before.append(before)
         if len(input_ids) > self.max_length:
             if self.on_overlong == "error":
-                self.too_long.append(f"  {one.file}, {one.place}: {len(input_ids)} tokens")
+                self.too_long.append(f"  {example.file}, {example.place}: {len(input_ids)} tokens")
                 return False
             if self.on_overlong == "drop":
                 self.counts["dropped_overlong"] += 1
@@ -57,43 +58,43 @@ class SplitTokens:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of every kept row."""
+        """Number of tokens of every kept row."""
         return np.diff(np.frombuffer(self._ends, np.int64)).tolist()
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all kept rows."""
+        """Number of tokens of all kept rows."""
         return self._ends[-1]
 
     @property
     def num_loss_tokens(self) -> int:
-        """Trained tokens of all kept rows, but each row's first, which nothing before it predicts."""
+        """Tokens in the loss: those in the completion mask, except each row's first, which nothing predicts."""
         completion_mask, starts = np.frombuffer(self._completion_mask, bool), np.frombuffer(self._ends, np.int64)[:-1]
         return int(np.count_nonzero(completion_mask) - np.count_nonzero(completion_mask[starts]))
 
     def sequences(self, packed: list[list[int]]) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-        """(input_ids, completion_mask) of the kept rows that each sequence holds."""
+        """(input_ids, completion_mask) of the kept rows in each sequence of row numbers."""
         ids, completion_mask = np.frombuffer(self._ids, self.dtype), np.frombuffer(self._completion_mask, bool)
-        for chosen in packed:
-            places = [slice(self._ends[index], self._ends[index + 1]) for index in chosen]
+        for indices in packed:
+            places = [slice(self._ends[index], self._ends[index + 1]) for index in indices]
             yield [(ids[place], completion_mask[place]) for place in places]
 
     def facts(self, split: str) -> Any:
-        """Split, file, place, category and lengths before cutting of every row, kept or not, as an Arrow table.
+        """An Arrow table of all rows, kept or not: split, file, place, category, and lengths before truncation.
 
-        num_before counts the tokens before the first in the completion mask.
+        num_before is the number of tokens before the first token in the loss.
         """
         import pyarrow as pa
 
         splits = [split] * len(self._files)
-        texts = {"split": splits, "file": self._files, "place": self._places, "category": self._kinds}
+        texts = {"split": splits, "file": self._files, "place": self._places, "category": self._categories}
         sizes = {"num_chars": self._num_chars, "num_tokens": self._num_tokens, "num_before": self._num_before}
         columns = {name: pa.array(column, pa.string()) for name, column in texts.items()}
-        return pa.table(columns | {name: pa.array(np.frombuffer(one, np.uint32)) for name, one in sizes.items()})
+        return pa.table(columns | {name: pa.array(np.frombuffer(size, np.uint32)) for name, size in sizes.items()})
 
 
 def check_overlong(too_long: list[str], max_length: int) -> None:
-    """Raise DataError where rows are too long and that is to be an error."""
+    """Raise DataError for the rows collected in `too_long` with on_overlong: error, if any."""
     if too_long:
         raise DataError(
             f"{len(too_long)} rows are longer than sequence.max_length, {max_length} tokens. Raise it, or set "
@@ -102,7 +103,7 @@ def check_overlong(too_long: list[str], max_length: int) -> None:
 
 
 def write_facts(path: Path, tables: list[Any]) -> None:
-    """Write what stood in every row as one Arrow stream."""
+    """Write the tables of all splits as one Arrow stream."""
     import pyarrow as pa
 
     table = pa.concat_tables(tables).combine_chunks()

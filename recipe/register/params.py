@@ -8,7 +8,7 @@ from recipe.core.config import Section
 
 
 class RegistryParams(Section):
-    """Where the adapter goes."""
+    """The registered model and its experiment."""
 
     name: str = Field(min_length=1, pattern=r"^[^/:.%\"']+$", description="of the registered model")
     experiment: str = Field(min_length=1, description="the MLflow experiment")

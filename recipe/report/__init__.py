@@ -1,1 +1,1 @@
-"""What a reader sees: HTML pages, SVG charts, the loss curve, the comparison of base and adapter."""
+"""Building blocks of the reports: HTML pages, SVG charts, the loss curve, the comparison of base and adapter."""

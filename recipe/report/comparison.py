@@ -1,6 +1,6 @@
-"""The adapter beside its base, row by row: what it gains, by category and length, and how sure that is.
+"""Paired comparison of adapter and base model: the gain, overall and by category and length, with 95% intervals.
 
-low, high = interval(losses, tokens)    # of sum(losses) / sum(tokens), 95%
+low, high = interval(losses, tokens)    # 95% interval of sum(losses) / sum(tokens)
 """
 
 import math
@@ -14,94 +14,97 @@ from recipe.core.errors import DataError
 
 VARIANTS = ("base", "adapter")
 MEASURES = ("loss", "exact_match", "token_accuracy")
-Groups = dict[str, dict[str, dict[str, Any]]]  # {"loss_by_category": {"sum": what compare() gives}}
-FEWEST_ROWS = 10  # with an interval; it covers the truth of 10 in 90 cases of 100, of 5 in 85 (normal gains)
+Groups = dict[str, dict[str, dict[str, Any]]]  # {"loss_by_category": {"sum": result of compare()}}
+# Minimum for an interval. With normal gains, it covers the true value in 90% of cases with 10 rows, in 85% with 5.
+FEWEST_ROWS = 10
 RESAMPLES = 1000
 COVERED = 0.95
-AT_ONCE = 1 << 22  # numbers drawn at once: 32 MB
+AT_ONCE = 1 << 22  # numbers drawn per step: 32 MB
 
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """A validation row as base and adapter (in this order) score it."""
+    """The scores of a validation row. Pairs are (base, adapter)."""
 
-    category: str  # "" where rows have none
-    length: int  # tokens of prompt and answer
-    loss_tokens: int  # tokens that the loss is on
-    losses: tuple[float, float]  # summed over them, nats
-    right: tuple[int, int]  # of them, those that the model ranks first
-    matches: tuple[bool, bool] | None  # whether the answer is exactly right, where one was asked for
+    category: str  # "" if the dataset has no categories
+    length: int  # tokens in prompt and answer
+    loss_tokens: int  # number of loss positions
+    losses: tuple[float, float]  # sums over the loss positions, in nats
+    right: tuple[int, int]  # number of loss positions at which the model ranks the correct token first
+    matches: tuple[bool, bool] | None  # whether the generated answer matches exactly; None if none was generated
 
 
 def interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """The 95% percentile interval of sum(above) / sum(below) when rows are drawn again with replacement.
+    """The 95% percentile bootstrap interval of sum(above) / sum(below).
 
-    Rows and not tokens are drawn: the tokens of an answer go together. Percentile bootstrap: Efron and Tibshirani 1993,
-    "An Introduction to the Bootstrap", chapter 13.
+    Rows are resampled, not tokens, because the tokens of an answer are not independent. Source: Efron and Tibshirani
+    1993, "An Introduction to the Bootstrap", chapter 13.
     """
-    over, under = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
-    assert len(over) == len(under) > 0
-    rng, size = np.random.Generator(np.random.PCG64(seed)), len(over)
+    numerators, denominators = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
+    assert len(numerators) == len(denominators) > 0
+    rng, size = np.random.Generator(np.random.PCG64(seed)), len(numerators)
     step, ratios = max(1, AT_ONCE // size), []
     for start in range(0, RESAMPLES, step):
         drawn = rng.integers(0, size, (min(step, RESAMPLES - start), size))
-        ratios.append(over[drawn].sum(axis=1) / under[drawn].sum(axis=1))
+        ratios.append(numerators[drawn].sum(axis=1) / denominators[drawn].sum(axis=1))
     low, high = np.quantile(np.concatenate(ratios), [(1 - COVERED) / 2, (1 + COVERED) / 2])
     return round(float(low), 6), round(float(high), 6)
 
 
 def compare(rows: Sequence[ScoredRow], measure: str) -> dict[str, Any] | None:
-    """A measure of base and adapter over the rows that have it, and what the adapter gains, with its 95% interval.
+    """A measure of base and adapter over the rows that have it, and the adapter's gain with its 95% interval.
 
-    Of the loss, a gain is what it is lower by; of the shares, what they are higher by. None where no row has it. Few
-    rows have no interval, nor have answers that are all alike: drawn again they are the same, which proves nothing.
+    The gain is positive if the adapter is better: a lower loss, or a higher share. Returns None if no row has the
+    measure. There is no interval for fewer than FEWEST_ROWS rows, nor if all rows have the same gain in exact matches:
+    resampling such rows always gives the same value, which says nothing about the uncertainty.
     """
     if measure == "exact_match":
-        sums = [(*one.matches, 1) for one in rows if one.matches is not None]
+        sums = [(*row.matches, 1) for row in rows if row.matches is not None]
     else:
-        sums = [(*(one.losses if measure == "loss" else one.right), one.loss_tokens) for one in rows]
+        sums = [(*(row.losses if measure == "loss" else row.right), row.loss_tokens) for row in rows]
     if not sums:
         return None
     base, adapter, below = zip(*sums, strict=True)
     sign = -1 if measure == "loss" else 1
     gains = [sign * (new - old) for old, new in zip(base, adapter, strict=True)]
-    made: dict[str, Any] = {"rows": len(sums)}
+    result: dict[str, Any] = {"rows": len(sums)}
     for name, values in (("base", base), ("adapter", adapter), ("gain", gains)):
-        made[name] = round(sum(values) / sum(below), 6)
-    tells = len(sums) >= FEWEST_ROWS and (measure != "exact_match" or len(set(gains)) > 1)
-    made["low"], made["high"] = interval(gains, below) if tells else (None, None)
-    return made
+        result[name] = round(sum(values) / sum(below), 6)
+    has_interval = len(sums) >= FEWEST_ROWS and (measure != "exact_match" or len(set(gains)) > 1)
+    result["low"], result["high"] = interval(gains, below) if has_interval else (None, None)
+    return result
 
 
 def by_group(rows: Sequence[ScoredRow]) -> Groups:
-    """Each measure by category, sorted by name, and by length, shortest first."""
-    pairs = {
-        "category": sorted(((one.category, one) for one in rows if one.category), key=lambda pair: pair[0]),
-        "length": sorted(zip(length_groups([r.length for r in rows]), rows, strict=True), key=lambda p: p[1].length),
+    """Each measure by category (sorted by name) and by length (shortest first)."""
+    labels = length_groups([row.length for row in rows])
+    groupings = {
+        "category": sorted(((row.category, row) for row in rows if row.category), key=lambda pair: pair[0]),
+        "length": sorted(zip(labels, rows, strict=True), key=lambda pair: pair[1].length),
     }
-    made: Groups = {}
-    for name, some in pairs.items():
+    groups: Groups = {}
+    for name, pairs in groupings.items():
         members: dict[str, list[ScoredRow]] = {}
-        for group, one in some:
-            members.setdefault(group, []).append(one)
+        for group, row in pairs:
+            members.setdefault(group, []).append(row)
         for measure in MEASURES:
-            compared = {group: compare(some, measure) for group, some in members.items()}
-            made[f"{measure}_by_{name}"] = {group: one for group, one in compared.items() if one}
-    return made
+            compared = {group: compare(group_rows, measure) for group, group_rows in members.items()}
+            groups[f"{measure}_by_{name}"] = {group: result for group, result in compared.items() if result}
+    return groups
 
 
 def overall(rows: Sequence[ScoredRow]) -> dict[str, dict[str, float | None]]:
-    """Every measure over all rows: of base, of adapter, and the gain with its 95% interval.
+    """All measures over all rows, for base and adapter, and the gains with their 95% intervals.
 
-    Perplexity is e to the loss. A measure that no row has is None, and has no gain.
+    Perplexity is exp(loss). A measure that no row has is None and has no gain.
     """
     compared = {measure: compare(rows, measure) for measure in MEASURES}
 
     def score(measure: str, variant: str) -> Any:
-        one = compared[measure]
-        return one[variant] if one else None
+        result = compared[measure]
+        return result[variant] if result else None
 
-    made: dict[str, dict[str, float | None]] = {
+    results: dict[str, dict[str, float | None]] = {
         variant: {
             "loss": score("loss", variant),
             "perplexity": round(math.exp(min(score("loss", variant), 100)), 4),
@@ -110,49 +113,60 @@ def overall(rows: Sequence[ScoredRow]) -> dict[str, dict[str, float | None]]:
         }
         for variant in VARIANTS
     }
-    made["difference"] = {}
-    for measure, one in compared.items():
-        if one:
-            made["difference"] |= {measure: one["gain"], f"{measure}_low": one["low"], f"{measure}_high": one["high"]}
-    return made
+    difference: dict[str, float | None] = {}
+    for measure, result in compared.items():
+        if result:
+            difference |= {
+                measure: result["gain"],
+                f"{measure}_low": result["low"],
+                f"{measure}_high": result["high"],
+            }
+    return results | {"difference": difference}
 
 
 def describe_gain(measure: str, gain: float, low: float | None, high: float | None) -> tuple[str, str]:
-    """A gain and its interval as text, `2.896 lower` and `2.713 to 3.102`; of shares in points; `-` is none.
+    """A gain and its interval as text: `2.896 lower` and `2.713 to 3.102`, or `-` without an interval.
 
-    Of the loss, a gain is what it is lower by; where it is none but a loss, both say how large that is.
+    Shares are in percentage points. A gain in loss is a decrease. If the gain is negative, both texts give the size of
+    the deterioration.
     """
     scale, digits, unit = (1, 3, "") if measure == "loss" else (100, 1, " points")
     size = f"{scale * abs(gain):.{digits}f}"
-    way = "lower" if (gain > 0) == (measure == "loss") else "higher"
-    shown = f"{size}{unit} {way}" if float(size) else "no difference"
+    direction = "lower" if (gain > 0) == (measure == "loss") else "higher"
+    text = f"{size}{unit} {direction}" if float(size) else "no difference"
     if low is None or high is None:
-        return shown, "-"
+        return text, "-"
     ends = (low, high) if gain >= 0 else (-high, -low)
-    return shown, " to ".join(f"{round(scale * end, digits) + 0.0:.{digits}f}" for end in ends) + unit  # no -0.0
+    return text, " to ".join(f"{round(scale * end, digits) + 0.0:.{digits}f}" for end in ends) + unit  # no -0.0
 
 
 def length_groups(lengths: list[int]) -> list[str]:
-    """For each row, which quarter of the rows it is in by length: `up to 40 tokens`."""
+    """For each row, the label of its quartile by length, such as `up to 40 tokens`."""
     ordered = sorted(lengths)
     tops = sorted({ordered[(len(ordered) * quarter - 1) // 4] for quarter in range(1, 5)})
     return [f"up to {next(top for top in tops if length <= top):,} tokens" for length in lengths]
 
 
 def headline(results: dict[str, Any]) -> str:
-    """Whether the adapter is better than its base, and by how much, in a sentence; a gain that may be none is none."""
+    """One sentence: whether the adapter is better than its base, and by how much.
+
+    If the interval of the gain in loss includes zero, the adapter is reported as not better.
+    """
     if "difference" not in results:
-        raise DataError("metrics/evaluate.json is of an older version of the recipe. Run `dvc repro`.")
+        raise DataError(
+            "metrics/evaluate.json was written by an older version of the recipe and has no `difference`. "
+            "Run `dvc repro`."
+        )
     base, adapter, gain = results["base"], results["adapter"], results["difference"]
     low = gain["loss_low"]
     size, between = describe_gain("loss", gain["loss"], low, gain["loss_high"])
     if low is None:
-        verb, better, sure = "seems", gain["loss"] > 0, f"on {results['rows']:,} rows, too few for an interval"
+        verb, better, basis = "seems", gain["loss"] > 0, f"on {results['rows']:,} rows, too few for an interval"
     else:
-        verb, better, sure = "is", low > 0, f"95% interval {between}"
+        verb, better, basis = "is", low > 0, f"95% interval {between}"
     text = (
         f"The adapter {verb} {'better' if better else 'not better'} than its base: validation loss "
-        f"{adapter['loss']:.3f} against {base['loss']:.3f} ({size}, {sure})"
+        f"{adapter['loss']:.3f} against {base['loss']:.3f} ({size}, {basis})"
     )
     if adapter["exact_match"] is None:
         return text + "."

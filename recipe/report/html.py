@@ -1,6 +1,6 @@
-"""Self-contained HTML pages: no script, no font and no picture from elsewhere, the same bytes always.
+"""Self-contained HTML pages without scripts or external resources; the same content gives the same bytes.
 
-page("Title", "The one thing to know.", [Part("Heading", table(["a"], [[1]]))])
+page("Title", "The main result.", [Part("Heading", table(["a"], [[1]]))])
 """
 
 import re
@@ -71,7 +71,7 @@ a { color: var(--link); }
 </body>
 </html>
 """
-# Whoever has no mouse scrolls a wide table from the keyboard: it takes the focus.
+# A wide table is focusable, so that keyboard users can scroll it.
 TABLE = """<div class="scroll" tabindex="0" role="group" aria-label="{{ header | join(', ') }}"><table>
 <thead><tr>
 {%- for name in header %}<th{{ number if loop.index0 in numeric }}>{{ name }}</th>{% endfor -%}
@@ -86,7 +86,7 @@ TABLE = """<div class="scroll" tabindex="0" role="group" aria-label="{{ header |
 
 @dataclass(frozen=True)
 class Part:
-    """A section of a page: its heading, its body as HTML, and a sentence between the two."""
+    """A section of a page: its heading, its body as HTML, and an optional note between them."""
 
     heading: str
     body: Markup
@@ -94,28 +94,28 @@ class Part:
 
     @property
     def anchor(self) -> str:
-        """What a link to it ends in."""
+        """The fragment identifier for links to the section."""
         return re.sub(r"\W+", "-", self.heading.lower()).strip("-")
 
 
 def page(title: str, lead: str, parts: Sequence[Part]) -> str:
-    """One page; everything but the parts' bodies is escaped."""
+    """A complete HTML page. Everything except the bodies of `parts` is escaped."""
     return Environment(autoescape=True).from_string(PAGE).render(title=title, lead=lead, parts=parts) + "\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Markup:
-    """A table; columns that hold numbers and shares alone are set to the right."""
+    """A table. Columns that contain only numbers and percentages are right-aligned."""
     numeric = {index for index in range(len(header)) if rows and all(NUMBER.fullmatch(str(row[index])) for row in rows)}
-    shown = [[f"{value:,}" if isinstance(value, int) else value for value in row] for row in rows]
+    formatted = [[f"{value:,}" if isinstance(value, int) else value for value in row] for row in rows]
     template, number = Environment(autoescape=True).from_string(TABLE), Markup(' class="number"')
-    return Markup(template.render(header=header, rows=shown, numeric=numeric, number=number))
+    return Markup(template.render(header=header, rows=formatted, numeric=numeric, number=number))
 
 
 def preformatted(text: str) -> Markup:
-    """Text as it stands, in a box."""
+    """Preformatted text."""
     return Markup("<pre>{}</pre>").format(text)
 
 
 def figure(svg: str, label: str) -> Markup:
-    """A drawing, with the words for whoever can't see it."""
+    """An SVG figure with a text alternative for screen readers."""
     return Markup('<figure role="img" aria-label="{}">{}</figure>').format(label, Markup(svg[svg.index("<svg") :]))

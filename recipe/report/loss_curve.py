@@ -1,4 +1,4 @@
-"""The loss curve: a CSV with a line for each point that the trainer logged. Written by train, read by register."""
+"""The loss curve: a CSV file with one line per point logged by the trainer. Written by train, read by register."""
 
 from pathlib import Path
 
@@ -6,25 +6,26 @@ CURVE = ("step", "loss", "learning_rate", "grad_norm", "mean_token_accuracy")
 
 
 def curve_text(history: list[dict[str, float]]) -> str:
-    """The points of the trainer's log that hold a loss, to six digits."""
+    """The points of the trainer's log that have a loss, as CSV with six significant digits."""
     lines = [",".join(f"{entry[name]:.6g}" for name in CURVE) for entry in history if "loss" in entry]
     return "\n".join([",".join(CURVE), *lines]) + "\n"
 
 
 def last_loss(history: list[dict[str, float]], logging_steps: int) -> float:
-    """The mean loss of the last point's steps; where it spans fewer than `logging_steps`, of those before it too.
+    """The mean loss over the last logging interval.
 
-    The curve's last point may be a single step's.
+    The last point may cover fewer than `logging_steps` steps, even a single one. If so, the mean includes the steps of
+    the point before it.
     """
-    before: dict[str, float] = {"step": 0, "loss": 0.0}
-    *_, before, last = [before, *history]
-    steps = last["step"] - before["step"]
+    previous: dict[str, float] = {"step": 0, "loss": 0.0}
+    *_, previous, last = [previous, *history]
+    steps = last["step"] - previous["step"]
     if steps >= logging_steps or len(history) == 1:
         return last["loss"]
-    return (steps * last["loss"] + logging_steps * before["loss"]) / (steps + logging_steps)
+    return (steps * last["loss"] + logging_steps * previous["loss"]) / (steps + logging_steps)
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:
-    """The points of a curve's file."""
+    """The points in a loss curve file."""
     header, *lines = path.read_text(encoding="utf-8").splitlines()
     return [dict(zip(header.split(","), map(float, line.split(",")), strict=True)) for line in lines]

@@ -1,4 +1,4 @@
-"""Figures as SVG: the same values give the same bytes, whatever the machine's own settings of matplotlib.
+"""Charts as SVG. The same values give the same bytes, independent of the user's matplotlib settings.
 
 histogram([3, 5, 8], num_bins=10, label="tokens in a row", mark=(4, "max_length 4"))
 """
@@ -11,13 +11,14 @@ from typing import Any
 LONGEST_LABEL = 60
 LONG_TAIL = 10
 CURVE_POINTS = 200
-BLUE, RED, INK, GREY = "#3b6fb6", "#b3261e", "#3d4248", "#9aa2ab"
+BLUE, RED, INK, GRAY = "#3b6fb6", "#b3261e", "#3d4248", "#9aa2ab"
 
 
 def histogram_edges(values: Sequence[int], num_bins: int) -> tuple[list[float], bool]:
-    """The edges of the bars, and whether they are spaced by ratio.
+    """The edges of the bars, and whether they are spaced logarithmically.
 
-    They are where the longest value is over LONG_TAIL times the median: else it would press all others into one bar.
+    They are if the largest value exceeds LONG_TAIL times the median: with linear spacing, almost all values would
+    fall into the first bar.
     """
     import numpy as np
 
@@ -28,7 +29,7 @@ def histogram_edges(values: Sequence[int], num_bins: int) -> tuple[list[float], 
 
 
 def cumulative(values: Sequence[int], num_bins: int) -> list[tuple[int, int, float]]:
-    """The bars of the histogram as (longest value, rows, share of the rows up to it)."""
+    """The bars of the histogram as (largest value, rows, cumulative share of rows)."""
     import numpy as np
 
     edges, _ = histogram_edges(values, num_bins)
@@ -39,7 +40,7 @@ def cumulative(values: Sequence[int], num_bins: int) -> list[tuple[int, int, flo
 
 
 def histogram(values: Sequence[int], num_bins: int, label: str, mark: tuple[int, str] | None = None) -> str:
-    """A histogram and its cumulative curve, with a line at `mark` (value, what it is)."""
+    """A histogram with its cumulative curve and a labeled line at `mark` (value, label)."""
     import numpy as np
 
     with _drawing(7.5, 2.6) as (axes, text):
@@ -54,11 +55,11 @@ def histogram(values: Sequence[int], num_bins: int, label: str, mark: tuple[int,
         axes.set_xlabel(label)
         axes.set_ylabel("rows")
         shares, ordered = axes.twinx(), np.sort(values)
-        places = np.unique(np.linspace(0, len(ordered) - 1, CURVE_POINTS).astype(int))
-        shares.step(ordered[places], (places + 1) / len(ordered), where="post", color=INK, linewidth=1.2)
+        indices = np.unique(np.linspace(0, len(ordered) - 1, CURVE_POINTS).astype(int))
+        shares.step(ordered[indices], (indices + 1) / len(ordered), where="post", color=INK, linewidth=1.2)
         shares.set_ylim(0, 1.02)
         shares.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        shares.set_ylabel("share up to here")
+        shares.set_ylabel("cumulative share")
         shares.spines["top"].set_visible(False)
     return text.getvalue()
 
@@ -66,13 +67,13 @@ def histogram(values: Sequence[int], num_bins: int, label: str, mark: tuple[int,
 def pairs_of_bars(
     groups: Mapping[str, tuple[float, float]], names: tuple[str, str], label: str, *, shares: bool = False
 ) -> str:
-    """Two horizontal bars for each group, one under the other: {group: (first, second)}; shares are in percent."""
+    """Two horizontal bars per group, one below the other: {group: (first, second)}. Shares are shown in percent."""
     with _drawing(7.5, 0.8 + 0.42 * len(groups)) as (axes, text):
-        for side, (name, colour) in enumerate(zip(names, (GREY, BLUE), strict=True)):
-            places = [number + (side - 0.5) * 0.38 for number in range(len(groups))]
-            bars = axes.barh(places, [pair[side] for pair in groups.values()], 0.36, color=colour, label=name)
-            number = (lambda value: f"{value:.0%}") if shares else "%.3g"
-            axes.bar_label(bars, fmt=number, padding=3, fontsize=8, color=INK)
+        for side, (name, color) in enumerate(zip(names, (GRAY, BLUE), strict=True)):
+            positions = [index + (side - 0.5) * 0.38 for index in range(len(groups))]
+            bars = axes.barh(positions, [pair[side] for pair in groups.values()], 0.36, color=color, label=name)
+            number_format = (lambda value: f"{value:.0%}") if shares else "%.3g"
+            axes.bar_label(bars, fmt=number_format, padding=3, fontsize=8, color=INK)
         axes.set_yticks(range(len(groups)), [_label(name) for name in groups])
         axes.invert_yaxis()
         axes.margins(x=0.1, y=0.02)
@@ -85,22 +86,22 @@ def pairs_of_bars(
 
 
 def _label(name: str) -> str:
-    """A name as it can be written into an SVG: on one line, without controls, and not wider than the bars."""
-    printed = "".join(char if char.isprintable() else " " for char in name)
-    return printed if len(printed) <= LONGEST_LABEL else f"{printed[: LONGEST_LABEL - 1]}…"
+    """A name as a label: on one line, without control characters, shortened to LONGEST_LABEL characters."""
+    printable = "".join(char if char.isprintable() else " " for char in name)
+    return printable if len(printable) <= LONGEST_LABEL else f"{printable[: LONGEST_LABEL - 1]}…"
 
 
 @contextmanager
 def _drawing(width: float, height: float) -> Iterator[tuple[Any, io.StringIO]]:
-    """One pair of axes to draw on, `width` by `height` inches; afterwards the text holds the SVG."""
+    """Axes to draw on, `width` by `height` inches, and a buffer that contains the SVG after the block."""
     from matplotlib import rc_context, rcParamsDefault
     from matplotlib.figure import Figure
 
-    # A user's matplotlibrc must not show. The backend stays: no screen is used.
+    # Ignore the user's matplotlibrc, except for the backend: nothing is drawn on a screen.
     defaults = {name: value for name, value in rcParamsDefault.items() if not name.startswith("backend")}
     text = io.StringIO()
-    # Fixed ids and no date, so that the same values give the same bytes; text stays text. A picture of its own has to
-    # show on a dark page, too: its paper is white.
+    # Fixed ids and no date make the bytes reproducible; text is not converted to paths. The background is white, so
+    # that a standalone figure is readable on a dark page.
     fixed = {"text.parse_math": False, "svg.hashsalt": "recipe", "svg.fonttype": "none", "font.family": "sans-serif"}
     with rc_context({**defaults, **fixed}):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")

@@ -1,1 +1,1 @@
-"""Rows of text: reading them from files, and turning them into prompts and completions."""
+"""Reads rows from files and turns them into prompts and completions."""

@@ -1,8 +1,8 @@
-"""Chats: lists of messages written out by a tokenizer's chat template, as turns of prompt and completion.
+"""Chats: lists of messages, rendered by a tokenizer's chat template into turns of prompt and completion.
 
-The loss counts what the assistant says, its end of turn included. A template is believed only after a round trip: it
-must write every message once and in order, and write the beginning of a chat the same whatever comes later, as it
-does when the model answers.
+The loss covers the assistant's messages, including their end-of-turn tokens. A template is accepted only after a round
+trip: it must write every message exactly once and in order, and the text of a message must not depend on later
+messages, because those do not exist yet when the model answers.
 """
 
 from datetime import datetime
@@ -14,7 +14,7 @@ from recipe.text.turns import Turn
 
 Message = dict[str, str]  # role and content
 
-# Templates for tokenizers that have none, or another than is wanted. `chatml` wants its two special tokens.
+# For tokenizers without a template, or to replace theirs. `chatml` needs a tokenizer with its two special tokens.
 TEMPLATES = {
     "chatml": (
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -27,24 +27,25 @@ TEMPLATES = {
     ),
 }
 ROLES = ("system", "user", "assistant")
-OTHER_NAMES = {"human": "user", "gpt": "assistant"}  # ShareGPT's
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 PROBE = [("user", "Xq one"), ("assistant", "Xq two"), ("user", "Xq three"), ("assistant", "Xq four")]
 
 
 def read_messages(value: object) -> list[Message] | str:
-    """A row's messages up to the assistant's last, or why they can't be used.
+    """A row's messages up to the assistant's last, or the reason why they are invalid.
 
-    Each is {role, content}, or ShareGPT's {from, value}. Empty answers, unknown roles and chats without an answer are
-    refused.
+    A message is {role, content}, or ShareGPT's {from, value}. Messages without text, unknown roles, and chats without
+    an answer are invalid.
     """
-    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         return "the messages are not a list of objects with role and content"
     messages = []
-    for number, one in enumerate(value, 1):
-        role, content = one.get("role", one.get("from")), one.get("content", one.get("value"))
-        role = OTHER_NAMES.get(str(role), role)
+    for number, message in enumerate(value, 1):
+        role = message.get("role", message.get("from"))
+        content = message.get("content", message.get("value"))
+        role = SHAREGPT_ROLES.get(str(role), role)
         if role not in ROLES:
-            return f"message {number} has the role {role!r}, not one of {', '.join(ROLES)}"
+            return f"message {number} has the role {role!r}; valid roles are {', '.join(ROLES)}"
         if not isinstance(content, str) or not content.strip():
             return f"message {number} ({role}) has no text"
         if not is_utf8(content):
@@ -52,117 +53,125 @@ def read_messages(value: object) -> list[Message] | str:
         messages.append({"role": role, "content": content})
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
-    return messages or "the assistant says nothing"
+    return messages or "the chat has no message from the assistant"
 
 
 def alpaca_messages(row: dict[str, str]) -> list[Message]:
-    """Alpaca's columns as a chat; without an `output` it ends with the question."""
-    asked = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
-    answered = [{"role": "assistant", "content": row["output"]}] if row.get("output") else []
-    return [{"role": "user", "content": asked}, *answered]
+    """Alpaca's columns as a chat; without `output`, only the user's message."""
+    question = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
+    answer = [{"role": "assistant", "content": row["output"]}] if row.get("output") else []
+    return [{"role": "user", "content": question}, *answer]
 
 
-class _StoppedClock(datetime):
-    """Some templates write today's date into the prompt, and two days would give two sets of tokens.
+class _FixedClock(datetime):
+    """A fixed date for templates that write today's date into the prompt, so that the tokens are the same every day.
 
-    They get the date that Llama 3.1's template writes where none is given.
+    It is the date that Llama 3.1's template writes if none is given.
     """
 
     @classmethod
-    def now(cls, tz: Any = None) -> "_StoppedClock":
-        """Always the same moment."""
+    def now(cls, tz: Any = None) -> "_FixedClock":
+        """Always 26 July 2024."""
         return cls(2024, 7, 26, tzinfo=tz)
 
 
 class ChatTemplate:
-    """A chat template, tried out. `source` is its Jinja text; `ends` are the ids that end a turn."""
+    """A chat template that passed the round trip. `source` is its Jinja text; `ends` are the ids that end a turn."""
 
-    def __init__(self, tokenizer: Any, wanted: str | None) -> None:
-        """`wanted` is null (the tokenizer's own), a name in TEMPLATES, or Jinja text."""
-        source = tokenizer.chat_template if wanted is None else TEMPLATES.get(wanted, wanted)
+    def __init__(self, tokenizer: Any, chat_template: str | None) -> None:
+        """`chat_template` is None (use the tokenizer's), a name in TEMPLATES, or Jinja text. Raises ParamsError."""
+        source = tokenizer.chat_template if chat_template is None else TEMPLATES.get(chat_template, chat_template)
         if not isinstance(source, str) or "{" not in source:
+            problem = (
+                "null, but the tokenizer has no chat template"
+                if chat_template is None
+                else f"{chat_template!r}, which is not a template"
+            )
             raise ParamsError(
-                f"params.yaml: sequence.chat_template is {'null' if wanted is None else repr(wanted)}, and "
-                + ("the tokenizer has no template of its own. " if wanted is None else "that is no template. ")
-                + f"Name one ({', '.join(TEMPLATES)}), or write its Jinja text there."
+                f"params.yaml: sequence.chat_template is {problem}. Set it to a template name "
+                f"({', '.join(TEMPLATES)}) or to Jinja text."
             )
         self.tokenizer, self.source = tokenizer, source
-        # Not every added token is special: some vocabularies add runs of line ends, or <think>, as plain text.
-        added = {one.content for one in tokenizer.added_tokens_decoder.values() if one.special}
+        # Not every added token is special: some vocabularies add runs of newlines, or <think>, as plain text.
+        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.specials = sorted(added | set(tokenizer.all_special_tokens))
-        self.ends = self._try_out()
+        self.ends = self._check_round_trip()
 
     def prompt(self, messages: list[Message]) -> str:
-        """What the model reads before it answers the last message. Raises DataError for a forged special token."""
-        self._refuse_forged(messages)
-        return self._write(messages, answering=True)
+        """The text that the model reads before it answers. Raises DataError if a message contains a special token."""
+        self._reject_special_tokens(messages)
+        return self._render(messages, answering=True)
 
     def turns(self, messages: list[Message]) -> list[Turn]:
-        """A chat's turns, one for each answer; together they are the template's text of the whole chat.
+        """One turn per answer; joined, they are the text that the template renders for the whole chat.
 
-        Raises DataError, with the reason alone, for a chat that the template can't write faithfully.
+        Raises DataError, with just the reason, if the template does not render the chat faithfully.
         """
-        self._refuse_forged(messages)
+        self._reject_special_tokens(messages)
         turns, done = [], ""
-        for number, one in enumerate(messages):
-            if one["role"] != "assistant":
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
                 continue
-            asked, whole = self._write(messages[:number], answering=True), self._write(messages[: number + 1])
-            if not asked.startswith(done) or not whole.startswith(asked):
-                raise DataError(f"the template writes the chat before message {number + 1} otherwise when it goes on")
-            answer, end = self._split_end(whole[len(asked) :])
-            if answer.strip() != one["content"].strip():
+            prompt, whole = self._render(messages[:number], answering=True), self._render(messages[: number + 1])
+            if not prompt.startswith(done) or not whole.startswith(prompt):
+                raise DataError(
+                    f"the template renders the text before message {number + 1} differently when the chat continues"
+                )
+            answer, end = self._split_end(whole[len(prompt) :])
+            if answer.strip() != message["content"].strip():
                 raise DataError(f"the template changes message {number + 1} (assistant)")
-            turns.append(Turn(asked[len(done) :], answer, end))
-            done = asked + answer + end
-        place = 0
-        for number, one in enumerate(messages, 1):
-            place = done.find(one["content"].strip(), place)
-            if place < 0:
-                raise DataError(f"the template drops message {number} ({one['role']})")
-            place += len(one["content"].strip())
+            turns.append(Turn(prompt[len(done) :], answer, end))
+            done = prompt + answer + end
+        position = 0
+        for number, message in enumerate(messages, 1):
+            position = done.find(message["content"].strip(), position)
+            if position < 0:
+                raise DataError(f"the template drops message {number} ({message['role']})")
+            position += len(message["content"].strip())
         return turns
 
-    def _refuse_forged(self, messages: list[Message]) -> None:
-        for number, one in enumerate(messages, 1):
-            forged = next((token for token in self.specials if token and token in one["content"]), None)
-            if forged is not None:
-                raise DataError(f"message {number} ({one['role']}) holds the special token {forged}")
+    def _reject_special_tokens(self, messages: list[Message]) -> None:
+        for number, message in enumerate(messages, 1):
+            special = next((token for token in self.specials if token and token in message["content"]), None)
+            if special is not None:
+                raise DataError(f"message {number} ({message['role']}) contains the special token {special}")
 
-    def _write(self, messages: list[Message], *, answering: bool = False) -> str:
+    def _render(self, messages: list[Message], *, answering: bool = False) -> str:
         from jinja2 import TemplateError
         from transformers.utils import chat_template_utils
 
-        chat_template_utils.datetime = _StoppedClock  # what strftime_now asks; it can't be given as an argument
+        chat_template_utils.datetime = _FixedClock  # read by strftime_now; cannot be passed as an argument
         try:
             return self.tokenizer.apply_chat_template(
                 messages, chat_template=self.source, tokenize=False, add_generation_prompt=answering
             )
         except (TemplateError, TypeError, ValueError, OverflowError) as error:
-            raise DataError(f"the template refuses it: {error}") from None
+            raise DataError(f"the template rejects the chat: {error}") from None
 
     def _split_end(self, text: str) -> tuple[str, str]:
-        """An answer as the template wrote it: its text, and the special tokens that end it. What follows is cut."""
-        found = [(place, -len(token), token) for token in self.specials if token and (place := text.find(token)) >= 0]
-        if not found:
-            raise DataError("the template ends an answer with no special token, so that an answer could never end")
-        place, _, token = min(found)
-        return text[:place], token
+        """The text of a rendered answer, and the special token that ends it. Later text is dropped."""
+        matches = [(start, -len(token), token) for token in self.specials if token and (start := text.find(token)) >= 0]
+        if not matches:
+            raise DataError("the template ends answers without a special token, so the model could never stop")
+        start, _, token = min(matches)
+        return text[:start], token
 
-    def _try_out(self) -> list[int]:
-        """The ids that end a turn; raises ParamsError where a probe's messages are not each written once, in order."""
+    def _check_round_trip(self) -> list[int]:
+        """The ids that end a turn. Raises ParamsError if a probe's messages are not all written once and in order."""
         probe = [{"role": role, "content": content} for role, content in PROBE]
         try:
             turns = self.turns(probe)
         except DataError as error:
             others = [name for name, text in TEMPLATES.items() if text != self.source]
             raise ParamsError(
-                f"params.yaml: sequence.chat_template: {error}. Choose another template ({', '.join(others)}), or "
-                "write one there."
+                f"params.yaml: sequence.chat_template: {error}. Set it to another template name "
+                f"({', '.join(others)}) or to Jinja text."
             ) from None
         text = "".join(turn.prompt + turn.completion + (turn.end or "") for turn in turns)
         repeated = [content for _, content in PROBE if text.count(content) != 1]
         if repeated:
-            raise ParamsError(f"params.yaml: sequence.chat_template repeats messages: {text.count(repeated[0])} times.")
+            raise ParamsError(
+                f"params.yaml: sequence.chat_template writes a message {text.count(repeated[0])} times instead of once."
+            )
         ids = [self.tokenizer.convert_tokens_to_ids(turn.end) for turn in turns]
         return sorted({*ids, self.tokenizer.eos_token_id} - {None})

@@ -1,9 +1,9 @@
-"""Reads rows from JSON, JSON lines, CSV and Parquet files, one at a time, with the place where each stands.
+"""Reads rows, with their places, from JSON, JSON lines, CSV and Parquet files, one row at a time.
 
     for row in read_rows(Path("rows.jsonl")):    # Row(values={"instruction": ...}, file="rows.jsonl", place="line 1")
 
-A row that can't be read, or lacks what the template asks for, becomes a BadRow with its reason and is never dropped
-here: what to do with it is prepare's choice.
+A row that cannot be read, or lacks a column that the template needs, becomes a BadRow with the reason. Rows are never
+dropped here: prepare decides what to do with bad ones.
 """
 
 import csv
@@ -21,7 +21,7 @@ FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it stands in its file. `place` is `line 12`, without lines `row 12`; both count from 1."""
+    """A row of a file. `place` is `line 12`, or `row 12` in formats without lines; both count from 1."""
 
     values: dict[str, Any]
     file: str
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that can't be used, and why."""
+    """An unusable row, and the reason."""
 
     file: str
     place: str
@@ -39,24 +39,24 @@ class BadRow:
 
 
 def read_rows(path: Path, name: str = "") -> Iterator[Row | BadRow]:
-    """The rows of one file in order, `name` instead of the file's in what they and errors say.
+    """The rows of a file, in order. `name` replaces the file's name in rows and errors.
 
-    Raises DataError where the file as a whole can't be read.
+    Raises DataError if the file as a whole cannot be read.
     """
     name = name or path.name
     readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
     if path.suffix not in readers:
-        raise DataError(f"{name}: rows are read from {', '.join(FORMATS)} files, not from {path.suffix!r}.")
+        raise DataError(f"{name}: rows are read from {', '.join(FORMATS)} files, not from {path.suffix!r} files.")
     if path.stat().st_size == 0:
         raise DataError(f"{name} is empty.")
     return readers[path.suffix](path, name)
 
 
 def pick_columns(row: Row, required: dict[str, str], optional: dict[str, str]) -> dict[str, str] | BadRow:
-    """The row's values under the template's names, all of them strings, or why it is refused.
+    """The row's values under the template's names, all strings, or a BadRow with the reason.
 
-    `required` and `optional` map the template's names to the file's columns. Optional ones may be missing or null;
-    required ones must hold more than white space.
+    `required` and `optional` map the template's names to the file's columns. Optional values may be missing or null;
+    required values must contain more than white space.
     """
     picked: dict[str, str] = {}
     for name, column in {**required, **optional}.items():
@@ -80,13 +80,13 @@ def pick_columns(row: Row, required: dict[str, str], optional: dict[str, str]) -
 
 
 def describe_type(value: object) -> str:
-    """The type of a JSON value as a reader would say it: `a number`, `null`."""
+    """The type of a JSON value in plain words: `a number`, `null`."""
     names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
 
 def is_utf8(text: str) -> bool:
-    """Bytes that are not UTF-8 were read as lone surrogates, which can't be written as UTF-8 again."""
+    """Whether a text can be written as UTF-8. Bytes that are not UTF-8 were read as lone surrogates, which cannot."""
     if text.isascii():
         return True
     try:
@@ -103,7 +103,8 @@ def _text(path: Path) -> str:
 def _json(path: Path, name: str) -> Iterator[Row | BadRow]:
     """A list of objects; a file that begins with an object is read as JSON lines.
 
-    Rows are named by their lines; one that another stands before on its line, by its number.
+    The place of a row is its line. A row that begins on the line of the previous row gets its number instead, and so
+    does the first row if the second begins on the same line.
     """
     text = _text(path)
     position = _skip(text, 0)
@@ -114,7 +115,7 @@ def _json(path: Path, name: str) -> Iterator[Row | BadRow]:
         raise DataError(f"{name}: expected a list of objects, found {text[position : position + 20]!r}.")
     decoder = json.JSONDecoder()
     begin = position = _skip(text, position + 1)
-    counted, line, number, last = 0, 1, 0, 0
+    counted, line, number, last_line = 0, 1, 0, 0
     while text[position : position + 1] != "]":
         line, counted = line + text.count("\n", counted, position), position
         try:
@@ -126,32 +127,32 @@ def _json(path: Path, name: str) -> Iterator[Row | BadRow]:
         except (RecursionError, ValueError) as error:
             raise DataError(f"{name}, line {line}: not readable JSON: {error}.") from None
         position, number = _skip(text, position), number + 1
-        alone = line != last and (number > 1 or "\n" in text[begin : _skip(text, position + 1)])
-        last = line
-        yield _row(name, f"line {line}" if alone else f"row {number}", value)
+        has_own_line = line != last_line and (number > 1 or "\n" in text[begin : _skip(text, position + 1)])
+        last_line = line
+        yield _row(name, f"line {line}" if has_own_line else f"row {number}", value)
         if text[position : position + 1] == ",":
             position = _skip(text, position + 1)
         elif text[position : position + 1] != "]":
             line += text.count("\n", counted, position)
-            found = repr(text[position : position + 20]) if position < len(text) else "the end of the file"
-            raise DataError(f"{name}, line {line}: not valid JSON: expected ',' or ']', found {found}.")
+            actual = repr(text[position : position + 20]) if position < len(text) else "the end of the file"
+            raise DataError(f"{name}, line {line}: not valid JSON: expected ',' or ']', found {actual}.")
 
 
 def _skip(text: str, position: int) -> int:
-    """The first position from `position` on that is no JSON white space."""
+    """The first position at or after `position` that is not JSON white space."""
     while position < len(text) and text[position] in " \t\r\n":
         position += 1
     return position
 
 
 def _json_lines(path: Path, name: str) -> Iterator[Row | BadRow]:
-    """An object a line; blank lines are skipped."""
+    """One object per line; blank lines are skipped."""
     import orjson
 
     with path.open("rb") as file:
         for number, data in enumerate(file, 1):
-            # What orjson refuses, such as NaN and bytes that are no UTF-8, json explains. json alone refuses what is
-            # nested too deep for Python to write it down again.
+            # Lines that orjson rejects (NaN, bytes that are not UTF-8) are read by json, or it gives the reason. Lines
+            # with many brackets skip orjson: it accepts nesting that is too deep for Python to serialize again.
             if data.count(b"[") + data.count(b"{") <= MAX_BRACKETS:
                 try:
                     value = orjson.loads(data)
@@ -169,14 +170,14 @@ def _json_lines(path: Path, name: str) -> Iterator[Row | BadRow]:
                 reason = f"not valid JSON: {error.msg} at column {error.colno}"
                 yield BadRow(name, f"line {number}", reason, safe(text))
                 continue
-            except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
+            except (RecursionError, ValueError) as error:  # nested too deep, or a number with thousands of digits
                 yield BadRow(name, f"line {number}", f"not readable JSON: {error}", safe(text))
                 continue
             yield _row(name, f"line {number}", value)
 
 
 def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
-    """RFC 4180 with a header; a quoted value may run over lines, and the row is named by its first."""
+    """RFC 4180 with a header. Quoted values may span lines; the place of a row is its first line."""
     csv.field_size_limit(1 << 30)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)
@@ -184,9 +185,9 @@ def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
             header = next(reader, [])
             if not header:
                 raise DataError(f"{name} has no header.")
-            doubled = sorted({one for one in header if header.count(one) > 1})
-            if doubled:
-                raise DataError(f"{name}, line 1: the columns {doubled} stand twice.")
+            duplicates = sorted({column for column in header if header.count(column) > 1})
+            if duplicates:
+                raise DataError(f"{name}, line 1: duplicate columns {duplicates}.")
             begin = reader.line_num + 1
             for values in reader:
                 place, begin = f"line {begin}", reader.line_num + 1
@@ -202,7 +203,7 @@ def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
 
 
 def _parquet(path: Path, name: str) -> Iterator[Row | BadRow]:
-    """Rows in batches, so that memory does not grow with the file."""
+    """Reads in batches, so that memory use does not grow with the file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -223,5 +224,5 @@ def _row(file: str, place: str, value: object) -> Row | BadRow:
 
 
 def safe(text: str) -> str:
-    """Text that can be written as UTF-8 whatever bytes it came from."""
+    """The text with lone surrogates escaped, so that it can be written as UTF-8."""
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")

@@ -1,11 +1,11 @@
-"""The templates that turn a row into turns of prompt and completion: one class each.
+"""Templates, one class each, that turn a row into turns of prompt and completion.
 
     template = make_template("alpaca", {"instruction": "question", "output": "answer"})
     template.turns(row)                                     # [Turn(prompt, completion)], or a BadRow
-    template.prompt({"instruction": "What is 1 + 1?"})      # what the model reads when it answers
+    template.prompt({"instruction": "What is 1 + 1?"})      # the model's input in inference
 
-Training, evaluation, `recipe chat` and the registered model all go through them, so a prompt is the same everywhere.
-To add a template: a class here, its name in TEMPLATES and in TemplateName.
+Training, evaluation, `recipe chat` and the registered model all use them, so prompts are the same everywhere. To add a
+template, write a class here, and add its name to TEMPLATES and to TemplateName.
 """
 
 import json
@@ -19,8 +19,8 @@ from recipe.text.turns import Turn
 
 TemplateName = Literal["alpaca", "text", "chat", "alpaca_chat"]
 
-# Stanford Alpaca's two prompts (tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT), with the line end that the dataset's
-# own `text` column has between "### Response:" and the answer.
+# Stanford Alpaca's two prompts (tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT), with the newline that the dataset's
+# `text` column has between "### Response:" and the answer.
 ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
@@ -34,7 +34,7 @@ ALPACA_WITHOUT_INPUT = (
 
 
 class Sample(NamedTuple):
-    """A row as the analysis looks at it: what is asked, what is answered, and the form that it has."""
+    """A row as the analysis sees it: question, answer, and form (such as `with input`)."""
 
     question: str
     answer: str
@@ -42,27 +42,27 @@ class Sample(NamedTuple):
 
 
 class Template(Protocol):
-    """What every template has. `columns` maps the template's names to the columns of the file."""
+    """The interface of all templates. `columns` maps the template's names to the columns of the file."""
 
     REQUIRED: ClassVar[tuple[str, ...]]
     OPTIONAL: ClassVar[tuple[str, ...]]
-    USES_CHAT_TEMPLATE: ClassVar[bool]  # the tokenizer's Jinja template; special tokens in prompts are meant as such
-    EXAMPLE: ClassVar[dict[str, str]]  # a row to answer
-    CHARS_AROUND: ClassVar[int]  # that the template writes around a row's own text
+    USES_CHAT_TEMPLATE: ClassVar[bool]  # the tokenizer's Jinja template; special tokens in prompts are encoded as such
+    EXAMPLE: ClassVar[dict[str, str]]  # an input row for inference
+    CHARS_AROUND: ClassVar[int]  # characters that the template adds to a row's text
 
     def turns(self, row: Row) -> list[Turn] | BadRow:
-        """The turns of a row to train on, or why it can't be used."""
+        """The turns of a training row, or a BadRow with the reason."""
 
     def prompt(self, row: dict[str, Any]) -> str:
-        """What the model reads for a row to answer, which has the template's names. Raises DataError."""
+        """The prompt for an input row, whose keys are the template's names. Raises DataError if the row is invalid."""
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """A row that `turns` accepted, for the analysis."""
+        """The sample of a row that `turns` accepted."""
 
 
 @dataclass(frozen=True)
 class Alpaca:
-    """Stanford Alpaca's columns, instruction, input and output, under its two prompts."""
+    """Stanford Alpaca's columns (instruction, input, output) and its two prompts."""
 
     columns: dict[str, str]
     REQUIRED: ClassVar[tuple[str, ...]] = ("instruction", "output")
@@ -88,7 +88,7 @@ class Alpaca:
 
 @dataclass(frozen=True)
 class Text:
-    """One ready column; all of it is trained."""
+    """A single column of text; all of it is in the loss."""
 
     columns: dict[str, str]
     REQUIRED: ClassVar[tuple[str, ...]] = ("text",)
@@ -113,7 +113,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Chat:
-    """A column of messages, written by a chat template; what the assistant says is trained."""
+    """A column of messages, rendered by a chat template; the assistant's messages are in the loss."""
 
     columns: dict[str, str]
     chat: ChatTemplate | None = None  # only `sample` works without one
@@ -124,15 +124,15 @@ class Chat:
     CHARS_AROUND: ClassVar[int] = 0
 
     def turns(self, row: Row) -> list[Turn] | BadRow:
-        """One turn for each answer of the assistant."""
+        """One turn per answer of the assistant."""
         column = self.columns["messages"]
         if column not in row.values:
-            return _refused(row, f"the column {column!r} is missing; the row has {', '.join(map(repr, row.values))}")
+            return _bad_row(row, f"the column {column!r} is missing; the row has {', '.join(map(repr, row.values))}")
         messages = read_messages(row.values[column])
-        return _refused(row, messages) if isinstance(messages, str) else _chat_turns(self.chat, row, messages)
+        return _bad_row(row, messages) if isinstance(messages, str) else _chat_turns(self.chat, row, messages)
 
     def prompt(self, row: dict[str, Any]) -> str:
-        """The messages so far, or an instruction as the only one."""
+        """The messages so far, or an instruction as the only message."""
         return _chat_prompt(self.chat, row)
 
     def sample(self, values: dict[str, Any]) -> Sample:
@@ -147,7 +147,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class AlpacaChat:
-    """Alpaca's columns as a chat of two messages, written by a chat template."""
+    """Alpaca's columns as a chat of two messages, rendered by a chat template."""
 
     columns: dict[str, str]
     chat: ChatTemplate | None = None  # only `sample` works without one
@@ -180,7 +180,7 @@ TEMPLATES: dict[str, type[Alpaca] | type[Text] | type[Chat] | type[AlpacaChat]] 
 
 
 def make_template(name: str, columns: dict[str, str], chat: ChatTemplate | None = None) -> Template:
-    """A template by its name in params.yaml. `chat` is for those that use a chat template."""
+    """The template with this name in params.yaml. `chat` is for templates with USES_CHAT_TEMPLATE."""
     template = TEMPLATES[name]
     if issubclass(template, Chat | AlpacaChat):
         return template(columns, chat)
@@ -188,7 +188,7 @@ def make_template(name: str, columns: dict[str, str], chat: ChatTemplate | None 
 
 
 def alpaca_prompt(row: dict[str, Any]) -> str:
-    """Alpaca's prompt for a row with `instruction` and perhaps `input`."""
+    """Alpaca's prompt for a row with `instruction` and optionally `input`."""
     form = ALPACA_WITH_INPUT if row.get("input") else ALPACA_WITHOUT_INPUT
     # Not str.format: a row may contain braces.
     instruction, rest = form.split("{instruction}")
@@ -196,12 +196,12 @@ def alpaca_prompt(row: dict[str, Any]) -> str:
 
 
 def alpaca_turns(row: dict[str, str]) -> list[Turn]:
-    """The turn of a row with Alpaca's own names."""
+    """The turn of a row whose keys are Alpaca's names."""
     return [Turn(alpaca_prompt(row), row["output"])]
 
 
 def question_in(prompt: str) -> str:
-    """What a prompt asks, without the text that Alpaca's prompts begin and end with; of another template, all of it."""
+    """The question in an Alpaca prompt, without the fixed text around it; other prompts are returned unchanged."""
     for form in (ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT):
         before, after = form.split("{instruction}")
         end = after.rsplit("{input}", 1)[-1]
@@ -213,26 +213,26 @@ def question_in(prompt: str) -> str:
 def _pick(
     row: Row, columns: dict[str, str], required: tuple[str, ...], optional: tuple[str, ...]
 ) -> dict[str, str] | BadRow:
-    """A row's text under the template's names, or why it is refused."""
-    named = {name: columns[name] for name in required}
-    return pick_columns(row, named, {name: columns[name] for name in optional if name in columns})
+    """A row's text under the template's names, or a BadRow with the reason."""
+    required_columns = {name: columns[name] for name in required}
+    return pick_columns(row, required_columns, {name: columns[name] for name in optional if name in columns})
 
 
-def _refused(row: Row, reason: str) -> BadRow:
+def _bad_row(row: Row, reason: str) -> BadRow:
     return BadRow(row.file, row.place, reason, json.dumps(row.values, default=str))
 
 
 def _require(row: dict[str, Any], name: str) -> str:
     if not row.get(name):
-        raise DataError(f"a row to answer needs {name}; this one has {', '.join(row) or 'nothing'}.")
+        raise DataError(f"the input row needs a non-empty {name}; its keys: {', '.join(row) or 'none'}.")
     return str(row[name])
 
 
 def _alpaca_sample(columns: dict[str, str], values: dict[str, Any]) -> Sample:
-    given = values.get(columns["input"]) if "input" in columns else None
+    extra = values.get(columns["input"]) if "input" in columns else None
     instruction = values[columns["instruction"]]
-    question = f"{instruction}\n{given}" if given else instruction
-    return Sample(question, values[columns["output"]], "with input" if given else "without input")
+    question = f"{instruction}\n{extra}" if extra else instruction
+    return Sample(question, values[columns["output"]], "with input" if extra else "without input")
 
 
 def _chat_turns(chat: ChatTemplate | None, row: Row, messages: list[dict[str, str]]) -> list[Turn] | BadRow:
@@ -240,15 +240,17 @@ def _chat_turns(chat: ChatTemplate | None, row: Row, messages: list[dict[str, st
     try:
         return chat.turns(messages)
     except DataError as error:
-        return _refused(row, str(error))
+        return _bad_row(row, str(error))
 
 
 def _chat_prompt(chat: ChatTemplate | None, row: dict[str, Any]) -> str:
     assert chat is not None
     if row.get("messages"):
-        messages = read_messages([*row["messages"], {"role": "assistant", "content": "-"}])  # it wants an answer
+        messages = read_messages(
+            [*row["messages"], {"role": "assistant", "content": "-"}]
+        )  # read_messages requires an answer
         if isinstance(messages, str):
-            raise DataError(f"a row to answer: {messages}.")
+            raise DataError(f"the input row is invalid: {messages}.")
         return chat.prompt(messages[:-1])
     _require(row, "instruction")
     return chat.prompt(alpaca_messages({name: row.get(name, "") for name in ("instruction", "input")}))

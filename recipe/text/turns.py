@@ -1,13 +1,13 @@
-"""What a row becomes: turns of a prompt, which the model reads, and a completion, which it is trained to answer."""
+"""Turns: a prompt, which the model reads, and a completion, which it is trained to produce."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A prompt and the completion that follows it. Special tokens in a chat's prompt are meant as such.
+    """A prompt and the completion that follows it. In a chat's prompt, special tokens are encoded as such.
 
-    `end` is the special token that ends the completion; None is the tokenizer's end token.
+    `end` is the special token that ends the completion; None means the tokenizer's end token.
     """
 
     prompt: str

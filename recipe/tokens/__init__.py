@@ -1,1 +1,1 @@
-"""Token ids: the tokenizer, and packing examples into sequences."""
+"""Loads tokenizers, encodes text, and packs examples into sequences."""

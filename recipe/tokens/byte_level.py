@@ -1,8 +1,8 @@
-"""GPT-2's way to write bytes as characters, which byte-level BPE vocabularies use (openai/gpt-2, encoder.py)."""
+"""GPT-2's mapping from bytes to characters, which byte-level BPE vocabularies use (openai/gpt-2, encoder.py)."""
 
 
 def byte_characters() -> dict[int, str]:
-    """GPT-2's character for each byte: itself where it is printable, else one from 256 on, in the bytes' order."""
+    """GPT-2's character for each byte: itself if printable, else the next character from 256 on, in byte order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     characters = {byte: chr(byte) for byte in printable}
     rest = [byte for byte in range(256) if byte not in characters]

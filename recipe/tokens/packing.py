@@ -1,7 +1,7 @@
-"""Fills sequences with several examples each, keeps them in Arrow, and makes tensors of them.
+"""Packs examples into sequences, stores them in Arrow files, and collates them into tensors.
 
-A packed sequence holds examples one after the other. `seq_lengths` says where they end, and `position_ids` start at 0
-in each, by which transformers finds their borders and keeps every example from seeing its neighbours.
+A packed sequence is a concatenation of examples. `seq_lengths` contains their lengths. `position_ids` restart at 0 in
+each example; from these, transformers finds the borders and keeps examples from attending to each other.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,14 +17,15 @@ IGNORED = -100  # the label that torch's cross entropy skips
 
 
 def pack_best_fit(lengths: list[int], max_length: int) -> list[list[int]]:
-    """Best-fit decreasing: which examples (by index) share a sequence of at most `max_length` tokens.
+    """Best-fit decreasing: the examples (by index) of each sequence of at most `max_length` tokens.
 
-    The longest example goes first, each into the fullest sequence that still has room; equal lengths keep their
-    order. At most 11/9 of the fewest sequences, and 4 more, come out (Johnson et al. 1974, SIAM J. Comput. 3).
+    Examples are placed from longest to shortest, each into the fullest sequence with enough room; equal lengths keep
+    their order. The result has at most 11/9 OPT + 4 sequences, where OPT is the minimum (Johnson et al. 1974, SIAM J.
+    Comput. 3).
     """
     sequences: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(max_length + 1)]
-    rooms = 0  # bit r is set where by_room[r] has a sequence; finds the tightest fit in one step
+    rooms = 0  # bit r is set if by_room[r] has a sequence; finds the tightest fit in one step
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         length = lengths[index]
         assert 0 < length <= max_length, (length, max_length)
@@ -46,8 +47,8 @@ def pack_best_fit(lengths: list[int], max_length: int) -> list[list[int]]:
 def write_sequences(path: Path, sequences: Iterable[list[tuple[np.ndarray, np.ndarray]]], vocab_size: int) -> None:
     """Write sequences of (input_ids, completion_mask) examples as an Arrow stream that `datasets` reads by mmap.
 
-    Columns: `input_ids` list of uint16 (uint32 from 65,536 tokens on), `trained` list of bool, of the same length,
-    and `seq_lengths` list of uint32, the examples' lengths.
+    Columns: `input_ids` list of uint16 (uint32 from 65,536 tokens on), `completion_mask` list of bool, of the
+    same length, and `seq_lengths` list of uint32, the lengths of the examples.
     """
     import pyarrow as pa
 
@@ -61,7 +62,7 @@ def write_sequences(path: Path, sequences: Iterable[list[tuple[np.ndarray, np.nd
     )
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for batch in batched(sequences, 1000):
-            examples = [one for sequence in batch for one in sequence]
+            examples = [example for sequence in batch for example in sequence]
             sizes = [sum(len(ids) for ids, _ in sequence) for sequence in batch]
             values = [
                 np.concatenate([ids for ids, _ in examples]),
@@ -80,7 +81,7 @@ def write_sequences(path: Path, sequences: Iterable[list[tuple[np.ndarray, np.nd
 
 
 def read_sequences(path: Path) -> Any:
-    """The sequences as a `datasets.Dataset`, memory-mapped; its rows come as numpy arrays."""
+    """The sequences as a `datasets.Dataset`, memory-mapped, with rows of numpy arrays."""
     from datasets import Dataset
 
     return Dataset.from_file(str(path)).with_format("numpy")
@@ -89,8 +90,8 @@ def read_sequences(path: Path) -> Any:
 def collate(rows: list[dict[str, Any]], pad_token_id: int) -> "dict[str, torch.Tensor]":
     """A batch of sequences as int64 tensors (batch, seq): `input_ids`, `labels` and `position_ids`.
 
-    Labels are IGNORED outside the completion mask, and at an example's first token, which nothing before it predicts.
-    Shorter sequences are filled up with the padding token, as one more example without labels.
+    Labels are IGNORED outside the completion mask, and at an example's first token, which no token precedes. Shorter
+    sequences are filled with the padding token, which forms one more example without labels.
     """
     import torch
 
@@ -112,9 +113,9 @@ def collate(rows: list[dict[str, Any]], pad_token_id: int) -> "dict[str, torch.T
 
 
 def add_loss_positions(batch: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """A collated batch with `loss_positions`: int64 (tokens,), the places in the flat batch before a trained token.
+    """A collated batch with `loss_positions`: int64 (tokens,), the indices in the flat batch that predict a label.
 
-    Computed on the CPU: a GPU that selects by a mask has to stop and report how many there are.
+    Computed on the CPU: on a GPU, selecting by a mask forces a synchronization to report the number of positions.
     """
     completion_mask = batch["labels"].new_zeros(batch["labels"].shape, dtype=bool)
     completion_mask[:, :-1] = batch["labels"][:, 1:] != IGNORED
@@ -122,12 +123,12 @@ def add_loss_positions(batch: "dict[str, torch.Tensor]") -> "dict[str, torch.Ten
 
 
 def token_dtype(vocab_size: int) -> type:
-    """The narrowest unsigned integers that hold the ids of a vocabulary: uint16 up to 65,536 tokens, else uint32."""
+    """The narrowest dtype for the ids of a vocabulary: uint16 up to 65,536 tokens, else uint32."""
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` items, the last one shorter."""
+    """Lists of `size` items; the last may be shorter."""
     batch: list[Any] = []
     for item in items:
         batch.append(item)

@@ -1,4 +1,4 @@
-"""Loads a tokenizer from its folder, and gives one a padding token where it needs it."""
+"""Loads tokenizers, adds a missing padding token, and encodes text."""
 
 from pathlib import Path
 from typing import Any
@@ -9,40 +9,41 @@ PADDING_TOKEN = "<|pad|>"
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer in a folder, as transformers reads it, without the network; fetch alone may allow remote code."""
+    """The tokenizer in a folder, read by transformers without network access. Only fetch may allow remote code."""
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except Exception as error:  # noqa: BLE001 - of odd files, both libraries raise KeyError, TypeError, plain Exception
+    except Exception as error:  # noqa: BLE001 - for invalid files, the libraries raise KeyError, TypeError, Exception
         first = (str(error).strip() or "?").splitlines()[0]
         raise DataError(
-            f"{folder} holds no tokenizer that transformers can read: {type(error).__name__}: {first}"
+            f"{folder} does not contain a tokenizer that transformers can read: {type(error).__name__}: {first}"
         ) from None
 
 
 def give_padding_token(tokenizer: Any) -> None:
     """Set a padding token that is not the end token.
 
-    Where both are one, as in the tutorial, a mask that finds padding by its id takes the end token out of training,
-    and the model never learns to stop.
+    If they are the same, as in the tutorial, masking padding by its id also removes the end token from the loss, and
+    the model never learns to stop.
     """
     if tokenizer.eos_token_id is None:
-        raise DataError("the tokenizer has no end token, so an answer could never end. Choose another base model.")
+        raise DataError("the tokenizer has no end token, so answers could never end. Choose another base model.")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PADDING_TOKEN})
 
 
 def leading_ids(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before every text: its begin token, or nothing."""
+    """The ids that the tokenizer puts before every text: its begin token, or none."""
     ids = list(tokenizer("")["input_ids"])
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id else ids
 
 
 def encode(tokenizer: Any, texts: list[str], *, special_tokens: bool = False) -> list[list[int]]:
-    """The token ids of each text, with no token added.
+    """The token ids of each text, without added tokens.
 
-    The name of a special token in a text is plain text, but with `special_tokens`, for what a chat template wrote.
+    Special tokens spelled out in a text are plain text, unless `special_tokens` is set, for text that a chat template
+    rendered.
     """
     if not texts:
         return []
@@ -51,7 +52,7 @@ def encode(tokenizer: Any, texts: list[str], *, special_tokens: bool = False) ->
 
 
 def encode_prompts(tokenizer: Any, prompts: list[str], *, chat: bool) -> list[list[int]]:
-    """The ids of prompts to answer, each begun as in training: a chat template writes its own begin token."""
+    """The ids of prompts for inference, which begin as in training: a chat template writes its own begin token."""
     if chat:
         return encode(tokenizer, prompts, special_tokens=True)
     leading = leading_ids(tokenizer)

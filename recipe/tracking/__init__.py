@@ -1,1 +1,1 @@
-"""MLflow: runs, the registry and the registered model. The only folder that imports mlflow."""
+"""MLflow: runs, the model registry and the registered model. The only package that imports mlflow."""

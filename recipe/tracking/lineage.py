@@ -1,4 +1,4 @@
-"""Tags that lead from a run back to its code, environment and image."""
+"""Tags that trace a run back to its code, environment and image."""
 
 import os
 import subprocess
@@ -7,13 +7,20 @@ from pathlib import Path
 from recipe.core.environment import LOCKS, installed_lock
 from recipe.core.io import sha256_file
 
-SOURCES = ("recipe", "dvc.yaml", "*params.yaml", "requirements", "demo")  # what a commit stands for; no outputs
+SOURCES = (
+    "recipe",
+    "dvc.yaml",
+    "*params.yaml",
+    "requirements",
+    "demo",
+)  # what a commit identifies; outputs are excluded
 
 
 def lineage(repository: Path) -> dict[str, str]:
-    """Tags that lead back to code, environment and image: the git commit, the lock's sha256, the image's id."""
+    """Tags for code, environment and image: the git commit, the lock's sha256, the image's id."""
     tags = {"lock_sha256": installed_lock(), "image": os.environ.get("RECIPE_IMAGE", "none")}
-    commit = _git(repository, "rev-parse", "HEAD")
+    # A repository above this one, around an unpacked archive, knows nothing of these files.
+    commit = _git(repository, "rev-parse", "HEAD") if (repository / ".git").exists() else ""
     if commit:
         changed = _git(repository, "status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
         tags["git_commit"] = commit
@@ -26,7 +33,7 @@ def lineage(repository: Path) -> dict[str, str]:
 
 
 def _git(repository: Path, *arguments: str) -> str:
-    """What git prints, or nothing where there is no git or no repository."""
+    """The output of git, or an empty string without git or outside a repository."""
     try:
         done = subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""MLflow's registry: an adapter becomes a version of a model, and its run shows what it can do.
+"""MLflow's model registry: register an adapter as a model version, and log its evaluation to its run.
 
-The versions of a model, with numbers, lineage and the alias `champion`; the run has the reports and the answers.
+A version has the scores, the lineage and possibly the alias `champion`; the run has the reports and the answers.
 """
 
 import importlib.metadata
@@ -19,43 +19,43 @@ import mlflow
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-GENERATIONS = "generations.json"  # the table's artifact, which the UI opens as one
+GENERATIONS = "generations.json"  # the artifact that the UI shows as a table
 PACKAGE = Path(__file__).resolve().parents[1]
 PACKAGES = ("mlflow", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
 
 
 class MlflowRegistry(Tracker):
-    """A tracker that registers adapters, too. `run` is the last one's {experiment_id, run_id}."""
+    """A tracker that also registers adapters. `run` is {experiment_id, run_id} of the last registered adapter."""
 
     run: dict[str, str]
 
     def add_version(self, adapter: Adapter) -> str:
-        """Register the adapter with its run, or find the version that it already is; the version's number."""
+        """Register the adapter with its run unless it is registered already; returns its version number."""
         with explained(self.uri):
-            found = self.client.search_model_versions(
+            versions = self.client.search_model_versions(
                 f"name = '{adapter.name}' and tags.adapter_sha256 = '{adapter.tags['adapter_sha256']}'"
             )
-            if found:
-                version = max(found, key=lambda one: int(one.version))
+            if versions:
+                version = max(versions, key=lambda version: int(version.version))
                 self.run = {"experiment_id": self.experiment_id(), "run_id": str(version.run_id)}
                 for tag, value in adapter.tags.items():
                     self.client.set_model_version_tag(adapter.name, version.version, tag, value)
                 return str(version.version)
             run_id = self.find_run(finished=True)
-            missed = run_id is None
+            untracked = run_id is None
             run_id = self.start(run_id, system_metrics=False)
             self.run = {"experiment_id": self.experiment_id(), "run_id": run_id}
             try:
-                if missed:
+                if untracked:
                     for point in adapter.curve:
                         step = int(point["step"])
                         mlflow.log_metrics({f"train/{k}": v for k, v in point.items() if k != "step"}, step=step)
                 mlflow.log_metrics(adapter.metrics)
                 mlflow.log_artifacts(str(adapter.report), "evaluation")
                 mlflow.log_artifacts(str(adapter.analysis), "analysis")
-                # A table is added to; a run that was logged to before the registry failed has it.
-                has = {one.path for one in self.client.list_artifacts(run_id)}
-                if adapter.generations and GENERATIONS not in has:
+                # log_table appends, and the run already has the table if only the registry failed last time.
+                logged = {artifact.path for artifact in self.client.list_artifacts(run_id)}
+                if adapter.generations and GENERATIONS not in logged:
                     mlflow.log_table(_columns(adapter.generations), GENERATIONS)
                 mlflow.set_tag("mlflow.note.content", adapter.card)
                 version = self._log_model(adapter)
@@ -65,7 +65,7 @@ class MlflowRegistry(Tracker):
 
     def _log_model(self, adapter: Adapter) -> str:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            # As in pyfunc_model.py; set again here, as MLflow's own imports set other filters in between.
+            # Same filter as in pyfunc_model.py, set again because MLflow's imports change the filters.
             warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method.*")
             example = TEMPLATES[adapter.template].EXAMPLE
             card = Path(folder) / "MODEL_CARD.md"
@@ -96,7 +96,7 @@ class MlflowRegistry(Tracker):
         return version
 
     def champion(self, name: str) -> tuple[str, dict[str, str]] | None:
-        """The version under the alias and its tags, or None."""
+        """The version with the alias and its tags, or None."""
         with explained(self.uri):
             if ALIAS not in self.client.get_registered_model(name).aliases:
                 return None
@@ -104,7 +104,7 @@ class MlflowRegistry(Tracker):
             return str(version.version), version.tags
 
     def record_promotion(self, name: str, version: str, sentence: str, *, moves: bool) -> None:
-        """Show beside the version how it compared with the champion, and move the alias to it where it `moves`."""
+        """Tag the version with its comparison with the champion, and move the alias to it if `moves`."""
         with explained(self.uri):
             self.client.set_model_version_tag(name, version, "promotion", sentence)
             if moves:
@@ -112,7 +112,7 @@ class MlflowRegistry(Tracker):
 
 
 def only_python(folder: str, names: list[str]) -> list[str]:
-    """What copytree leaves out of a version's copy of the package: all but Python files and folders of them."""
+    """Names that copytree ignores when it copies the package into a version: all but Python files and packages."""
     return [name for name in names if not name.endswith(".py") and ("." in name or name == "__pycache__")]
 
 

@@ -1,7 +1,7 @@
-"""MLflow: one run a training, below one for the sweep. With registry.py and served.py, all that imports mlflow.
+"""MLflow tracking: one run per training; in a sweep, a child run of the sweep's run.
 
-The store is MLFLOW_TRACKING_URI where that is set, else SQLite in mlflow/ of the repository. A server that is away
-never stops a training: the run is then made afterwards, by register, from the loss curve and the metrics.
+The store is MLFLOW_TRACKING_URI if set, else SQLite in mlflow/ of the repository. Training continues if the server is
+unreachable: register then creates the run afterwards from the loss curve and the metrics.
 """
 
 import logging
@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-# No message to MLflow's makers; no pickle from an artifact; a dead server is given up after seconds, not minutes.
+# No telemetry, no pickle from artifacts, and give up on an unreachable server after seconds instead of minutes.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -32,21 +32,21 @@ from recipe.core.io import read_json
 from recipe.core.paths import Paths, fingerprint, home, repository
 from recipe.tracking.lineage import lineage
 
-# What a store that is away, misspelled or without its driver raises.
+# Raised if the store is unreachable, its address is misspelled, or its driver is missing.
 AWAY = (MlflowException, ImportError, OSError)
 
-# The UI shows runs and charts first, not the traces of an agent; and says what the runs are.
+# Makes the UI open runs and charts instead of agent traces, and describes the runs.
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
-    "mlflow.note.content": "One run is one training. Its description says whether the adapter is better than its base; "
-    "its artifacts hold the reports on the data and on the result.",
+    "mlflow.note.content": "Each run is a training. Its description says whether the adapter is better than its base; "
+    "its artifacts contain the data report and the evaluation report.",
 }
 SYSTEM_METRICS_SECONDS = 5
-MAX_PARAM_CHARS = 6000  # the store's limit
+MAX_PARAM_CHARS = 6000  # MLflow's limit
 
 
 class Tracker:
-    """One experiment on one tracking server. Opens no connection before it is used."""
+    """An experiment on a tracking server. Connects on first use."""
 
     def __init__(self, repository: Path, experiment: str, run_facts: dict[str, Any]) -> None:
         """`run_facts`: name, fingerprint, params ({key: value}), tags and datasets ([{name, digest, context}])."""
@@ -63,25 +63,25 @@ class Tracker:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """The client, made at its first use."""
+        """The client, created on first use."""
         return MlflowClient(self.uri)
 
     def experiment_id(self) -> str:
-        """The experiment's id; it is made where it is missing."""
-        found = self.client.get_experiment_by_name(self.experiment)
-        if found is None:
+        """The experiment's id; a missing experiment is created. Raises TrackingError if it was deleted."""
+        experiment = self.client.get_experiment_by_name(self.experiment)
+        if experiment is None:
             return self.client.create_experiment(
                 self.experiment, artifact_location=self.artifacts, tags=EXPERIMENT_TAGS
             )
-        if found.lifecycle_stage == "deleted":
+        if experiment.lifecycle_stage == "deleted":
             raise TrackingError(
                 f"the MLflow experiment {self.experiment!r} was deleted. Restore it "
-                f"(`mlflow experiments restore -x {found.experiment_id}`) or change registry.experiment."
+                f"(`mlflow experiments restore -x {experiment.experiment_id}`) or change registry.experiment."
             )
-        return found.experiment_id
+        return experiment.experiment_id
 
     def find_run(self, *, finished: bool) -> str | None:
-        """The newest run of this training that ended well, or that was cut off or stopped."""
+        """The newest finished run of this training, or its newest interrupted or stopped run if not `finished`."""
         for status in ("FINISHED",) if finished else ("RUNNING", "KILLED"):
             runs = self.client.search_runs(
                 [self.experiment_id()],
@@ -93,7 +93,7 @@ class Tracker:
         return None
 
     def start(self, run_id: str | None, *, system_metrics: bool) -> str:
-        """Start a run, or go on with one, with its params, tags and datasets; its id."""
+        """Resume the run, or without a `run_id` start one with params, tags and datasets. Returns its id."""
         name, experiment_id = self.facts["name"], self.experiment_id()
         run = mlflow.start_run(
             run_id=run_id,
@@ -115,39 +115,41 @@ class Tracker:
         return run.info.run_id
 
     def _sweep_tags(self) -> dict[str, str]:
-        """What makes the run of a `dvc exp run` a child of its sweep: of all that began at the same commit."""
+        """Tags that make a run of `dvc exp run` a child of its sweep: the experiments from the same commit."""
         baseline, name = os.environ.get("DVC_EXP_BASELINE_REV"), os.environ.get("DVC_EXP_NAME", "")
         if not baseline:
             return {}
         parent = self._sweep(baseline)
         if parent is None:
-            note = f"The runs of `dvc exp run` from commit `{baseline}`. Choose some below it, and Compare."
+            note = (
+                f"The runs of `dvc exp run` from commit `{baseline}`. Select some of its child runs and click Compare."
+            )
             tags = {"sweep": baseline, "mlflow.note.content": note}
-            made = self.client.create_run(self.experiment_id(), tags=tags, run_name=f"sweep from {baseline[:7]}")
-            self.client.set_terminated(made.info.run_id)
+            created = self.client.create_run(self.experiment_id(), tags=tags, run_name=f"sweep from {baseline[:7]}")
+            self.client.set_terminated(created.info.run_id)
             parent = self._sweep(baseline)
-            if parent != made.info.run_id:  # another run of the sweep began at the same time, and was first
-                self.client.delete_run(made.info.run_id)
+            if parent != created.info.run_id:  # another run of the sweep started concurrently and was first
+                self.client.delete_run(created.info.run_id)
         return {"mlflow.parentRunId": str(parent), "dvc_experiment": name}
 
     def _sweep(self, baseline: str) -> str | None:
-        """The first run that stands for the experiments from a commit."""
-        first = ["attributes.start_time ASC", "attributes.run_id ASC"]
-        found = self.client.search_runs(
-            [self.experiment_id()], f"tags.sweep = '{baseline}'", max_results=1, order_by=first
+        """The id of the first sweep run of a commit, or None."""
+        oldest_first = ["attributes.start_time ASC", "attributes.run_id ASC"]
+        runs = self.client.search_runs(
+            [self.experiment_id()], f"tags.sweep = '{baseline}'", max_results=1, order_by=oldest_first
         )
-        return found[0].info.run_id if found else None
+        return runs[0].info.run_id if runs else None
 
     @contextmanager
     def training(self) -> Iterator[Callable[[dict[str, float], int], None]]:
-        """A run for the block, and the function that logs numbers at a step to it. Goes on without the server."""
+        """Open a run for the block and yield the function that logs metrics at a step. Continues without the server."""
         alive = True
 
-        def tell(error: Exception) -> None:
+        def report_failure(error: Exception) -> None:
             nonlocal alive
             alive = False
             reason = first_line(error)
-            print(f"MLflow at {shown(self.uri)} does not answer; register will log this training. ({reason})")
+            print(f"MLflow at {shown(self.uri)} is unreachable; register will log this training. ({reason})")
 
         def log(values: dict[str, float], step: int) -> None:
             if not alive:
@@ -155,17 +157,17 @@ class Tracker:
             try:
                 mlflow.log_metrics({f"train/{name}": value for name, value in values.items()}, step=step)
             except AWAY as error:
-                tell(error)
+                report_failure(error)
 
         try:
             run_id = self.start(self.find_run(finished=False), system_metrics=True)
             print(f"MLflow run: {self.link(run_id)}")
         except AWAY as error:
-            tell(error)
+            report_failure(error)
         status = "FAILED"
         try:
             yield log
-            # A run with a gap does not count: register makes a whole one from the curve.
+            # A run with a gap is marked as failed: register logs a complete one from the curve.
             status = "FINISHED" if alive else "FAILED"
         except Stopped:
             status = "KILLED" if alive else "FAILED"
@@ -175,17 +177,17 @@ class Tracker:
                 try:
                     mlflow.end_run(status)
                 except AWAY as error:
-                    tell(error)
+                    report_failure(error)
 
     def link(self, run_id: str) -> str:
-        """Where to look at a run."""
+        """The address of a run, or how to open it."""
         if self.uri.startswith("http"):
             return run_address(shown(self.uri), self.experiment_id(), run_id)
         return f"{self.facts['name']} in experiment {self.experiment} (`make mlflow-ui` opens it)"
 
 
 def run_facts(params: dict[str, Any], paths: Paths) -> tuple[Path, str, dict[str, Any]]:
-    """A Tracker's arguments for a recipe folder: the repository, the experiment and the facts of the run."""
+    """The arguments of Tracker for a recipe folder: the repository, the experiment and the facts of the run."""
     flat = {
         f"{section}.{key}": value
         for section, values in params.items()
@@ -195,8 +197,8 @@ def run_facts(params: dict[str, Any], paths: Paths) -> tuple[Path, str, dict[str
     data = read_json(paths.raw / "manifest.json")
     base, max_length = params["model"].id.split("/")[-1], params["sequence"].max_length
     source = Path(params["data"].source)
-    inside = source.stem if source.is_absolute() else "/".join(part for part in source.parts if part != "..")
-    rows = params["data"].id.split("/")[-1] if params["data"].id else inside
+    local_name = source.stem if source.is_absolute() else "/".join(part for part in source.parts if part != "..")
+    rows = params["data"].id.split("/")[-1] if params["data"].id else local_name
     facts = {
         "name": f"{rows} on {base}, r{lora.r} lr{train.learning_rate:g} len{max_length}",
         "fingerprint": fingerprint(paths.folder, "train"),
@@ -211,23 +213,23 @@ def run_facts(params: dict[str, Any], paths: Paths) -> tuple[Path, str, dict[str
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """MLflow's errors as one line."""
+    """Raise MLflow's errors as a TrackingError of one line."""
     try:
         yield
     except AWAY as error:
         reason = first_line(error)
         raise TrackingError(
             f"MLflow at {shown(uri)} could not register the adapter: {reason}. The adapter is safe in the recipe "
-            "folder; run `dvc repro` again when the server answers."
+            "folder; run `dvc repro` again when the server is reachable."
         ) from None
 
 
 def first_line(error: Exception) -> str:
-    """The head of MLflow's message, without the password that an address may hold."""
+    """The first line of MLflow's message, without credentials in addresses."""
     return re.sub(r"//[^/@\s]+@", "//", str(error).strip().splitlines()[0])[:200]
 
 
 def shown(uri: str) -> str:
-    """The address without a password."""
+    """The address without credentials."""
     scheme, _, rest = uri.partition("://")
     return f"{scheme}://{rest.rsplit('@', 1)[-1]}"

@@ -1,9 +1,9 @@
-"""A process that loads one registered version and answers rows with the version's own code.
+"""A process that loads a registered version and answers rows with the code stored in that version.
 
     worker = Worker(json.dumps({"code": "FOLDER/recipe", "adapter": ..., "tokenizer": ...}))
     worker.answer([{"instruction": "What is 12 + 30?"}], max_new_tokens=64)
 
-This file is also the process's program, and is part of every version: it imports nothing of the package but there.
+This file is also the program of that process. A copy is part of every version, so only the process imports the package.
 """
 
 import importlib.util
@@ -16,14 +16,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-FLAT = "--flat"  # followed by the folder of a version that was registered before the package had folders
+FLAT = "--flat"  # followed by the folder of a version registered before the package had subpackages
 
 
 class Worker:
-    """A process that loads a model and answers rows, one request at a time: JSON lines over its pipes."""
+    """A process that loads a model and answers rows, one request at a time, as JSON lines over pipes."""
 
     def __init__(self, *arguments: str) -> None:
-        """Start the process and wait until it has loaded. Raises ValueError with its message if it can't."""
+        """Start the process and wait until the model is loaded. Raises ValueError with its message if loading fails."""
         self._process = subprocess.Popen(
             [sys.executable, "-P", __file__, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -31,7 +31,7 @@ class Worker:
         self._receive()
 
     def answer(self, rows: list[dict[str, Any]], max_new_tokens: int) -> list[str]:
-        """One answer a row. Raises ValueError with the message of the process."""
+        """Answer each row. Raises ValueError with the message of the process."""
         with self._lock:
             assert self._process.stdin
             self._process.stdin.write(json.dumps({"rows": rows, "max_new_tokens": max_new_tokens}) + "\n")
@@ -42,14 +42,14 @@ class Worker:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise ValueError(f"the model's process ended with {self._process.wait()}; its output is above.")
+            raise ValueError(f"the model's process ended with exit code {self._process.wait()}; its output is above.")
         received = json.loads(line)
         if "error" in received:
             raise ValueError(received["error"])
         return received["answers"]
 
     def __del__(self) -> None:
-        """End the process: it stops at the end of its input."""
+        """Close the input of the process, which ends it."""
         process = getattr(self, "_process", None)
         if process is not None and process.stdin:
             process.stdin.close()
@@ -58,7 +58,7 @@ class Worker:
 def serve(load: Any) -> None:
     """Answer requests from standard input with the function that `load` returns, until the input ends."""
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no reply
+    os.dup2(2, 1)  # keep what libraries print out of the replies
 
     def reply(value: dict[str, Any]) -> None:
         replies.write(json.dumps(value) + "\n")
@@ -66,7 +66,7 @@ def serve(load: Any) -> None:
 
     try:
         answer = load()
-    except Exception as error:  # noqa: BLE001 - the other process raises it again
+    except Exception as error:  # noqa: BLE001 - the parent process raises it again
         reply({"error": str(error) or type(error).__name__})
         return
     reply({"answers": []})
@@ -74,12 +74,12 @@ def serve(load: Any) -> None:
         request = json.loads(line)
         try:
             reply({"answers": answer(request["rows"], request["max_new_tokens"])})
-        except Exception as error:  # noqa: BLE001 - the other process raises it again
+        except Exception as error:  # noqa: BLE001 - the parent process raises it again
             reply({"error": str(error) or type(error).__name__})
 
 
 def load_version(artifacts: dict[str, str]) -> Any:
-    """A function from rows to answers, by the code in artifacts["code"]; for the model's own process."""
+    """A function from rows to answers that uses the code in artifacts["code"]. Runs in the model's process."""
     folder = artifacts["code"]
     spec = importlib.util.spec_from_file_location(
         "recipe", f"{folder}/__init__.py", submodule_search_locations=[folder]

@@ -1,7 +1,7 @@
-"""Finds the checkpoint that a killed training goes on from.
+"""Finds the checkpoint from which an interrupted training run resumes.
 
-transformers' Trainer takes the newest folder, even one that was half written when the process died. Here a checkpoint
-counts only once a list of its files' sha256 stands in it, which is written last.
+transformers' Trainer resumes from the newest folder, even if the process died while writing it. Here a checkpoint is
+complete only if it contains a list of its files and their sha256, which is written last.
 """
 
 import json
@@ -14,13 +14,13 @@ LIST = "complete.json"
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Write the list that makes a checkpoint count."""
+    """Write the file list that marks a checkpoint as complete."""
     files = sorted(file for file in checkpoint.rglob("*") if file.is_file() and file.name != LIST)
     write_json(checkpoint / LIST, {file.relative_to(checkpoint).as_posix(): sha256_file(file) for file in files})
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether the list is there and every file in it is as it was."""
+    """Whether the file list exists and every listed file is present and unchanged."""
     try:
         listed = json.loads((checkpoint / LIST).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -31,17 +31,17 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def is_last(checkpoint: Path) -> bool:
-    """Whether training had ended when this checkpoint was written."""
+    """Whether this checkpoint was written after the last training step."""
     state = read_json(checkpoint / "trainer_state.json")
     return bool(state["global_step"] >= state["max_steps"])
 
 
 def newest_complete(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None. Damaged ones newer than it are removed, so that nothing takes them."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    for checkpoint in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
+    """The newest complete checkpoint, or None. Newer incomplete checkpoints are deleted, so that nothing loads them."""
+    checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    for checkpoint in sorted(checkpoints, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
         if is_complete(checkpoint):
             return checkpoint
-        print(f"{checkpoint.name} is damaged or was not finished, and is left out")
+        print(f"{checkpoint.name} is incomplete or damaged; deleting it")
         shutil.rmtree(checkpoint)
     return None

@@ -1,7 +1,7 @@
-"""Lets SIGINT and SIGTERM end training at its next checkpoint: Ctrl-C, `docker stop`, a killed `dvc`.
+"""Stops training at its next checkpoint on SIGINT or SIGTERM: Ctrl-C, `docker stop`, a killed `dvc`.
 
 with Stop() as stop:
-    ...  # stop.asked is the signal's number once it came
+    ...  # stop.signal_number is the signal's number once it was received, else None
 """
 
 import signal
@@ -12,23 +12,26 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """Notes the first signal in the block. A second SIGINT interrupts at once; SIGTERM may come from two sides."""
+    """Records the first signal received in the block. A second SIGINT interrupts immediately.
+
+    A second SIGTERM is ignored: two processes may each send one.
+    """
 
     def __init__(self) -> None:
-        self.asked: int | None = None
+        self.signal_number: int | None = None
 
     def __enter__(self) -> "Stop":
-        self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self.previous_handlers = {number: signal.signal(number, self._record) for number in SIGNALS}
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self.before.items():
+    def __exit__(self, error_type: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is None:
-            self.asked = number
-            with suppress(OSError, RuntimeError):  # whoever read this may be gone, or the signal came in another print
-                print("stopping at the next checkpoint (Ctrl-C again stops at once)", flush=True)
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is None:
+            self.signal_number = number
+            with suppress(OSError, RuntimeError):  # the reader may be gone, or the signal interrupted another print
+                print("stopping at the next checkpoint (press Ctrl-C again to stop immediately)", flush=True)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt

@@ -1,8 +1,8 @@
 """Stage train: LoRA on the packed sequences, with TRL's SFTTrainer.
 
-Reads data/prepared/ and models/base/. Makes models/adapter/ (PEFT's layout), metrics/train.json and metrics/loss.csv.
-A killed run goes on from its last whole checkpoint in .recipe/checkpoints/ and ends with the same bytes. SIGINT and
-SIGTERM end it at its next point of the curve, with a checkpoint.
+Reads data/prepared/ and models/base/. Writes models/adapter/ (PEFT's layout), metrics/train.json and metrics/loss.csv.
+A killed run resumes from its last complete checkpoint in .recipe/checkpoints/ and ends with the same bytes. SIGINT and
+SIGTERM stop it at its next log point, with a checkpoint.
 
     python -m recipe train
 """
@@ -30,16 +30,16 @@ from recipe.train.params import LoraParams, TrainParams
 
 
 def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path, log: Log) -> dict[str, Any]:
-    """Train the adapter and write it with its metrics; returns what differs between runs (seconds, memory)."""
+    """Train the adapter and write it with its metrics; returns run metadata (seconds, peak memory)."""
     import torch
     from peft import LoraConfig, prepare_model_for_kbit_training
     from transformers import PrinterCallback
 
     from recipe.train.sft import PackedTrainer, Progress, sft_config
 
-    # PEFT warns that the embeddings could be saved too; only resized ones would be, and nothing trains them.
+    # PEFT warns that it may save the embeddings; it would do so only if resized, and nothing trains them.
     warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")
-    assert params.activation_checkpointing != "auto"  # the stage knows the machine, and chooses
+    assert params.activation_checkpointing != "auto"  # `run` resolves it to on or off for this machine
     be_deterministic(params.num_threads)
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
     tokenizer = load_tokenizer(paths.base / "tokenizer")
@@ -49,7 +49,8 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and meta["max_length"] > longest:
         raise ParamsError(
-            f"params.yaml: sequence.max_length is {meta['max_length']}, and {manifest['id']} has {longest} positions."
+            f"params.yaml: sequence.max_length is {meta['max_length']}, but {manifest['id']} has only {longest} "
+            "positions. Lower sequence.max_length."
         )
     check_target_modules(model, lora.target_modules)
     config = sft_config(params, meta["max_length"], checkpoints)
@@ -74,14 +75,14 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
         ),
         callbacks=[Progress(checkpoints, log, tokens_per_step, stop)],
     )
-    trainer.remove_callback(PrinterCallback)  # ours says it, in fewer words
+    trainer.remove_callback(PrinterCallback)  # Progress prints a shorter line
     newest = newest_complete(checkpoints)
     if newest and is_last(newest):
-        # From its own last step, the trainer would take one more where num_epochs is a fraction.
+        # Resuming after the last step, the Trainer would run one more step if num_epochs is not an integer.
         shutil.rmtree(newest)
         newest = newest_complete(checkpoints)
     if newest:
-        print(f"going on from {newest.name}")
+        print(f"resuming from {newest.name}")
     started = time.monotonic()
     try:
         with stop:
@@ -89,13 +90,13 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise TrainingError(
-                f"out of memory ({params.micro_batch_tokens} tokens at once). Lower train.micro_batch_tokens, or set "
-                "train.activation_checkpointing: on or train.quantization: nf4."
+                f"out of memory ({params.micro_batch_tokens} tokens per micro-batch). Lower train.micro_batch_tokens, "
+                "or set train.activation_checkpointing: on or train.quantization: nf4."
             ) from None
         raise
-    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+    if stop.signal_number and trainer.state.global_step < trainer.state.max_steps:
         done = f"{trainer.state.global_step} of {trainer.state.max_steps}"
-        raise Stopped(f"training was stopped after step {done}. `dvc repro` goes on from there.", stop.asked)
+        raise Stopped(f"training was stopped after step {done}. Run `dvc repro` to resume.", stop.signal_number)
     seconds = time.monotonic() - started
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
@@ -123,20 +124,20 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
-    """`train`: where the adapter is, and how long it took."""
+    """Run the train stage; returns a line with the adapter's folder and the training time."""
     pin_processor(params["train"].dtype)
-    fitted = services.fit_to_memory()
+    train_params = services.fit_to_memory()
     tracker = services.tracker()
     key = f"{tracker.facts['fingerprint'][:16]}-{installed_lock()[:8]}"
     with tracker.training() as log:
-        cost = train(params["lora"], fitted, paths, paths.local / "checkpoints" / key, log)
+        cost = train(params["lora"], train_params, paths, paths.local / "checkpoints" / key, log)
         log(cost, 0)
     services.remember(cost)
     return f"adapter: {paths.adapter} ({cost['seconds']:.0f} s of training)"
 
 
 def _peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes."""
+    """The peak resident memory of this process so far, in bytes."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

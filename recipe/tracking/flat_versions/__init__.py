@@ -1,1 +1,1 @@
-"""Versions that were registered before the package had folders: see answering.py."""
+"""Support for versions registered before the package had subpackages: see answering.py."""

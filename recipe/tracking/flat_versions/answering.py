@@ -1,8 +1,8 @@
-"""Versions that were registered before the package had folders, in a process that has imported this package.
+"""Support for versions registered before the package had subpackages, in a process that has imported this package.
 
-Their own file, which MLflow runs, does `from recipe.answering import answer_rows` and loads two more modules by their
-names of that time. `recipe/__init__.py` adds this folder to where the package's modules are found; the functions hand
-the work to a process that runs the version's own code. Without this package such a version loads its own code itself.
+Such a version contains a file that MLflow runs. It does `from recipe.answering import answer_rows` and imports two more
+modules by their old names. `recipe/__init__.py` adds this folder to the package's search path; these functions pass the
+work to a process that runs the version's code. If this package is not imported, such a version loads its own code.
 """
 
 from typing import Any
@@ -13,5 +13,5 @@ from recipe.tracking.flat_versions.version import FlatVersion
 def answer_rows(
     model: FlatVersion, tokenizer: Any, meta: Any, rows: list[dict[str, Any]], max_new_tokens: int
 ) -> list[str]:
-    """One answer a row, by the version's own code."""
+    """Answer each row with the version's code."""
     return model.worker.answer(rows, max_new_tokens)

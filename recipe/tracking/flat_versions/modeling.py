@@ -7,11 +7,11 @@ from recipe.tracking.flat_versions.version import FlatVersion
 
 
 def load_base(manifest: Any, folder: Path, num_tokens: int, quantization: str) -> None:
-    """Nothing: the version's own process loads it."""
+    """Do nothing: the version's process loads the base model."""
 
 
 def load_adapter(base: None, folder: Path, manifest: Any) -> FlatVersion:
-    """The version that an adapter's folder belongs to, with its process started."""
+    """The version that contains the adapter folder, with its process started."""
     version = FlatVersion(folder.parents[1])
     version.start()
     return version

@@ -6,5 +6,5 @@ from recipe.tracking.flat_versions.version import FlatVersion
 
 
 def load_tokenizer(folder: Path) -> FlatVersion:
-    """The version that a tokenizer's folder belongs to; it is the first that its file loads."""
+    """The version that contains the tokenizer folder. The version's file loads the tokenizer first."""
     return FlatVersion(folder.parents[1])

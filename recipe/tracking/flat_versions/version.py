@@ -1,4 +1,4 @@
-"""A process that runs the code of a version that was registered before the package had folders."""
+"""A process that runs the code of a version registered before the package had subpackages."""
 
 import runpy
 import sys
@@ -8,30 +8,30 @@ from typing import Any
 
 
 class FlatVersion:
-    """Such a version in its folder (the one with MLmodel, code/ and served.py)."""
+    """Such a version in its folder, which contains MLmodel, code/ and served.py."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.worker: Any = None
 
     def __len__(self) -> int:
-        """For `len(tokenizer)`, which the version's file asks for and nothing uses."""
+        """For `len(tokenizer)`, which the version's file calls; the value is not used."""
         return 0
 
     def start(self) -> None:
-        """Start its process. Raises ValueError with its message if it can't load."""
+        """Start the process. Raises ValueError with its message if loading fails."""
         from recipe.tracking.model_process import FLAT, Worker
 
         self.worker = Worker(FLAT, str(self.folder))
 
 
 def load_flat_version(folder: Path) -> Any:
-    """A function from rows to answers, by the version's own code; for the version's own process."""
+    """A function from rows to answers that uses the version's code. Runs in the version's process."""
     import yaml
 
-    stated = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))["flavors"]["python_function"]
-    sys.path.insert(0, str(folder / stated["code"]))
-    model = runpy.run_path(str(folder / Path(stated["model_code_path"]).name))["AdapterModel"]()
-    artifacts = {name: str(folder / artifact["path"]) for name, artifact in stated["artifacts"].items()}
+    flavor = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))["flavors"]["python_function"]
+    sys.path.insert(0, str(folder / flavor["code"]))
+    model = runpy.run_path(str(folder / Path(flavor["model_code_path"]).name))["AdapterModel"]()
+    artifacts = {name: str(folder / artifact["path"]) for name, artifact in flavor["artifacts"].items()}
     model.load_context(SimpleNamespace(artifacts=artifacts))
     return lambda rows, max_new_tokens: model.predict(None, rows, {"max_new_tokens": max_new_tokens})
