@@ -76,7 +76,7 @@ bench: env  ## Compare training with the tutorial's settings and `trl sft`: spee
 bench-prepare: env  ## Compare rows per second and memory of prepare with SFTTrainer (OPTIONS=..., see bench/prepare.py)
 	python -m bench.prepare $(OPTIONS)
 
-bench-pipeline: env  ## Time `recipe --help`, a `dvc repro` that is up to date, and the start until the first step
+bench-pipeline: env  ## Time `recipe --help`, a no-op `dvc repro`, and startup until the first training step
 	python -m bench.pipeline $(OPTIONS)
 
 mlflow-ui: env  ## Browse the experiments on http://127.0.0.1:5000 (PORT=..., RECIPE=... links its last run)
@@ -145,7 +145,7 @@ lock: env  ## Compile the hashed locks from requirements/*.in
 docs: env  ## Write docs/cli.md from the commands' help texts
 	python docs/cli_reference.py
 
-presets: env  ## Copy the root's dvc.yaml to the presets after a change
+presets: env  ## Copy the root dvc.yaml to the presets; run it after editing that file
 	@for folder in presets/*/; do sed "s|^  - root: \.$$|  - root: ../..|" dvc.yaml > "$$folder/dvc.yaml"; done
 
 clean:  ## Remove the pipeline's outputs; DVC's cache and MLflow's store are kept

@@ -82,10 +82,10 @@ def test_possible_problems_are_counted_and_located(report):
     summary, folder = report(rows, [alpaca("tell me", story), alpaca("held", "out")])
     flaws = {name: (flaw["rows"], flaw["places"]) for name, flaw in summary["flaws"].items()}
     assert flaws["e-mail addresses"] == (1, ["train.jsonl, line 1"])
-    assert flaws["rows that stand twice"] == (1, ["train.jsonl, line 33"])
-    assert flaws["questions with another answer earlier"][1] == ["train.jsonl, line 34", "train.jsonl, line 36"]
-    assert "train.jsonl, line 36" in flaws["rows that are nearly an earlier one"][1]
-    assert flaws["validation rows that are nearly in training"] == (1, ["validation.jsonl, line 1"])
+    assert flaws["rows that occur more than once"] == (1, ["train.jsonl, line 33"])
+    assert flaws["repeated questions with a different answer"][1] == ["train.jsonl, line 34", "train.jsonl, line 36"]
+    assert "train.jsonl, line 36" in flaws["near duplicates of an earlier row"][1]
+    assert flaws["validation rows that nearly match a training row"] == (1, ["validation.jsonl, line 1"])
     html = (folder / "index.html").read_text()
     assert "train.jsonl, line 1</td>" in html
     assert "jane@mail.org" not in html and "write to [e-mail addresses]" in html.replace("<br>", " ")
@@ -114,7 +114,9 @@ def test_files_with_the_same_name_in_different_folders_are_distinguished(raw, fe
     paths = paths_in(tmp_path, raw=data, base=fetched_base)
     prepare(sequence_params(on_bad_row="drop"), paths, no_progress)
     summary = analyze(AnalyzeParams(num_rows=5, num_bins=10), paths, no_progress)
-    assert summary["flaws"]["validation rows that are nearly in training"]["places"] == ["validation/0.jsonl, line 2"]
+    assert summary["flaws"]["validation rows that nearly match a training row"]["places"] == [
+        "validation/0.jsonl, line 2"
+    ]
     html = (tmp_path / "report" / "index.html").read_text()
     assert toy_rows(1)[0]["instruction"] in html.split("First rows</h2>")[1].split("Three rows")[0]
 
@@ -124,7 +126,7 @@ def test_unnamed_column_is_not_used_as_input(report):
     rows = [{"": str(number), **row} for number, row in enumerate([*toy_rows(20), *toy_rows(1)])]
     summary, _ = report(rows, columns=columns)
     assert summary["branches"] == {"without input": 21}
-    assert summary["flaws"]["rows that stand twice"]["rows"] == 1
+    assert summary["flaws"]["rows that occur more than once"]["rows"] == 1
 
 
 def test_chats_and_plain_texts_are_analyzed(report):

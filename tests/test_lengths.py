@@ -70,8 +70,8 @@ def test_recommended_limit_is_the_shortest_that_cuts_few_rows():
     best, reason = recommend(limits_of([100] * 95 + [600] * 5, 1024))
     assert best.max_length == 1024 and best.rows_cut == 0.0
     best, reason = recommend(limits_of([100] * 3000 + [130], 1024))
-    assert best.max_length == 128 and reason.startswith("128 is the shortest")
-    assert "it affects 0.03% of the rows and loses 0.00% of the tokens" in reason
+    assert best.max_length == 128 and reason.startswith("128 tokens is the smallest")
+    assert "it cuts or drops 0.03% of them and loses 0.00% of the tokens" in reason
 
 
 def test_only_a_sample_of_many_rows_is_packed(monkeypatch):

@@ -18,8 +18,9 @@ CLEAN = [
 ]
 FLAWS = {
     "e-mail addresses", "phone numbers", "keys or tokens", "HTML entities", "control characters",
-    "replacement characters (U+FFFD)", "invisible characters", "private-use characters", "wrongly decoded texts",
-    "placeholders for an answer", "answers that leave code open", "answers that end on a comma, dash or bracket",
+    "replacement characters (U+FFFD)", "invisible characters", "private-use characters",
+    "text decoded with the wrong encoding",
+    "placeholders for an answer", "answers with an unclosed code block", "answers that end on a comma, dash or bracket",
     "answers that end in mid-sentence",
 }  # fmt: skip
 
@@ -46,7 +47,7 @@ def test_clean_text_has_no_flaws(text):
         ("zero\u200bwidth", "invisible characters"),
         ("lost \ufffd", "replacement characters (U+FFFD)"),
         ("\ue000", "private-use characters"),
-        ("donâ€™t", "wrongly decoded texts"),
+        ("donâ€™t", "text decoded with the wrong encoding"),
         ("Tom &amp; Jerry &#39;", "HTML entities"),
     ],
 )
@@ -76,7 +77,7 @@ def test_placeholder_answer_is_a_flaw(answer):
         ("First mix it well. Then heat the pan over a low flame and", "answers that end in mid-sentence"),
         ("The colours are red, green,", "answers that end on a comma, dash or bracket"),
         ("Here you go (", "answers that end on a comma, dash or bracket"),
-        ("```python\nprint(1)", "answers that leave code open"),
+        ("```python\nprint(1)", "answers with an unclosed code block"),
         ("42", None),
         ("a short one without a stop", None),
         ("So he has 12 + 30 = 42 apples in all", None),  # a single sentence without a period is a matter of style

@@ -200,7 +200,7 @@ def test_loading_with_a_changed_base_is_rejected(evaluated, fetched_base, store,
     mlflow.pyfunc.load_model("models:/tiny@champion")
     weights = tmp_path / "elsewhere" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
-    with pytest.raises(Exception, match="is not the file that was fetched for tiny"):
+    with pytest.raises(Exception, match="does not match the file that was fetched for tiny"):
         mlflow.pyfunc.load_model("models:/tiny@champion")
 
 

@@ -89,8 +89,9 @@ def recommend(results: Sequence[Limit]) -> tuple[Limit, str]:
     """The shortest limit that cuts or drops at most MAX_CUT of the rows, and the reason as text."""
     best = next(limit for limit in results if limit.rows_cut + limit.rows_dropped <= MAX_CUT)
     reason = (
-        f"{best.max_length:,} is the shortest of these limits that cuts or drops at most {MAX_CUT:.0%} of the rows: it "
-        f"affects {best.rows_cut + best.rows_dropped:.2%} of the rows and loses {best.tokens_lost:.2%} of the tokens. "
+        f"{best.max_length:,} tokens is the smallest of these limits that affects at most {MAX_CUT:.0%} of the rows: "
+        f"it cuts or drops {best.rows_cut + best.rows_dropped:.2%} of them and loses {best.tokens_lost:.2%} of the "
+        "tokens. "
         "With packing, a longer limit costs about the same per epoch, but each sequence needs more memory."
     )
     return best, reason

@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from recipe.core.format import shorten
 from recipe.report.html import Part, figure, preformatted, table
 
 WRAP = 50  # the tutorial prints a row wrapped at 50 characters, below a rule of 15 times three dashes
@@ -152,8 +153,8 @@ def flaw_parts(summary: dict[str, Any], examples: Mapping[str, Sequence[Any]]) -
                    "training rows, no unusual characters, no truncated answers, no personal data.</p>")  # fmt: skip
     parts = [Part("Possible problems", table(["problem", "rows", "share", "where"], rows) if rows else clean, note)]
     pairs = [
-        [f"{name}\n({copy.similarity:.0%} similar)", f"{copy.place}:\n{_shorten(copy.text)}",
-         f"{copy.other_place}:\n{_shorten(copy.other_text)}"]
+        [f"{name}\n({copy.similarity:.0%} similar)", f"{copy.place}:\n{shorten(copy.text, SHOWN_CHARS)}",
+         f"{copy.other_place}:\n{shorten(copy.other_text, SHOWN_CHARS)}"]
         for name, copies in examples.items() for copy in copies
     ]  # fmt: skip
     if pairs:
@@ -210,7 +211,3 @@ def outcome_parts(summary: dict[str, Any], packed: Sequence[Sequence[tuple[str, 
         Part("Output of prepare", table(["count", "number"], counts), note),
         Part("Packed sequence", box, legend),
     ]
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"

@@ -20,10 +20,10 @@ from recipe.text.templates import make_template
 KEPT_PLACES = 100  # rows listed for each flaw
 KEPT_EXAMPLES = 3  # pairs shown in full for each type of duplicate
 DUPLICATE_FLAWS = {
-    "same": "rows that stand twice",
-    "same_question": "questions with another answer earlier",
-    "near": "rows that are nearly an earlier one",
-    "leaks": "validation rows that are nearly in training",
+    "same": "rows that occur more than once",
+    "same_question": "repeated questions with a different answer",
+    "near": "near duplicates of an earlier row",
+    "leaks": "validation rows that nearly match a training row",
 }
 
 

@@ -85,15 +85,15 @@ def odd_characters(text: str) -> list[str]:
     if PRIVATE.search(text):
         names.append("private-use characters")
     if is_bad(text):
-        names.append("wrongly decoded texts")
+        names.append("text decoded with the wrong encoding")
     return names
 
 
 def cut_off(answer: str) -> str | None:
-    """How an answer appears to be truncated, or None. Short answers, list items and code need no final period."""
+    """Why an answer looks truncated, or None. Short answers, list items and code need no final period."""
     text = answer.rstrip()
     if text.count("```") % 2:
-        return "answers that leave code open"
+        return "answers with an unclosed code block"
     if OPEN_END.search(text):
         return "answers that end on a comma, dash or bracket"
     last = text.rsplit("\n", 1)[-1]

@@ -7,7 +7,8 @@ from recipe.core.errors import MachineError
 from recipe.core.io import read_json
 from recipe.core.paths import Paths
 from recipe.model.generate import answer_rows
-from recipe.model.load import Quantization, load_adapter, load_base
+from recipe.model.load import load_adapter, load_base
+from recipe.model.processor import Quantization
 from recipe.tokens.tokenizer import load_tokenizer
 
 MAX_NEW_TOKENS = 256

@@ -35,7 +35,7 @@ class Commands(click.Group):
         except (FileNotFoundError, KeyError) as error:
             problem = context.output_problem(error)
             is_stage = ctx.invoked_subcommand in context.STAGES
-            if problem is None or (is_stage and isinstance(error, KeyError)):  # there it may be a defect of ours
+            if problem is None or (is_stage and isinstance(error, KeyError)):  # in a stage it may be a bug of ours
                 raise
             click.echo(f"error: {problem}", err=True)
             ctx.exit(MachineError.exit_code)
@@ -129,6 +129,7 @@ def new(name: str, data: str | None, model: str | None) -> None:
         recipe new my-recipe --data rows.jsonl
         cd presets/my-recipe && dvc repro
 
+    \b
         recipe new other --data tatsu-lab/alpaca --model Qwen/Qwen3-0.6B-Base
         cd presets/other && recipe pin && recipe plan
     """

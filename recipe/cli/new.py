@@ -64,7 +64,9 @@ def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> 
         on_hub = source_of(model) == "hub"
         params["model"].update(id=model if on_hub else Path(model).resolve().name, revision=None)
     params["registry"].update(name=name, experiment=name)
-    params.yaml_set_start_comment(f"The recipe {name}. `dvc repro` here runs it; `recipe params` checks this file.")
+    params.yaml_set_start_comment(
+        f"Recipe {name}. Run it with `dvc repro` in this folder; check this file with `recipe params`."
+    )
     yaml = YAML(typ="rt")
     yaml.width = 200
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))

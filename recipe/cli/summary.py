@@ -5,6 +5,7 @@ from typing import Any
 
 from recipe.cli.run_metadata import read_notes
 from recipe.core.errors import DataError
+from recipe.core.format import shorten
 from recipe.core.io import read_json
 from recipe.core.paths import Paths
 from recipe.register.stage import read_generations
@@ -46,9 +47,9 @@ def summary_text(paths: Paths, model_name: str) -> str:
         )
     for row in pick(read_generations(paths), NUM_SHOWN):
         question = " | ".join(question_in(row["prompt"]).split("\n\n"))
-        lines += ["", f"{'prompt':11}{_short(question)}"]
+        lines += ["", f"{'prompt':11}{_one_line(question)}"]
         lines += [
-            f"{label:11}{_short(row[key])}"
+            f"{label:11}{_one_line(row[key])}"
             for label, key in (("reference", "completion"), ("base", "base"), ("adapter", "adapter"))
         ]
     seconds = {
@@ -67,7 +68,6 @@ def summary_text(paths: Paths, model_name: str) -> str:
     return "\n".join(lines)
 
 
-def _short(text: str, width: int = 100) -> str:
+def _one_line(text: str, width: int = 100) -> str:
     """The text on one line, cut to `width` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 1] + "…"
+    return shorten(" ".join(text.split()), width)

@@ -107,7 +107,10 @@ def _explain(place: list[Any], error: Any, section: type[Section], sections: dic
 
 
 def _nearest(place: list[Any], sections: dict[str, type[Section]]) -> str:
-    """`; did you mean x?` with the same key in another section, else the closest key of this section, else of any."""
+    """A hint such as `; did you mean x?`: the same key in another section, else the closest in this one, else in any.
+
+    If nothing is close, the hint lists the valid names.
+    """
     if len(place) == 1:
         close = difflib.get_close_matches(place[0], sections, n=1, cutoff=0.5)
         return f"; did you mean {close[0]}?" if close else f"; the sections are {', '.join(sections)}"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import DataError, MachineError, ParamsError
+from recipe.core.format import first_line
 
 LOCK = "requirements/tasks.lock"
 INSTALL = f".venv/bin/python -m pip install --no-deps --require-hashes -r {LOCK}"
@@ -60,13 +61,13 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
             with _quiet():
                 tasks |= manager.load([name])["tasks"]
         except OSError as error:  # errors of the Hub client and of files are subclasses of OSError
-            raise MachineError(f"evaluate.tasks: can't load the rows of {name}: {_first_line(error)}") from None
+            raise MachineError(f"evaluate.tasks: can't load the rows of {name}: {first_line(error, 300)}") from None
         except ImportError as error:
             raise MachineError(
-                f"evaluate.tasks: {name} needs a package that is not installed: {_first_line(error)}"
+                f"evaluate.tasks: {name} needs a package that is not installed: {first_line(error, 300)}"
             ) from None
         except Exception as error:  # noqa: BLE001 - loading a task may run any code of the harness
-            reason = f"{type(error).__name__}: {_first_line(error)}"
+            reason = f"{type(error).__name__}: {first_line(error, 300)}"
             if name.endswith(".yaml"):
                 raise DataError(f"evaluate.tasks: {name} is not a valid task: {reason}") from None
             raise MachineError(f"evaluate.tasks: can't load {name}: {reason}") from None
@@ -111,7 +112,3 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
         if filter_name and isinstance(value, int | float) and math.isfinite(value):
             numbers[name if filter_name == "none" else f"{name} ({filter_name})"] = round(float(value), 6)
     return numbers
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

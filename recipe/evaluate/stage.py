@@ -151,6 +151,6 @@ def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[s
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
-    """`evaluate`: one sentence on whether the adapter is better than its base."""
+    """Run the stage; returns a sentence that says whether the adapter is better than its base."""
     pin_processor()
     return headline(evaluate(params["evaluate"], paths, services.progress))

@@ -9,15 +9,15 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 from recipe.core.errors import DataError, MachineError, ParamsError
+from recipe.core.format import first_line
 from recipe.core.hub_cache import base_folder
 from recipe.core.io import read_json, sha256_file, write_json
 from recipe.model.packed_attention import choose_attention, packing_is_isolated, register_attention
-from recipe.model.processor import Dtype, torch_dtype
+from recipe.model.processor import Dtype, Quantization, torch_dtype
 
-Quantization = Literal["none", "int8", "nf4"]
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -35,8 +35,8 @@ def find_base(manifest: dict[str, Any], folder: Path) -> Path:
             )
         if path.stat().st_size != file["bytes"] or sha256_file(path) != file["sha256"]:
             raise DataError(
-                f"{path} is not the file that was fetched for {manifest['id']} (sha256 {file['sha256']}), for which "
-                f"the adapter was trained. {restore}"
+                f"{path} does not match the file that was fetched for {manifest['id']} (expected sha256 "
+                f"{file['sha256']}) and that the adapter was trained on. {restore}"
                 + ("." if from_hub else ", or run `dvc repro` to use the new file.")
             )
     return source
@@ -104,8 +104,7 @@ def _from_pretrained(source: Path, options: dict[str, Any]) -> Any:
     try:
         model = AutoModelForCausalLM.from_pretrained(source, local_files_only=True, **options).eval()
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"transformers can't load the base model in {source}: {reason}") from None
+        raise DataError(f"transformers can't load the base model in {source}: {first_line(error)}") from None
     for module in model.modules():
         # In evaluation mode, bitsandbytes repacks nf4 weights for AVX512-BF16. The kernel that it then uses, also in
         # training, has no gradient, and its results differ from those on processors without AVX512-BF16.

@@ -36,7 +36,7 @@ def add_cu_seqlens(batch: "dict[str, torch.Tensor]") -> dict[str, Any]:
 def choose_attention(config: Any, *, cuda: bool) -> str | None:
     """The attention for training on packed sequences: `by_document` if it is exact, else None (transformers' choice).
 
-    Also None for attention with dropout on CUDA: variable-length Flash attention has none, and a loop would be slow.
+    Also None for attention with dropout on CUDA: variable-length Flash does not support it, and a loop would be slow.
     """
     special = ("sliding_window", "attn_logit_softcapping", "attention_chunk_size")
     plain = all(getattr(config, name, None) is None for name in special)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from recipe.core.errors import MachineError
 
 Dtype = Literal["auto", "bfloat16"]
+Quantization = Literal["none", "int8", "nf4"]  # of the frozen base model
 
 
 def pin_processor(dtype: Dtype = "auto") -> None:

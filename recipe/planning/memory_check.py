@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import MachineError
-from recipe.core.format import format_bytes
+from recipe.core.format import first_line, format_bytes
 from recipe.core.hub_cache import base_folder
 from recipe.core.io import read_json
 from recipe.core.paths import Paths
@@ -29,7 +29,7 @@ def load_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise MachineError(f"the model's config in {folder} can't be read: {str(error).splitlines()[0]}") from None
+        raise MachineError(f"the model's config in {folder} can't be read: {first_line(error)}") from None
 
 
 def missing_gpu(count: int) -> str | None:
@@ -112,7 +112,7 @@ def suggest_fix(params: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) 
 def check_memory(
     params: dict[str, Any], config: Any, trained_fraction: float
 ) -> tuple[MemoryEstimate | None, list[str]]:
-    """The memory estimate (None for a model that can't be traced), and a list with a problem if it does not fit.
+    """The memory estimate, None for a model that can't be traced, and a list of problems: empty if training fits.
 
     The params are those returned by `choose_checkpointing`.
     """

@@ -187,7 +187,7 @@ def _plan_model(plan: Plan, params: dict[str, Any], folder: Path, data_bytes: in
     plan.lines.append(("disk", f"{format_bytes(needed)} in {HF_HOME}{copies}, {format_bytes(free)} free"))
     if needed > free:
         plan.problems.append(
-            f"{format_bytes(needed)} of disk space are needed, {format_bytes(free)} are free. "
+            f"{format_bytes(needed)} of disk space is needed, but only {format_bytes(free)} is free. "
             "Set HF_HOME to a folder on a larger disk."
         )
     configs = [listing.files[name] for name in CONFIGS if name in listing.files]

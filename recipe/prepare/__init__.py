@@ -1,1 +1,1 @@
-"""Turns rows into packed token sequences."""
+"""Turn rows into packed token sequences."""

@@ -87,8 +87,8 @@ def report_bad_rows(bad: list[BadRow]) -> str:
 class Splitter:
     """Assigns examples to splits, and checks that no prompt is in both.
 
-    Without a given validation split, `fraction` of the prompts becomes one. A given validation split must be assigned
-    before the training rows.
+    If no validation split is given, a `fraction` of the prompts is held out as one. A given validation split must be
+    assigned before the training rows.
     """
 
     def __init__(self, fraction: float, *, validation_is_given: bool) -> None:

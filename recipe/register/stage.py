@@ -52,7 +52,7 @@ class Registry(Protocol):
         """Register the adapter unless it is registered already; returns its version number."""
 
     def champion(self, name: str) -> tuple[str, dict[str, str]] | None:
-        """The version with the alias and its tags, or None."""
+        """The version that has the alias, and its tags; None if no version has it."""
 
     def record_promotion(self, name: str, version: str, sentence: str, *, moves: bool) -> None:
         """Tag the version with its comparison with the champion, and move the alias to it if `moves`."""
@@ -63,14 +63,17 @@ def decide(
 ) -> tuple[bool, str]:
     """Whether the alias moves to `version`, and a sentence that says why."""
     if rule == "never":
-        return False, f"version {version} is registered; the alias {ALIAS} is unchanged: registry.promote is never"
+        return False, f"version {version} is registered; the alias {ALIAS} stays, because registry.promote is never"
     if champion is None:
         return True, f"version {version} is the first {ALIAS}"
     number, champion_tags = champion
     if number == version:
         return False, f"version {version} is already the {ALIAS}"
     if rule == "always":
-        return True, f"version {version} is now the {ALIAS}, replacing version {number}: registry.promote is always"
+        return (
+            True,
+            f"version {version} is now the {ALIAS}, replacing version {number}, because registry.promote is always",
+        )
     for tag, difference in (
         ("validation_sha256", "validation rows, tokens or mask"),
         ("tokenizer_sha256", "tokenizer"),
@@ -124,7 +127,7 @@ def read_generations(paths: Paths) -> list[dict[str, Any]]:
     """
     path = paths.evaluation / "generations.jsonl"
     if not path.is_file():
-        raise MachineError(f"{path} is missing: the stage evaluate creates it. Run `dvc repro`.")
+        raise MachineError(f"{path} is missing; the evaluate stage creates it. Run `dvc repro`.")
     rows = read_json_lines(path)
     missing = [column for column in GENERATION_COLUMNS if any(column not in row for row in rows)]
     if missing:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import DataError
+from recipe.core.format import first_line
 
 PADDING_TOKEN = "<|pad|>"
 
@@ -15,10 +16,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # noqa: BLE001 - for invalid files, the libraries raise KeyError, TypeError, Exception
-        first = (str(error).strip() or "?").splitlines()[0]
-        raise DataError(
-            f"{folder} does not contain a tokenizer that transformers can read: {type(error).__name__}: {first}"
-        ) from None
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise DataError(f"{folder} does not contain a tokenizer that transformers can read: {reason}") from None
 
 
 def give_padding_token(tokenizer: Any) -> None:

@@ -6,7 +6,6 @@ A version has the scores, the lineage and possibly the alias `champion`; the run
 import importlib.metadata
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +63,7 @@ class MlflowRegistry(Tracker):
             return version
 
     def _log_model(self, adapter: Adapter) -> str:
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            # Same filter as in pyfunc_model.py, set again because MLflow's imports change the filters.
-            warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method.*")
+        with tempfile.TemporaryDirectory() as folder:
             example = TEMPLATES[adapter.template].EXAMPLE
             card = Path(folder) / "MODEL_CARD.md"
             card.write_text(adapter.card, encoding="utf-8")
@@ -96,7 +93,7 @@ class MlflowRegistry(Tracker):
         return version
 
     def champion(self, name: str) -> tuple[str, dict[str, str]] | None:
-        """The version with the alias and its tags, or None."""
+        """The version that has the alias, and its tags; None if no version has it."""
         with explained(self.uri):
             if ALIAS not in self.client.get_registered_model(name).aliases:
                 return None

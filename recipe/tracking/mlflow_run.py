@@ -27,7 +27,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.exceptions import MlflowException
 
 from recipe.core.errors import Stopped, TrackingError
-from recipe.core.format import run_address
+from recipe.core.format import first_line, run_address
 from recipe.core.io import read_json
 from recipe.core.paths import Paths, fingerprint, home, repository
 from recipe.tracking.lineage import lineage
@@ -38,8 +38,8 @@ AWAY = (MlflowException, ImportError, OSError)
 # Makes the UI open runs and charts instead of agent traces, and describes the runs.
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
-    "mlflow.note.content": "Each run is a training. Its description says whether the adapter is better than its base; "
-    "its artifacts contain the data report and the evaluation report.",
+    "mlflow.note.content": "Each run is one training run. Its description says whether the adapter is better than its "
+    "base; its artifacts contain the data report and the evaluation report.",
 }
 SYSTEM_METRICS_SECONDS = 5
 MAX_PARAM_CHARS = 6000  # MLflow's limit
@@ -148,7 +148,7 @@ class Tracker:
         def report_failure(error: Exception) -> None:
             nonlocal alive
             alive = False
-            reason = first_line(error)
+            reason = without_credentials(error)
             print(f"MLflow at {shown(self.uri)} is unreachable; register will log this training. ({reason})")
 
         def log(values: dict[str, float], step: int) -> None:
@@ -217,16 +217,16 @@ def explained(uri: str) -> Iterator[None]:
     try:
         yield
     except AWAY as error:
-        reason = first_line(error)
+        reason = without_credentials(error)
         raise TrackingError(
             f"MLflow at {shown(uri)} could not register the adapter: {reason}. The adapter is safe in the recipe "
             "folder; run `dvc repro` again when the server is reachable."
         ) from None
 
 
-def first_line(error: Exception) -> str:
+def without_credentials(error: Exception) -> str:
     """The first line of MLflow's message, without credentials in addresses."""
-    return re.sub(r"//[^/@\s]+@", "//", str(error).strip().splitlines()[0])[:200]
+    return re.sub(r"//[^/@\s]+@", "//", first_line(error))
 
 
 def shown(uri: str) -> str:

@@ -2,15 +2,14 @@
 
     mlflow.pyfunc.load_model("models:/recipe-demo@champion").predict([{"instruction": "What is 12 + 30?"}])
 
-A version answers with the code that it was registered with, in a separate process (model_process.py). So versions with
-different code can be loaded in one program, even if it has imported another `recipe`. MLflow copies this file into the
-version and runs it. The base model is not part of the version: it is loaded from the path in the manifest, or from the
-folder RECIPE_BASE_MODEL, and rejected if its sha256 differs.
+Each version runs the code that it was registered with, in a separate process (model_process.py). So versions with
+different code can be loaded in one program, even if it has imported a different `recipe`. MLflow copies this file into
+the version and runs it. The base model is not part of the version: it is loaded from the path in the manifest or from
+the folder that RECIPE_BASE_MODEL names, and is rejected if its sha256 differs.
 """
 
 import json
 import runpy
-import warnings
 from typing import Any
 
 import mlflow
@@ -19,12 +18,13 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
 MAX_NEW_TOKENS = 256
-# MLflow warns about a missing type hint, which would define the schema; the logged signature defines it instead.
-warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method.*", category=UserWarning)
 
 
 class AdapterModel(PythonModel):
     """Answers rows with `instruction` and optionally `input`, with `text`, or with `messages`."""
+
+    # Else MLflow 3.17 warns, at every load, that type hints could define the schema; the logged signature defines it.
+    _skip_type_hint_validation = True
 
     def load_context(self, context: Any) -> None:
         """Start the process that loads tokenizer, base model and adapter of this version."""

@@ -6,8 +6,7 @@ from pydantic import Field, model_validator
 
 from recipe.core.config import Section
 from recipe.core.errors import ParamsError
-from recipe.model.load import Quantization
-from recipe.model.processor import Dtype
+from recipe.model.processor import Dtype, Quantization
 
 
 class LoraParams(Section):
