@@ -97,7 +97,7 @@ def test_a_new_recipe_has_its_params_with_comments_and_the_roots_pipeline(quick,
     differing = [pair for pair in zip(ours, roots, strict=True) if pair[0] != pair[1]]
     assert differing == [("  - root: ../..", "  - root: .")]
     text = (quick / "params.yaml").read_text()
-    assert text.startswith("# The recipe quick.") and "# rank of the update" in text
+    assert text.startswith("# Recipe quick.") and "# rank of the update" in text
     assert recipe(quick, "params", "data.validation_split").stdout == "test\n"
     assert recipe(quick, "params", "registry.name").stdout == "quick\n"
     assert (quick / recipe(quick, "params", "model.source").stdout.strip()).is_dir()
@@ -189,10 +189,10 @@ def test_make_env_installs_a_lock_only_if_another_is_named(tmp_path):
             ["make", "-n", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
         ).stdout
 
-    assert "install" not in commands("env") and "install" not in commands("env", "LOCK=cpu")
+    assert "requirements/install" not in commands("env") and "requirements/install" not in commands("env", "LOCK=cpu")
     assert "requirements/install cuda .venv" in commands("env", "LOCK=cuda")
     (tmp_path / ".venv/recipe-lock.sha256").write_text("x  requirements/cuda.lock\n")
-    assert "install" not in commands("env")
+    assert "requirements/install" not in commands("env")
     assert "requirements/install cpu .venv" in commands("env", "LOCK=cpu")
 
 

@@ -557,7 +557,7 @@ def test_a_long_retry_after_is_not_waited_for(with_model, hub, monkeypatch):
     hub.fail("model.safetensors", 429, times=99)
     started = time.monotonic()
     assert "answered 429" in recipe(with_model, hub, "fetch", "model", code=4)
-    assert time.monotonic() - started < 70
+    assert time.monotonic() - started < 180
 
 
 @pytest.mark.parametrize("command", [("pin",), ("plan",), ("fetch", "data")])
