@@ -14,10 +14,10 @@ def reference() -> str:
     from recipe.cli.commands import main
 
     parts = ["# Command line", "Generated from `--help` by `make docs`.", "## recipe"]
-    context = click.Context(main, info_name="recipe", max_content_width=100, terminal_width=100)
+    context = click.Context(main, info_name="recipe", terminal_width=100, **main.context_settings)
     parts.append(f"```text\n{main.get_help(context)}\n```")
     for name, command in main.commands.items():
-        inner = click.Context(command, info_name=name, parent=context, max_content_width=100, terminal_width=100)
+        inner = click.Context(command, info_name=name, parent=context, terminal_width=100)
         parts += [f"## recipe {name}", f"```text\n{command.get_help(inner)}\n```"]
     return "\n\n".join(parts) + "\n"
 
