@@ -4,9 +4,10 @@ import pytest
 from conftest import ROOT
 
 from recipe.cli.context import sections
-from recipe.core.config import find_value, read_params
+from recipe.core.config import dump_yaml, find_value, load_yaml, read_params
 from recipe.core.errors import ParamsError
 
+PARAMS_FILES = [ROOT / "params.yaml", *sorted(ROOT.glob("presets/*/params.yaml"))]
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 
 
@@ -26,7 +27,7 @@ def mistakes(tmp_path, *changes):
     return str(raised.value)
 
 
-@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted(ROOT.glob("presets/*/params.yaml"))], ids=str)
+@pytest.mark.parametrize("path", PARAMS_FILES, ids=str)
 def test_every_shipped_params_yaml_is_valid(path):
     read_params(path, sections())
 
@@ -150,3 +151,20 @@ def test_find_value_reads_a_dotted_key():
     assert find_value(ROOT / "params.yaml", "model.id") == "demo-base"
     with pytest.raises(ParamsError, match="no key"):
         find_value(Path(ROOT / "params.yaml"), "lora.rank")
+
+
+@pytest.mark.parametrize("path", PARAMS_FILES, ids=str)
+def test_written_yaml_is_the_text_that_was_read(path):
+    """`recipe pin` and `recipe new` write what they read, with other values."""
+    assert dump_yaml(load_yaml(path)) == path.read_text(encoding="utf-8")
+
+
+def test_written_yaml_keeps_comments_quotes_long_lines_and_inline_mappings(tmp_path):
+    text = (
+        "# first\ndata: {id: 'a/b', revision: null} # inline\n\nsequence:\n"
+        f'  chat_template: "{"{{ x }} " * 40}"  # long\n  text: |\n    two\n      lines\n# last\n'
+    )
+    (tmp_path / "params.yaml").write_text(text)
+    document = load_yaml(tmp_path / "params.yaml")
+    document["data"]["revision"] = "1234567890" * 4
+    assert dump_yaml(document) == text.replace("revision: null", f"revision: '{'1234567890' * 4}'")

@@ -5,14 +5,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from recipe.core.config import load_yaml
+from recipe.core.config import dump_yaml, load_yaml
 from recipe.core.errors import DataError, ParamsError
+from recipe.core.hub_cache import HUB
 from recipe.core.io import new_folder, write_text
 from recipe.core.paths import repository
 
-HUB = "hub"
 HUB_FILE = (
     "`source: hub` in params.yaml: DVC wants a file behind every dependency, and finds this one. It never changes; "
     "what comes from the Hub is pinned by `revision`.\n"
@@ -24,7 +22,7 @@ def source_of(source: str) -> str:
     if Path(source).exists():
         return source
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
-        return "hub"
+        return HUB
     raise ParamsError(f"{source} does not exist and is not a Hub name (owner/name).")
 
 
@@ -51,28 +49,24 @@ def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> 
     for section, option in (("data", data), ("model", model)):
         if option is not None:
             source = source_of(option)
-            params[section]["source"] = source if source == "hub" else os.path.relpath(option, new)
-        elif params[section]["source"] != "hub":
+            params[section]["source"] = source if source == HUB else os.path.relpath(option, new)
+        elif params[section]["source"] != HUB:
             params[section]["source"] = os.path.relpath(folder / params[section]["source"], new)
-    if data is not None and source_of(data) == "hub":
+    if data is not None and source_of(data) == HUB:
         params["data"].update(
             id=data, revision=None, subset=None, sha256=None, train_split="train", validation_split=None
         )
     elif data is not None:
         _describe(params, Path(data))
     if model is not None:
-        on_hub = source_of(model) == "hub"
+        on_hub = source_of(model) == HUB
         params["model"].update(id=model if on_hub else Path(model).resolve().name, revision=None)
     params["registry"].update(name=name, experiment=name)
     params.yaml_set_start_comment(
         f"Recipe {name}. Run it with `dvc repro` in this folder; check this file with `recipe params`."
     )
-    yaml = YAML(typ="rt")
-    yaml.width = 200
-    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     with new_folder(new) as target:
-        with (target / "params.yaml").open("w", encoding="utf-8", newline="\n") as file:
-            yaml.dump(params, file)
+        write_text(target / "params.yaml", dump_yaml(params))
         write_text(target / "dvc.yaml", pipeline_of(root))
         write_hub_file(target, params)
     return new

@@ -5,6 +5,7 @@ params.yaml is the complete recipe, with no defaults hidden in the code.
 """
 
 import difflib
+import io
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +28,9 @@ class Section(BaseModel):
 def load_yaml(path: Path) -> CommentedMap:
     """Load the mapping in a YAML 1.2 file, with comments and line numbers. (PyYAML reads `2e-4` as a string.)"""
     try:
-        value = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+        yaml = YAML(typ="rt")
+        yaml.preserve_quotes = True
+        value = yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(
             f"{path} is missing. Run this command in a recipe folder, which contains params.yaml and dvc.yaml "
@@ -45,6 +48,18 @@ def load_yaml(path: Path) -> CommentedMap:
     if not isinstance(value, CommentedMap):
         raise ParamsError(f"{path}: expected sections with keys, found {type(value).__name__}.")
     return value
+
+
+def dump_yaml(document: CommentedMap) -> str:
+    """The text of a document from `load_yaml`: comments, quotes and order as they were.
+
+    Nested lists are not indented and empty values are written as `null`, whatever they were before.
+    """
+    yaml, text = YAML(typ="rt"), io.StringIO()
+    yaml.width = 4096  # never break a line
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+    yaml.dump(document, text)
+    return text.getvalue()
 
 
 def read_params(path: Path, sections: dict[str, type[Section]]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+HUB = "hub"  # the value of `source` in params.yaml for rows or a model on the Hub
+
 
 def snapshot_folder(repo_type: str, name: str, revision: str) -> Path:
     """The folder in the Hub's cache with one commit of a repository; `repo_type` is `model` or `dataset`."""
