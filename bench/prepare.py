@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.train import OPTIONAL, REQUIRED, ROOT
+from recipe.text.alpaca import alpaca_turns
 from recipe.text.readers import BadRow, pick_columns, read_rows
-from recipe.text.templates import alpaca_turns
 
 COLUMNS = {"instruction": "instruction", "input": "input", "output": "output"}
 

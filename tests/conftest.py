@@ -17,7 +17,7 @@ from containers import cloned, engine, image, place, wheel  # noqa: F401 - fixtu
 from hypothesis import settings
 from runs import commit, finished, real, swept  # noqa: F401 - shared finished recipes
 
-from recipe.text.templates import ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT
+from recipe.text.alpaca import ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -57,6 +57,14 @@ def paths_in(out, **changes):
         "evaluate_metrics": "evaluate.json", "evaluation": "report", "receipt": "registered.json",
     }  # fmt: skip
     return Paths(**{"folder": Path("/"), **{name: out / path for name, path in names.items()}, **changes})
+
+
+def data_params(source, **changes):
+    """The section `data` for a source of files with only training rows."""
+    from recipe.fetch.params import DataParams
+
+    keys = dict.fromkeys(("id", "revision", "subset", "sha256", "validation_split"))
+    return DataParams(**{"source": source, "train_split": "train", **keys, **changes})
 
 
 def edit(path, old, new):
@@ -170,7 +178,6 @@ def sequence_params():
 @pytest.fixture
 def raw(tmp_path):
     """Create data/raw/ with fetch: a file of rows per split, and the manifest."""
-    from recipe.fetch.params import DataParams
     from recipe.fetch.stage import fetch_data
 
     def make(train, validation=None):
@@ -180,16 +187,7 @@ def raw(tmp_path):
         if validation is not None:
             write_jsonl(source / "validation.jsonl", validation)
         split = None if validation is None else "validation"
-        params = DataParams(
-            source="source",
-            id=None,
-            revision=None,
-            subset=None,
-            sha256=None,
-            train_split="train",
-            validation_split=split,
-        )
-        fetch_data(params, paths_in(tmp_path, folder=tmp_path))
+        fetch_data(data_params("source", validation_split=split), paths_in(tmp_path, folder=tmp_path))
         return tmp_path / "raw"
 
     return make

@@ -6,7 +6,8 @@ from conftest import alpaca, no_progress, paths_in, toy_rows
 
 from recipe.analyze.params import AnalyzeParams
 from recipe.analyze.report import format_row, list_places
-from recipe.analyze.stage import analyze, quantiles, share_above, show
+from recipe.analyze.stage import analyze, quantiles, share_above
+from recipe.cli.show import rows_text
 from recipe.core.errors import DataError
 from recipe.core.io import sha256_tree
 from recipe.prepare.stage import prepare
@@ -218,8 +219,8 @@ def test_invalid_utf8_in_a_dropped_row_does_not_break_the_report(report):
 
 def test_show_prints_the_first_rows_below_the_rule(raw, tmp_path):
     rows = [alpaca(f"question {n}", "word " * 30) for n in range(4)]
-    text = show(raw(rows), 3)
+    text = rows_text(raw(rows), 3)
     assert text.splitlines()[:2] == ["4 rows", "  instruction  str (4)"]
     assert text.count("---" * 15) == 4 and "question 2" in text and "question 3" not in text
     with pytest.raises(DataError, match="recipe fetch data"):
-        show(tmp_path / "nothing", 3)
+        rows_text(tmp_path / "nothing", 3)

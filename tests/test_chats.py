@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from recipe.core.errors import DataError, ParamsError
 from recipe.prepare.stage import prepare, tokenize
-from recipe.text.chat_templates import ChatTemplate, alpaca_messages, read_messages
+from recipe.text.alpaca import alpaca_messages
+from recipe.text.chat_templates import ChatTemplate, read_messages
 from recipe.tokens.packing import read_sequences
 
 # Templates shaped like Llama 3's, and like Gemma's, which rejects system messages.

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.core.errors import DataError
-from recipe.core.io import sha256_tree
+from recipe.core.io import read_json, sha256_tree, write_json
 from recipe.evaluate.stage import batches, compared_rows, score
 from recipe.report.comparison import ScoredRow, headline
 from recipe.tokens.packing import collate, read_sequences
@@ -55,7 +55,7 @@ def test_compared_rows_have_the_scores_of_both_variants_and_matches_if_answered(
         (3.0, "is not better", "(1.000 higher, 95% interval 0.900 to 1.100)"),
     ],
 )
-def test_headline_says_whether_the_adapter_is_better(adapter_loss, verdict, difference):
+def test_headline_says_whether_the_adapter_is_better(adapter_loss, verdict, difference, tmp_path):
     gain = {"loss": 2.0 - adapter_loss, "loss_low": 1.9 - adapter_loss, "loss_high": 2.1 - adapter_loss}
     results = {"base": {"loss": 2.0, "exact_match": 0.0}, "adapter": {"loss": adapter_loss, "exact_match": 0.5}}
     results["difference"] = gain
@@ -64,8 +64,9 @@ def test_headline_says_whether_the_adapter_is_better(adapter_loss, verdict, diff
     results["adapter"]["exact_match"] = None
     assert "answers" not in headline(results)
     del results["difference"]
-    with pytest.raises(DataError, match=r"older version of the recipe.*Run `dvc repro`"):
-        headline(results)
+    write_json(tmp_path / "evaluate.json", results)
+    with pytest.raises(DataError, match=r"evaluate.json has no 'difference': another version.*Run `dvc repro`"):
+        headline(read_json(tmp_path / "evaluate.json"))
 
 
 def test_stage_scores_base_and_adapter_and_is_reproducible(trained, fetched_base):

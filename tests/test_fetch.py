@@ -2,26 +2,17 @@ import json
 import shutil
 
 import pytest
-from conftest import ROOT, alpaca, paths_in, write_jsonl
+from conftest import ROOT, alpaca, data_params, paths_in, write_jsonl
 
 from recipe.core.errors import DataError, ParamsError, RecipeError
 from recipe.core.io import sha256_file, sha256_tree
-from recipe.fetch.params import DataParams, ModelParams
+from recipe.fetch.params import ModelParams
 from recipe.fetch.stage import fetch_data, fetch_model
 from recipe.tokens.tokenizer import load_tokenizer
 
 
-def data(source="rows", train_split="train", validation_split=None, sha256=None, **changes):
-    return DataParams(
-        source=source,
-        id=None,
-        revision=None,
-        subset=None,
-        sha256=sha256,
-        train_split=train_split,
-        validation_split=validation_split,
-        **changes,
-    )
+def data(source="rows", **changes):
+    return data_params(source, **changes)
 
 
 @pytest.fixture

@@ -1,16 +1,18 @@
 import json
+import pickle
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
 
-from recipe.core.errors import MachineError
+from recipe.core.errors import DataError, MachineError
 from recipe.core.format import first_line, shorten
 from recipe.core.io import (
     file_lock,
     new_folder,
     read_json,
+    read_json_lines,
     sha256_bytes,
     sha256_file,
     sha256_listing,
@@ -96,3 +98,24 @@ def test_first_line_of_an_error_is_stripped_cut_and_never_empty():
 
 def test_shortened_text_ends_in_an_ellipsis_within_the_width():
     assert (shorten("abc", 3), shorten("abcd", 3)) == ("abc", "ab…")
+
+
+def test_a_missing_key_of_an_output_names_the_file_and_the_key_at_any_depth(tmp_path):
+    path = tmp_path / "meta.json"
+    write_text(path, '{"rows": [{"train": {"count": 1}}]}\n')
+    value = read_json(path)
+    assert value == {"rows": [{"train": {"count": 1}}]} == pickle.loads(pickle.dumps(value))
+    assert value.get("tokens") is None and "tokens" not in value
+    inner, copied = value["rows"][0], pickle.loads(pickle.dumps(value))
+    for found in (value, inner, inner["train"], copied, read_json_lines(path)[0]):
+        with pytest.raises(DataError, match=r"meta.json has no 'tokens': another version of the recipe wrote it"):
+            found["tokens"]
+
+
+@pytest.mark.parametrize("read", [read_json, read_json_lines])
+def test_an_output_that_is_missing_or_not_json_is_reported(tmp_path, read):
+    with pytest.raises(MachineError, match=r"rows.json is missing: an earlier stage creates it"):
+        read(tmp_path / "rows.json")
+    (tmp_path / "rows.json").write_text('{"a": 1')
+    with pytest.raises(DataError, match=r"rows.json is not valid JSON"):
+        read(tmp_path / "rows.json")

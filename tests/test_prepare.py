@@ -10,7 +10,7 @@ from recipe.core.errors import DataError
 from recipe.core.io import sha256_tree
 from recipe.prepare.examples import in_validation
 from recipe.prepare.stage import infrequent_gc, prepare, tokenize
-from recipe.text.templates import alpaca_turns
+from recipe.text.alpaca import alpaca_turns
 from recipe.tokens.packing import read_sequences
 from recipe.tokens.tokenizer import load_tokenizer
 

@@ -1,6 +1,7 @@
 import pytest
 
-from recipe.register.stage import decide, flat, plain, run_metrics
+from recipe.register.promotion import decide
+from recipe.register.stage import flat, plain, run_metrics
 
 TAGS = {"validation_sha256": "v", "tokenizer_sha256": "t", "validation_loss": "1.5"}
 

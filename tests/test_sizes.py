@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import no_progress, paths_in, write_jsonl
+from conftest import data_params, no_progress, paths_in, write_jsonl
 
 from recipe.core.errors import DataError
 from recipe.planning.token_estimate import local_text, text_tokens
@@ -23,32 +23,18 @@ def parquet(shared, tmp_path):
     return path
 
 
-def test_the_estimated_tokens_of_alpaca_are_within_a_tenth(parquet, shared, tmp_path):
+def test_the_estimated_tokens_of_alpaca_are_within_a_tenth(parquet, shared, sequence_params, tmp_path):
     """The estimate includes only the columns that the template reads, and the text that it adds."""
-    from recipe.fetch.params import DataParams
     from recipe.fetch.stage import fetch_data
     from recipe.fetch.xgen_tokenizer import build_tokenizer
-    from recipe.prepare.params import SequenceParams
     from recipe.prepare.stage import prepare
 
     for source, name in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt")):
         (tmp_path / name).symlink_to(shared / "gpt2" / source)
     build_tokenizer(tmp_path).save_pretrained(tmp_path / "tokenizer")
-    params = DataParams(
-        source="train.parquet",
-        id=None,
-        revision=None,
-        subset=None,
-        sha256=None,
-        train_split="train",
-        validation_split=None,
-    )
     paths = paths_in(tmp_path, folder=tmp_path, base=tmp_path)
-    fetch_data(params, paths)
-    sequence = SequenceParams(
-        template="alpaca", chat_template=None, columns={name: name for name in COLUMNS}, max_length=2048,
-        on_overlong="truncate", loss_on="completion", packing=True, validation_fraction=0.05, on_bad_row="drop",
-    )  # fmt: skip
+    fetch_data(data_params("train.parquet"), paths)
+    sequence = sequence_params(max_length=2048, validation_fraction=0.05, on_bad_row="drop")
     meta = prepare(sequence, paths, no_progress)
     rows, size, columns = local_text([parquet], COLUMNS)
     counted = meta["tokens"]["train"] * rows / meta["rows"]["train"]

@@ -3,8 +3,9 @@ from typing import get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recipe.text.alpaca import alpaca_prompt, alpaca_turns, question_in
 from recipe.text.readers import Row
-from recipe.text.templates import TEMPLATES, TemplateName, Text, alpaca_prompt, alpaca_turns, make_template, question_in
+from recipe.text.templates import TEMPLATES, TemplateName, Text, make_template
 from recipe.text.turns import Turn
 
 

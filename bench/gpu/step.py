@@ -41,9 +41,9 @@ def paths_in(folder: Path) -> Any:
 
 def prepared_rows() -> Path:
     """A folder with prepared rows and a base manifest without hashes: reading 13.8 GB twice would take the time."""
-    from recipe.fetch.params import DataParams
+    from recipe.cli.context import sections
+    from recipe.core.config import read_params
     from recipe.fetch.stage import base_tokenizer, fetch_data
-    from recipe.prepare.params import SequenceParams
     from recipe.prepare.stage import prepare
     from recipe.tokens.tokenizer import give_padding_token
 
@@ -60,21 +60,11 @@ def prepared_rows() -> Path:
     tokenizer.save_pretrained(folder / "base/tokenizer")
     manifest = {"id": "shape", "revision": None, "sha256": "0" * 64, "path": str(WORK / "base"), "converted": False}
     (folder / "base/manifest.json").write_text(json.dumps({**manifest, "remote_code": False, "files": []}))
-    data = DataParams(
-        source=str(folder / "rows"),
-        id=None,
-        revision=None,
-        subset=None,
-        sha256=None,
-        train_split="train",
-        validation_split=None,
-    )
+    params = read_params(ROOT / "params.yaml", sections())
+    from_folder = {"source": str(folder / "rows"), "sha256": None, "validation_split": None}
+    data = params["data"].model_copy(update=from_folder)
     fetch_data(data, paths_in(folder))
-    sequence = SequenceParams(
-        template="alpaca", chat_template=None, max_length=TOKENS // 4, on_overlong="truncate", loss_on="completion",
-        columns={"instruction": "instruction", "input": "input", "output": "output"}, packing=True,
-        validation_fraction=0.05, on_bad_row="error",
-    )  # fmt: skip
+    sequence = params["sequence"].model_copy(update={"max_length": TOKENS // 4, "on_overlong": "truncate"})
     prepare(sequence, paths_in(folder), lambda items, *_: items)
     return folder
 

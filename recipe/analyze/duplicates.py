@@ -68,12 +68,7 @@ class Copies:
         from datasketch import MinHash
 
         self._sketch = MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=int, scheme="affine32")
-        self._signatures, self._rows, self._questions, self._validation = (
-            bytearray(),
-            bytearray(),
-            bytearray(),
-            bytearray(),
-        )
+        self._signatures, self._rows, self._questions, self._validation = (bytearray() for _ in range(4))
 
     def add(self, question: str, answer: str, *, validation: bool) -> None:
         """Add a row."""

@@ -6,14 +6,13 @@ Reads data/raw/, data/prepared/ and models/base/tokenizer/. Writes reports/analy
     lengths.csv     the distribution of row lengths in tokens, for `dvc plots`
     *.svg           the charts in the report
 
-    python -m recipe analyze
+    recipe analyze
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,21 +20,17 @@ import numpy as np
 from recipe.analyze.max_length import limits, recommend
 from recipe.analyze.params import AnalyzeParams
 from recipe.analyze.report import (
-    RULE,
     TUTORIAL_CHARS,
     data_parts,
     flaw_parts,
-    format_counts,
-    format_row,
     length_parts,
     limit_parts,
     outcome_parts,
     summarize_findings,
     token_parts,
 )
-from recipe.analyze.scan import Columns, as_text, read_all, scan_rows
+from recipe.analyze.scan import scan_rows
 from recipe.analyze.text_checks import mask_personal_data
-from recipe.core.errors import DataError
 from recipe.core.io import new_folder, read_json, write_json, write_text
 from recipe.core.paths import Paths
 from recipe.core.services import Progress, Services
@@ -61,23 +56,6 @@ def quantiles(values: Sequence[int]) -> dict[str, float]:
 def share_above(values: Sequence[int], limit: int) -> float:
     """The share of values greater than `limit`."""
     return round(sum(value > limit for value in values) / len(values), 4)
-
-
-def show(data: Path, num_rows: int) -> str:
-    """The output of `recipe show`: the number of rows, their columns, and the first rows in full."""
-    if not (data / "manifest.json").is_file():
-        raise DataError(
-            f"{data} has no manifest.json. Run `recipe fetch data` to fetch the rows, or `dvc repro` for all stages."
-        )
-    columns = Columns()
-    first: list[dict[str, str]] = []
-    for row in read_all(data, read_json(data / "manifest.json")["files"]):
-        columns.add(row.values)
-        if len(first) < num_rows:
-            first.append(as_text(row.values))
-    width = max(map(len, columns.types), default=0)
-    lines = [f"  {name:<{width}}  {format_counts(column['types'])}" for name, column in columns.summary().items()]
-    return "\n".join([f"{columns.num_rows:,} rows", *lines, *map(format_row, first), RULE])
 
 
 def vocabulary(sequences: Any, size: int) -> dict[str, Any]:

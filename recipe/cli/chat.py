@@ -7,9 +7,8 @@ from recipe.core.errors import MachineError
 from recipe.core.io import read_json
 from recipe.core.paths import Paths
 from recipe.model.generate import answer_rows
-from recipe.model.load import load_adapter, load_base
+from recipe.model.load import load_trained
 from recipe.model.processor import Quantization
-from recipe.tokens.tokenizer import load_tokenizer
 
 MAX_NEW_TOKENS = 256
 
@@ -26,11 +25,9 @@ def open_chat(folder: Path, paths: Paths, *, with_adapter: bool) -> Callable[[st
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
     if not (paths.base / "tokenizer").is_dir():
         raise MachineError(f"{paths.base / 'tokenizer'} is missing. Run `dvc repro`.")
-    tokenizer = load_tokenizer(paths.base / "tokenizer")
     quantization: Quantization = read_json(paths.train_metrics)["quantization"] if with_adapter else "none"
-    model = load_base(manifest, folder, len(tokenizer), quantization)
-    if with_adapter:
-        model = load_adapter(model, paths.adapter, manifest)
+    adapter = paths.adapter if with_adapter else None
+    tokenizer, model = load_trained(manifest, folder, paths.base / "tokenizer", adapter, quantization)
 
     def reply(line: str) -> str:
         instruction, _, input_text = (part.strip() for part in line.partition(" | "))

@@ -26,16 +26,15 @@ class Commands(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. Missing and outdated outputs are reported in one line, too."""
+        """Run a command. A missing output of a stage is reported in one line, too."""
         try:
             return super().invoke(ctx)
         except RecipeError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
-        except (FileNotFoundError, KeyError) as error:
-            problem = context.output_problem(error)
-            is_stage = ctx.invoked_subcommand in context.STAGES
-            if problem is None or (is_stage and isinstance(error, KeyError)):  # in a stage it may be a bug of ours
+        except FileNotFoundError as error:
+            problem = context.missing_output(error)
+            if problem is None:
                 raise
             click.echo(f"error: {problem}", err=True)
             ctx.exit(MachineError.exit_code)
@@ -134,8 +133,9 @@ def new(name: str, data: str | None, model: str | None) -> None:
         cd presets/other && recipe pin && recipe plan
     """
     from recipe.cli.new import new_recipe, source_of
+    from recipe.core.hub_cache import HUB
 
-    from_hub = "hub" in (data and source_of(data), model and source_of(model))
+    from_hub = HUB in (data and source_of(data), model and source_of(model))
     folder = os.path.relpath(new_recipe(HERE, name, data, model))
     next_commands = "recipe pin && dvc repro" if from_hub else "dvc repro"
     if model:
@@ -156,9 +156,9 @@ def show(rows: int) -> None:
         recipe show
         recipe show --rows 10 | less
     """
-    from recipe.analyze.stage import show
+    from recipe.cli.show import rows_text
 
-    click.echo(show(context.paths().raw, rows))
+    click.echo(rows_text(context.paths().raw, rows))
 
 
 @main.command()
@@ -200,7 +200,7 @@ def link(server: str) -> None:
         recipe link --server http://gpu-host:5000
     """
     from recipe.cli.run_metadata import read_notes
-    from recipe.core.format import run_address
+    from recipe.tracking.address import run_address
 
     run, server = read_notes(context.paths().local).get("register", {}), server.rstrip("/")
     known = {"experiment_id", "run_id"} <= run.keys()

@@ -1,7 +1,6 @@
 """The recipe folder of a command: its checked params, its paths, and a progress bar for its stages."""
 
 import sys
-import traceback
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -48,22 +47,12 @@ def progress(items: Iterator[Any], what: str, total: int | None = None) -> Itera
     return iter(tqdm(items, desc=what, total=total, disable=not sys.stderr.isatty(), leave=False))
 
 
-def output_problem(error: FileNotFoundError | KeyError) -> str | None:
-    """The message for an output that is missing or was written by another version of the recipe, else None.
-
-    Keys of outputs are read all over the package, so a KeyError counts only if the package itself raised it.
-    """
-    if isinstance(error, FileNotFoundError):
-        if not (HERE / "dvc.yaml").is_file():
-            return None
-        path = Path(str(error.filename))
-        outputs = [output for name, output in vars(paths()).items() if name != "folder"]
-        if not any(path.is_relative_to(output) for output in outputs):
-            return None
-        return f"{path} is missing: an earlier stage creates it. Run `dvc repro`."
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    package = Path(__file__).resolve().parents[1]
-    if not Path(frame.filename).resolve().is_relative_to(package):
+def missing_output(error: FileNotFoundError) -> str | None:
+    """The message for a missing output of a stage; None for any other missing file."""
+    if not (HERE / "dvc.yaml").is_file():
         return None
-    where = f"{Path(frame.filename).resolve().relative_to(package.parent)}, line {frame.lineno}"
-    return f"an output has no key {error} ({where}): another version of the recipe wrote it. Run `dvc repro`."
+    path = Path(str(error.filename))
+    outputs = [output for name, output in vars(paths()).items() if name != "folder"]
+    if not any(path.is_relative_to(output) for output in outputs):
+        return None
+    return f"{path} is missing: an earlier stage creates it. Run `dvc repro`."

@@ -1,19 +1,15 @@
 """Print the results of a run and where to find them: the implementation of `recipe summary`, the end of `make demo`."""
 
-from pathlib import Path
 from typing import Any
 
 from recipe.cli.run_metadata import read_notes
-from recipe.core.errors import DataError
 from recipe.core.format import shorten
-from recipe.core.io import read_json
+from recipe.core.io import read_json, read_json_lines
 from recipe.core.paths import Paths
-from recipe.register.stage import read_generations
-from recipe.report.comparison import headline
-from recipe.text.templates import question_in
+from recipe.report.comparison import VARIANTS, headline
+from recipe.text.alpaca import question_in
 
 NUM_SHOWN = 3
-SCORES = ("loss", "perplexity", "token_accuracy", "exact_match")
 
 
 def pick(generations: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -22,30 +18,18 @@ def pick(generations: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return [rows[index * len(rows) // count] for index in range(min(count, len(rows)))]
 
 
-def check_results(path: Path, results: Any) -> None:
-    """Raise DataError if metrics/evaluate.json lacks a number that the summary prints."""
-    required = {"base": SCORES, "adapter": SCORES, "difference": ("loss", "loss_low", "loss_high")}
-    missing = [
-        f"{part}.{name}" for part, names in required.items() for name in names if name not in results.get(part, {})
-    ]
-    missing += [] if "rows" in results else ["rows"]
-    if missing:
-        raise DataError(f"{path} has no {missing[0]}: another version of the recipe wrote it. Run `dvc repro`.")
-
-
 def summary_text(paths: Paths, model_name: str) -> str:
     """The headline, the scores, three prompts with both answers, and the next commands."""
     results = read_json(paths.evaluate_metrics)
-    check_results(paths.evaluate_metrics, results)
     lines = [headline(results), ""]
     lines.append(f"{'':9}{'loss':>9}{'perplexity':>12}{'token acc.':>12}{'exact':>9}")
-    for variant in ("base", "adapter"):
+    for variant in VARIANTS:
         scores = results[variant]
         exact = "-" if scores["exact_match"] is None else f"{scores['exact_match']:.1%}"
         lines.append(
             f"{variant:9}{scores['loss']:9.3f}{scores['perplexity']:12,.2f}{scores['token_accuracy']:12.1%}{exact:>9}"
         )
-    for row in pick(read_generations(paths), NUM_SHOWN):
+    for row in pick(read_json_lines(paths.evaluation / "generations.jsonl"), NUM_SHOWN):
         question = " | ".join(question_in(row["prompt"]).split("\n\n"))
         lines += ["", f"{'prompt':11}{_one_line(question)}"]
         lines += [

@@ -37,8 +37,3 @@ def first_line(error: BaseException, limit: int = 200) -> str:
 def shorten(text: str, width: int) -> str:
     """The text in at most `width` characters; if it is cut, the last character is an ellipsis."""
     return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def run_address(server: str, experiment_id: str, run_id: str) -> str:
-    """The URL of a run in MLflow's UI, in the view for model training rather than for agents."""
-    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"

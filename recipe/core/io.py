@@ -57,19 +57,39 @@ def json_text(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+class JsonObject(dict[str, Any]):
+    """An object in a JSON file. `object[key]` raises DataError with the file's name if there is no such key."""
+
+    def __init__(self, values: dict[str, Any], path: Path) -> None:
+        super().__init__(values)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise DataError(f"{self.path} has no {key!r}: another version of the recipe wrote it. Run `dvc repro`.")
+
+
 def read_json(path: Path) -> Any:
-    """The value in a JSON file that an earlier stage wrote."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MachineError(f"{path} is missing: an earlier stage creates it. Run `dvc repro`.") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}.") from None
+    """The value in a JSON file that an earlier stage wrote. Its objects, at any depth, are instances of JsonObject."""
+    return _parse_json(_read_output(path), path)
 
 
 def read_json_lines(path: Path) -> list[Any]:
     """The values in a file with one JSON value per line. (`splitlines` would split at U+2028 within a string.)"""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [_parse_json(line, path) for line in _read_output(path).split("\n") if line]
+
+
+def _read_output(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MachineError(f"{path} is missing: an earlier stage creates it. Run `dvc repro`.") from None
+
+
+def _parse_json(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text, object_hook=lambda values: JsonObject(values, path))
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}.") from None
 
 
 def write_text(path: Path, text: str) -> None:

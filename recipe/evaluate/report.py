@@ -11,7 +11,7 @@ from markupsafe import Markup
 from recipe.report.comparison import FEWEST_ROWS, MEASURES, RESAMPLES, VARIANTS, Groups, describe_gain, headline
 from recipe.report.html import Part, figure, page, table
 from recipe.report.svg import pairs_of_bars
-from recipe.text.templates import question_in
+from recipe.text.alpaca import question_in
 
 SHOWN_ANSWERS = 30
 MAX_GROUPS = 40  # with more groups, a chart is unreadable

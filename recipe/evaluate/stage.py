@@ -8,7 +8,7 @@ Reads data/prepared/, models/base/ and models/adapter/, and metrics/train.json. 
     reports/evaluation/groups.json          the measures by category and by length
     reports/evaluation/generations.jsonl    prompts, references, and the answers of base and adapter
 
-    python -m recipe evaluate
+    recipe evaluate
 """
 
 import json
@@ -21,11 +21,11 @@ from recipe.evaluate.lm_eval import load_tasks, run_tasks
 from recipe.evaluate.params import EvaluateParams
 from recipe.evaluate.report import about, pictures, report_page
 from recipe.model.generate import answer
-from recipe.model.load import load_adapter, load_base
+from recipe.model.load import load_trained
 from recipe.model.processor import be_deterministic, pin_processor
 from recipe.report.comparison import VARIANTS, ScoredRow, by_group, headline, overall
 from recipe.tokens.packing import IGNORED, collate, read_sequences
-from recipe.tokens.tokenizer import encode_prompts, load_tokenizer
+from recipe.tokens.tokenizer import encode_prompts
 
 Scores = list[tuple[float, int, int]]  # for each row: sum of losses, number of correct tokens, number of loss positions
 NUM_THREADS = 2  # fixed: the number of threads determines the order of sums, and thus the last digits
@@ -99,9 +99,9 @@ def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[s
     be_deterministic(NUM_THREADS)
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
     train_metrics = read_json(paths.train_metrics)
-    tokenizer = load_tokenizer(paths.base / "tokenizer")
-    loaded = load_base(manifest, paths.folder, len(tokenizer), train_metrics["quantization"])
-    model = load_adapter(loaded, paths.adapter, manifest)
+    tokenizer, model = load_trained(
+        manifest, paths.folder, paths.base / "tokenizer", paths.adapter, train_metrics["quantization"]
+    )
     rows = read_sequences(paths.prepared / "validation.arrow")
     references = read_json_lines(paths.prepared / "validation.jsonl")
 
@@ -128,11 +128,7 @@ def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[s
     categories = [reference["category"] for reference in references]
     compared = compared_rows(lengths, categories, scores, dict(zip(selected, generations, strict=True)))
     groups = by_group(compared)
-    results: dict[str, Any] = {
-        "rows": len(rows),
-        "prompts": count,
-        **overall(compared),
-    }
+    results: dict[str, Any] = {"rows": len(rows), "prompts": count, **overall(compared)}
     if tasks:
         results["tasks"] = {
             task: {variant: task_scores[variant][task] for variant in VARIANTS} for task in task_scores["base"]

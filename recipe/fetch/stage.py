@@ -7,7 +7,7 @@ fetch model  saves the tokenizer in models/base/tokenizer/; the weights stay whe
 A source is a path, or `hub`: then id and revision name a commit on the Hugging Face Hub, whose files are downloaded
 to the Hub's cache. The rows are copied from there; the weights stay there.
 
-    python -m recipe fetch data
+    recipe fetch data
 """
 
 import shutil
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import DataError, ParamsError
-from recipe.core.hub_cache import converted_folder
+from recipe.core.hub_cache import HUB, converted_folder
 from recipe.core.io import new_folder, read_json, sha256_file, sha256_listing, write_json
 from recipe.core.paths import Paths
 from recipe.core.services import Services
@@ -35,7 +35,6 @@ from recipe.fetch.weights import (
 from recipe.fetch.xgen_tokenizer import GPT2, GPT2_FILES, GPT2_REVISION, build_tokenizer, is_xgen
 from recipe.tokens.tokenizer import give_padding_token, load_tokenizer
 
-HUB = "hub"
 Check = Callable[[Path], None]
 MANIFEST = "manifest.json"
 

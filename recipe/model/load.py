@@ -17,6 +17,7 @@ from recipe.core.hub_cache import base_folder
 from recipe.core.io import read_json, sha256_file, write_json
 from recipe.model.packed_attention import choose_attention, packing_is_isolated, register_attention
 from recipe.model.processor import Dtype, Quantization, torch_dtype
+from recipe.tokens.tokenizer import load_tokenizer
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -141,6 +142,16 @@ def check_target_modules(model: Any, target_modules: str | tuple[str, ...]) -> N
         )
 
 
+def peft_config(lora: Any) -> Any:
+    """PEFT's configuration of an adapter. `lora` is the section of params.yaml."""
+    from peft import LoraConfig
+
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    return LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+
+
 def _is_linear(module: Any) -> bool:
     """Whether a module is a linear layer; GPT-2's Conv1D is a linear layer too."""
     return type(module).__name__ in {"Linear", "Conv1D", "Linear8bitLt", "Linear4bit"}
@@ -180,3 +191,15 @@ def load_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> Any:
             f"{base_name(manifest)}. Run `dvc repro`."
         )
     return PeftModel.from_pretrained(model, folder).eval()
+
+
+def load_trained(
+    manifest: dict[str, Any], folder: Path, tokenizer_folder: Path, adapter: Path | None, quantization: Quantization
+) -> tuple[Any, Any]:
+    """The tokenizer, and the base model with its adapter as in training; without an adapter if that is None.
+
+    The manifest's path is relative to `folder`.
+    """
+    tokenizer = load_tokenizer(tokenizer_folder)
+    model = load_base(manifest, folder, len(tokenizer), quantization)
+    return tokenizer, model if adapter is None else load_adapter(model, adapter, manifest)

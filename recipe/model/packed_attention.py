@@ -64,13 +64,8 @@ def packing_is_isolated(model: Any) -> bool:
                 outputs.append(model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits[0].float())
             except (torch.OutOfMemoryError, torch.AcceleratorError):
                 raise
-            except (
-                AssertionError,
-                AttributeError,
-                KeyError,
-                TypeError,
-                RuntimeError,
-            ):  # RuntimeError: the kernel rejected the input
+            # What a model's code raises for arguments that it can't use; RuntimeError: its kernel rejected the input.
+            except (AssertionError, AttributeError, KeyError, TypeError, RuntimeError):
                 return False
     whole, first, last = outputs
     # The change at positions that must not change, relative to the change at the token itself: rounding or a leak.

@@ -6,7 +6,7 @@ recipe/planning/activation_trace.py counts the activations' bytes; this module a
 from dataclasses import dataclass
 from typing import Any
 
-from recipe.model.load import check_target_modules
+from recipe.model.load import check_target_modules, peft_config
 from recipe.model.processor import Dtype
 from recipe.planning.activation_trace import empty_model, trace
 
@@ -53,7 +53,7 @@ def estimate_training_memory(
     Raises ParamsError for target modules that the model does not have, and Untraceable.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     from recipe.model.chunked_loss import chunk_tokens, is_frozen_linear
     from recipe.model.fused_lora import patch_lora_layers
@@ -71,12 +71,8 @@ def estimate_training_memory(
         for weight in model.parameters():
             if id(weight) not in quantized:
                 weight.data = weight.data.float()
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     with torch.device("meta"):
-        adapter = LoraConfig(
-            r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
-        )
-        model = get_peft_model(model, adapter).train()
+        model = get_peft_model(model, peft_config(lora)).train()
     patch_lora_layers(model)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     tokens, size = micro_batch_size * max_length, weight_dtype.itemsize

@@ -11,7 +11,7 @@ from typing import Any
 
 from recipe.core.errors import DataError, MachineError
 from recipe.core.format import format_bytes, format_time
-from recipe.core.hub_cache import converted_folder, snapshot_folder
+from recipe.core.hub_cache import HUB, converted_folder, snapshot_folder
 from recipe.core.io import read_json
 from recipe.core.paths import Paths
 from recipe.fetch.hub import check_pinned, download, list_repository
@@ -130,7 +130,7 @@ def _plan_data(plan: Plan, params: dict[str, Any], folder: Path) -> tuple[int, i
     """Add the line about the data; returns the number of rows (0 if unknown) and tokens, and the bytes to download."""
     data, sequence = params["data"], params["sequence"]
     columns = set(sequence.columns.values())
-    if data.source != "hub":
+    if data.source != HUB:
         files = local_split_files(folder, data.source, data.splits)
         size = sum(file.stat().st_size for paths in files.values() for file in paths)
         plan.lines.append(("data", f"{data.source}: {format_bytes(size)}, nothing to download"))
@@ -162,7 +162,7 @@ def _plan_model(plan: Plan, params: dict[str, Any], folder: Path, data_bytes: in
     from huggingface_hub.constants import HF_HOME
 
     model = params["model"]
-    if model.source != "hub":
+    if model.source != HUB:
         plan.lines.append(("model", f"{model.source}: nothing to download"))
         return folder / model.source
     _, revision = check_pinned("model", model.id, model.revision)

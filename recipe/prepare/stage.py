@@ -8,7 +8,7 @@ Reads data/raw/ and models/base/tokenizer/. Writes data/prepared/:
     quarantine.jsonl    the rows that were dropped, and why (with on_bad_row: drop)
     meta.json           the settings and the counts
 
-    python -m recipe prepare
+    recipe prepare
 """
 
 import gc

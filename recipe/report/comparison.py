@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from recipe.core.errors import DataError
-
 VARIANTS = ("base", "adapter")
 MEASURES = ("loss", "exact_match", "token_accuracy")
 Groups = dict[str, dict[str, dict[str, Any]]]  # {"loss_by_category": {"sum": result of compare()}}
@@ -153,11 +151,6 @@ def headline(results: dict[str, Any]) -> str:
 
     If the interval of the gain in loss includes zero, the adapter is reported as not better.
     """
-    if "difference" not in results:
-        raise DataError(
-            "metrics/evaluate.json was written by an older version of the recipe and has no `difference`. "
-            "Run `dvc repro`."
-        )
     base, adapter, gain = results["base"], results["adapter"], results["difference"]
     low = gain["loss_low"]
     size, between = describe_gain("loss", gain["loss"], low, gain["loss_high"])

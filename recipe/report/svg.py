@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from recipe.core.format import shorten
+
 LONGEST_LABEL = 60
 LONG_TAIL = 10
 CURVE_POINTS = 200
@@ -88,7 +90,7 @@ def pairs_of_bars(
 def _label(name: str) -> str:
     """A name as a label: on one line, without control characters, shortened to LONGEST_LABEL characters."""
     printable = "".join(char if char.isprintable() else " " for char in name)
-    return printable if len(printable) <= LONGEST_LABEL else f"{printable[: LONGEST_LABEL - 1]}…"
+    return shorten(printable, LONGEST_LABEL)
 
 
 @contextmanager

@@ -56,13 +56,6 @@ def read_messages(value: object) -> list[Message] | str:
     return messages or "the chat has no message from the assistant"
 
 
-def alpaca_messages(row: dict[str, str]) -> list[Message]:
-    """Alpaca's columns as a chat; without `output`, only the user's message."""
-    question = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
-    answer = [{"role": "assistant", "content": row["output"]}] if row.get("output") else []
-    return [{"role": "user", "content": question}, *answer]
-
-
 class _FixedClock(datetime):
     """A fixed date for templates that write today's date into the prompt, so that the tokens are the same every day.
 

@@ -13,24 +13,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from recipe.core.errors import DataError
-from recipe.text.chat_templates import ChatTemplate, alpaca_messages, read_messages
+from recipe.text.alpaca import ALPACA_WITHOUT_INPUT, alpaca_messages, alpaca_prompt, alpaca_turns
+from recipe.text.chat_templates import ChatTemplate, read_messages
 from recipe.text.readers import BadRow, Row, pick_columns
 from recipe.text.turns import Turn
 
 TemplateName = Literal["alpaca", "text", "chat", "alpaca_chat"]
-
-# Stanford Alpaca's two prompts (tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT), with the newline that the dataset's
-# `text` column has between "### Response:" and the answer.
-ALPACA_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
-ALPACA_WITHOUT_INPUT = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
 
 
 class Sample(NamedTuple):
@@ -187,29 +175,6 @@ def make_template(name: str, columns: dict[str, str], chat: ChatTemplate | None 
     return template(columns)
 
 
-def alpaca_prompt(row: dict[str, Any]) -> str:
-    """Alpaca's prompt for a row with `instruction` and optionally `input`."""
-    form = ALPACA_WITH_INPUT if row.get("input") else ALPACA_WITHOUT_INPUT
-    # Not str.format: a row may contain braces.
-    instruction, rest = form.split("{instruction}")
-    return instruction + row["instruction"] + rest.replace("{input}", row.get("input") or "", 1)
-
-
-def alpaca_turns(row: dict[str, str]) -> list[Turn]:
-    """The turn of a row whose keys are Alpaca's names."""
-    return [Turn(alpaca_prompt(row), row["output"])]
-
-
-def question_in(prompt: str) -> str:
-    """The question in an Alpaca prompt, without the fixed text around it; other prompts are returned unchanged."""
-    for form in (ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT):
-        before, after = form.split("{instruction}")
-        end = after.rsplit("{input}", 1)[-1]
-        if prompt.startswith(before) and prompt.endswith(end):
-            return prompt[len(before) : len(prompt) - len(end)].replace("\n\n### Input:\n", "\n\n", 1)
-    return prompt
-
-
 def _pick(
     row: Row, columns: dict[str, str], required: tuple[str, ...], optional: tuple[str, ...]
 ) -> dict[str, str] | BadRow:
@@ -246,9 +211,8 @@ def _chat_turns(chat: ChatTemplate | None, row: Row, messages: list[dict[str, st
 def _chat_prompt(chat: ChatTemplate | None, row: dict[str, Any]) -> str:
     assert chat is not None
     if row.get("messages"):
-        messages = read_messages(
-            [*row["messages"], {"role": "assistant", "content": "-"}]
-        )  # read_messages requires an answer
+        # read_messages requires an answer.
+        messages = read_messages([*row["messages"], {"role": "assistant", "content": "-"}])
         if isinstance(messages, str):
             raise DataError(f"the input row is invalid: {messages}.")
         return chat.prompt(messages[:-1])

@@ -7,13 +7,7 @@ from pathlib import Path
 from recipe.core.environment import LOCKS, installed_lock
 from recipe.core.io import sha256_file
 
-SOURCES = (
-    "recipe",
-    "dvc.yaml",
-    "*params.yaml",
-    "requirements",
-    "demo",
-)  # what a commit identifies; outputs are excluded
+SOURCES = ("recipe", "dvc.yaml", "*params.yaml", "requirements", "demo")  # what a commit identifies: not the outputs
 
 
 def lineage(repository: Path) -> dict[str, str]:

@@ -9,9 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from recipe.register.stage import ALIAS, Adapter
+from recipe.register.promotion import ALIAS
+from recipe.register.stage import Adapter
 from recipe.text.templates import TEMPLATES
 from recipe.tracking.mlflow_run import Tracker, explained
+from recipe.tracking.pyfunc_model import MAX_NEW_TOKENS
 
 # isort: split
 import mlflow
@@ -82,7 +84,7 @@ class MlflowRegistry(Tracker):
                 signature=ModelSignature(
                     inputs=Schema([ColSpec("string", name, required=name != "input") for name in example]),
                     outputs=Schema([ColSpec("string")]),
-                    params=ParamSchema([ParamSpec("max_new_tokens", "long", 256)]),
+                    params=ParamSchema([ParamSpec("max_new_tokens", "long", MAX_NEW_TOKENS)]),
                 ),
                 input_example=[example],
                 pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in PACKAGES],

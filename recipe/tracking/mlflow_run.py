@@ -27,9 +27,10 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.exceptions import MlflowException
 
 from recipe.core.errors import Stopped, TrackingError
-from recipe.core.format import first_line, run_address
+from recipe.core.format import first_line
 from recipe.core.io import read_json
 from recipe.core.paths import Paths, fingerprint, home, repository
+from recipe.tracking.address import run_address
 from recipe.tracking.lineage import lineage
 
 # Raised if the store is unreachable, its address is misspelled, or its driver is missing.

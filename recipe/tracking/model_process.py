@@ -88,21 +88,19 @@ def load_version(artifacts: dict[str, str]) -> Any:
     sys.modules["recipe"] = package = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(package)
     from recipe.core.environment import configure_libraries
+    from recipe.core.io import read_json
     from recipe.model.processor import pin_processor
 
     configure_libraries(network=False)
     pin_processor()
     from recipe.model.generate import answer_rows
-    from recipe.model.load import load_adapter, load_base
-    from recipe.tokens.tokenizer import load_tokenizer
+    from recipe.model.load import load_trained
 
-    manifest, meta, train_metrics = (
-        json.loads(Path(artifacts[name]).read_text(encoding="utf-8"))
-        for name in ("base_manifest", "prepared_meta", "training")
+    files = {name: Path(path) for name, path in artifacts.items()}
+    manifest, meta, train_metrics = (read_json(files[name]) for name in ("base_manifest", "prepared_meta", "training"))
+    tokenizer, model = load_trained(
+        manifest, Path.cwd(), files["tokenizer"], files["adapter"], train_metrics["quantization"]
     )
-    tokenizer = load_tokenizer(Path(artifacts["tokenizer"]))
-    base = load_base(manifest, Path.cwd(), len(tokenizer), train_metrics["quantization"])
-    model = load_adapter(base, Path(artifacts["adapter"]), manifest)
     return lambda rows, max_new_tokens: answer_rows(model, tokenizer, meta, rows, max_new_tokens)
 
 

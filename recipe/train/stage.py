@@ -4,7 +4,7 @@ Reads data/prepared/ and models/base/. Writes models/adapter/ (PEFT's layout), m
 A killed run resumes from its last complete checkpoint in .recipe/checkpoints/ and ends with the same bytes. SIGINT and
 SIGTERM stop it at its next log point, with a checkpoint.
 
-    python -m recipe train
+    recipe train
 """
 
 import shutil
@@ -18,7 +18,7 @@ from recipe.core.errors import ParamsError, Stopped, TrainingError
 from recipe.core.io import new_folder, read_json, write_json, write_text
 from recipe.core.paths import Paths
 from recipe.core.services import Log, Services
-from recipe.model.load import check_target_modules, load_base, save_adapter
+from recipe.model.load import check_target_modules, load_base, peft_config, save_adapter
 from recipe.model.packed_attention import add_cu_seqlens
 from recipe.model.processor import be_deterministic, pin_processor, torch_dtype
 from recipe.report.loss_curve import curve_text, last_loss
@@ -32,7 +32,7 @@ from recipe.train.params import LoraParams, TrainParams
 def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path, log: Log) -> dict[str, Any]:
     """Train the adapter and write it with its metrics; returns run metadata (seconds, peak memory)."""
     import torch
-    from peft import LoraConfig, prepare_model_for_kbit_training
+    from peft import prepare_model_for_kbit_training
     from transformers import PrinterCallback
 
     from recipe.train.sft import PackedTrainer, Progress, sft_config
@@ -57,7 +57,6 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
     if params.quantization != "none":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.activation_checkpointing)
     sequences = read_sequences(paths.prepared / "train.arrow")
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     tokens_per_step = meta["tokens"]["train"] / len(sequences) * params.global_batch_size
     stop = Stop()
     trainer = PackedTrainer(
@@ -66,13 +65,7 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
         data_collator=lambda rows: add_cu_seqlens(add_loss_positions(collate(rows, meta["pad_token_id"]))),
         train_dataset=sequences,
         processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-        ),
+        peft_config=peft_config(lora),
         callbacks=[Progress(checkpoints, log, tokens_per_step, stop)],
     )
     trainer.remove_callback(PrinterCallback)  # Progress prints a shorter line

@@ -1,0 +1,25 @@
+"""Print the first fetched rows in full: the implementation of `recipe show`."""
+
+from pathlib import Path
+
+from recipe.analyze.report import RULE, format_counts, format_row
+from recipe.analyze.scan import Columns, as_text, read_all
+from recipe.core.errors import DataError
+from recipe.core.io import read_json
+
+
+def rows_text(data: Path, num_rows: int) -> str:
+    """The number of rows, their columns, and the first rows in full."""
+    if not (data / "manifest.json").is_file():
+        raise DataError(
+            f"{data} has no manifest.json. Run `recipe fetch data` to fetch the rows, or `dvc repro` for all stages."
+        )
+    columns = Columns()
+    first: list[dict[str, str]] = []
+    for row in read_all(data, read_json(data / "manifest.json")["files"]):
+        columns.add(row.values)
+        if len(first) < num_rows:
+            first.append(as_text(row.values))
+    width = max(map(len, columns.types), default=0)
+    lines = [f"  {name:<{width}}  {format_counts(column['types'])}" for name, column in columns.summary().items()]
+    return "\n".join([f"{columns.num_rows:,} rows", *lines, *map(format_row, first), RULE])
