@@ -16,7 +16,9 @@ from runs import ENVIRONMENT, run, stages_run
 
 from recipe.cli.context import STAGES, sections
 from recipe.core.config import Section
-from recipe.core.environment import LOCKS
+from recipe.core.environment import LOCKS, RECORD, check_installed_lock
+from recipe.core.errors import MachineError
+from recipe.core.io import sha256_file
 
 PACKAGE = ROOT / "recipe"
 SHARED = {"core", "text", "tokens", "model", "report"}
@@ -132,11 +134,8 @@ def loaded(tiny_base, tmp_path_factory):
     edit(folder, "max_generations: 450", "max_generations: 1")
     edit(folder, "max_new_tokens: 64", "max_new_tokens: 2")
     files = {}
-    for stage, command in [
-        ("fetch", ["fetch", "data"]),
-        ("fetch", ["fetch", "model"]),
-        *((s, [s]) for s in STAGES[1:]),
-    ]:
+    commands = [("fetch", ["fetch", "data"]), ("fetch", ["fetch", "model"]), *((s, [s]) for s in STAGES[1:])]
+    for stage, command in commands:
         out = repository / "loaded.json"
         subprocess.run(
             [sys.executable, "-P", "-c", DUMP, "../../recipe/__main__.py", out, *command], cwd=folder, check=True,
@@ -186,24 +185,17 @@ def test_files_in_the_working_folder_do_not_shadow_libraries(tmp_path):
 
 
 def test_an_environment_with_another_lock_is_refused(tmp_path, monkeypatch):
-    from recipe.core.environment import RECORD, check_installed_lock
-    from recipe.core.errors import MachineError
-
     requirements = tmp_path / "requirements"
     requirements.mkdir()
     shutil.copy(ROOT / "requirements/cpu.lock", requirements)
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     check_installed_lock(requirements)  # no record of the installed lock: accepted
-    for line, refused in (((requirements / "cpu.lock"), False), (None, True)):
-        from recipe.core.io import sha256_file
-
-        digest = sha256_file(line) if line else "0" * 64
-        (tmp_path / RECORD).write_text(f"{digest}  requirements/cpu.lock\n")
-        if refused:
-            with pytest.raises(MachineError, match="Run `make env`"):
-                check_installed_lock(requirements)
-        else:
-            check_installed_lock(requirements)
+    record = tmp_path / RECORD
+    record.write_text(f"{sha256_file(requirements / 'cpu.lock')}  requirements/cpu.lock\n")
+    check_installed_lock(requirements)
+    record.write_text(f"{'0' * 64}  requirements/cpu.lock\n")
+    with pytest.raises(MachineError, match="Run `make env`"):
+        check_installed_lock(requirements)
 
 
 def blocks():

@@ -1,12 +1,13 @@
 """MLflow with a real SQLite store in a temporary folder, and with a real server on loopback."""
 
 import json
+import shutil
 import signal
 import socket
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, evaluate_in, paths_in, plain_base
+from conftest import ROOT, edit, evaluate_in, paths_in, plain_base
 from runs import mlflow_server
 
 from recipe.core.errors import Stopped, TrackingError
@@ -56,9 +57,7 @@ def evaluated(trained, fetched_base, tmp_path):
 def run_register(folder, fetched_base, registry, promote="if_better"):
     return register(
         RegistryParams(name="tiny", experiment="tests", promote=promote),
-        paths_in(
-            folder, base=fetched_base, analysis=folder / "prepared"
-        ),  # any folder: its files are logged as artifacts
+        paths_in(folder, base=fetched_base, analysis=folder / "prepared"),  # analysis: any folder with files to log
         lineage={"git_commit": "abc", "fingerprint": registry.facts["fingerprint"]},
         registry=registry,
     )
@@ -189,9 +188,28 @@ def test_the_adapter_is_registered_once_and_answers_as_before(evaluated, fetched
     assert "# A LoRA adapter for tiny" in card.read_text()
 
 
-def test_loading_with_a_changed_base_is_rejected(evaluated, fetched_base, store, tiny_base, tmp_path, monkeypatch):
-    import shutil
+@pytest.mark.slow
+def test_versions_with_different_code_answer_side_by_side(evaluated, fetched_base, store, tmp_path, monkeypatch):
+    import mlflow
 
+    run_register(evaluated(), fetched_base, tracker(store))
+    monkeypatch.chdir(tmp_path)
+    folder = Path(mlflow.artifacts.download_artifacts("models:/tiny@champion", dst_path=str(tmp_path / "first")))
+    other = shutil.copytree(folder, tmp_path / "other")
+    edit(
+        other / "artifacts/recipe/model/generate.py",
+        "skip_special_tokens=True) for",
+        "skip_special_tokens=True) + '!' for",
+    )
+    rows = [{"instruction": f"Say number {n}."} for n in range(4)]
+    first = mlflow.pyfunc.load_model(str(folder))
+    alone = first.predict(rows, {"max_new_tokens": 20})
+    second = mlflow.pyfunc.load_model(str(other))
+    assert second.predict(rows, {"max_new_tokens": 20}) == [answer + "!" for answer in alone]
+    assert first.predict(rows, {"max_new_tokens": 20}) == alone
+
+
+def test_loading_with_a_changed_base_is_rejected(evaluated, fetched_base, store, tiny_base, tmp_path, monkeypatch):
     import mlflow
 
     run_register(evaluated(), fetched_base, tracker(store))
