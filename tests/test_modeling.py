@@ -55,7 +55,7 @@ def test_the_base_is_found_and_rejected_if_altered(tiny_base, tmp_path, manifest
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(DataError, match="not the file that was fetched for tiny"):
+    with pytest.raises(DataError, match="does not match the file that was fetched for tiny"):
         find_base(manifest, Path("/"))
     weights.unlink()
     with pytest.raises(MachineError, match=r"model.safetensors is missing.*RECIPE_BASE_MODEL"):
