@@ -6,7 +6,8 @@
         ...  # HF_ENDPOINT=hub.endpoint
 
 Large files (`.bin`, `.safetensors`, `.parquet`) are LFS files. As on the real Hub, a request for one is answered with
-a redirect to another path, with the sha256 and size of the file.
+a redirect to another path, with the sha256 and size of the file. `hub.store_in_xet(data, folder)` puts one into Xet
+storage as well: a folder written and read by hf_xet itself, in place of its servers.
 """
 
 import hashlib
@@ -47,6 +48,7 @@ class FakeHub:
     def __init__(self):
         self.repositories, self.faults, self.requests, self.sent = {}, [], [], Counter()
         self.retry_after = "1"
+        self.xet_hashes, self.xet_storage = {}, None
         self.closing = threading.Event()
         hub = self
 
@@ -85,6 +87,15 @@ class FakeHub:
         commit = commit or hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         self.repositories[repo_type, name] = Repository(repo_type, name, files, commit, **options)
         return commit
+
+    def store_in_xet(self, data, folder):
+        """Put a file into Xet storage, so that the answer to a request for it says where it is there."""
+        import hf_xet
+
+        self.xet_storage = f"local://{folder}"
+        with hf_xet.XetSession().new_upload_commit(endpoint=self.xet_storage) as commit:
+            upload = commit.start_upload_bytes(data, sha256=hf_xet.SKIP_SHA256)
+        self.xet_hashes[hashlib.sha256(data).hexdigest()] = upload.result().xet_info.hash
 
     def fail(self, where, what, times=1):
         """Make the next `times` GETs whose path contains `where` fail: cut, wrong, slow, stall, or an HTTP status."""
@@ -142,6 +153,9 @@ class _Handler(BaseHTTPRequestHandler):
         api = re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/revision/(.+))?", path)
         resolve = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         cdn = re.fullmatch(r"/cdn/([0-9a-f]{64})", path)
+        if path == "/api/xet-token":
+            answer = {"accessToken": "token", "exp": int(time.time()) + 3600, "casUrl": self.hub.xet_storage}
+            return self.reply(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
         if cdn:
             for repository in self.hub.repositories.values():
                 for data in repository.files.values():
@@ -185,6 +199,9 @@ class _Handler(BaseHTTPRequestHandler):
             sha256 = hashlib.sha256(data).hexdigest()
             where = f"http://localhost:{self.hub.port}/cdn/{sha256}"  # another host, like the storage of the real Hub
             headers |= {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(data)), "Location": where}
+            if sha256 in self.hub.xet_hashes:
+                headers["X-Xet-Hash"] = self.hub.xet_hashes[sha256]
+                headers["X-Xet-Refresh-Route"] = f"{self.hub.endpoint}/api/xet-token"
             if fault:  # apply it to the request for the bytes
                 self.hub.faults.insert(0, [f"/cdn/{sha256}", fault, 1])
             return self.reply(302, headers)

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -256,6 +257,75 @@ def test_a_killed_fetch_resumes_in_the_next_run(with_large_model, hub):
     assert "already downloaded" in recipe(with_model, hub, "fetch", "model")
     assert any(path == cdn and byte_range for _, path, byte_range, _ in hub.requests)
     assert manifest(with_model)["files"]
+
+
+def sent(hub, data):
+    """The number of bytes of a file that were sent over plain HTTP."""
+    return hub.sent[f"/cdn/{hashlib.sha256(data).hexdigest()}"]
+
+
+def test_a_file_in_xet_storage_comes_from_there(with_large_model, hub, tmp_path):
+    hub.store_in_xet(large(hub), tmp_path / "storage")
+    out = recipe(with_large_model, hub, "fetch", "model")
+    assert "Xet" not in out and sent(hub, large(hub)) == 0
+    blob = blobs(with_large_model) / hashlib.sha256(large(hub)).hexdigest()
+    assert blob.read_bytes() == large(hub)
+    shutil.rmtree(with_large_model.parent / "hf")
+    recipe(with_large_model, hub, "fetch", "model", HF_HUB_DISABLE_XET="1")
+    assert blob.read_bytes() == large(hub) and sent(hub, large(hub)) == len(large(hub))
+
+
+def test_xet_resumes_what_plain_http_received(with_large_model, hub, tmp_path):
+    hub.fail("model.safetensors", "cut", times=99)
+    recipe(with_large_model, hub, "fetch", "model", code=4)
+    before = sent(hub, large(hub))
+    assert before > len(large(hub)) / 2
+    hub.store_in_xet(large(hub), tmp_path / "storage")
+    assert "already downloaded" in recipe(with_large_model, hub, "fetch", "model")
+    assert sent(hub, large(hub)) == before and manifest(with_large_model)["files"]
+
+
+CUT = f"""
+import runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+from recipe.fetch import xet
+stream = xet.stream
+def cut(*arguments):
+    chunk = next(stream(*arguments))
+    yield chunk[: len(chunk) // 2]
+    raise xet.XetError("the storage failed")
+xet.stream = cut
+sys.argv = ["recipe", "fetch", "model"]
+runpy.run_path({str(ROOT / "recipe/__main__.py")!r}, run_name="__main__")
+"""
+
+
+def test_plain_http_resumes_what_xet_delivered(with_large_model, hub, tmp_path):
+    hub.store_in_xet(large(hub), tmp_path / "storage")
+    done = subprocess.run(
+        [sys.executable, "-c", CUT], cwd=with_large_model, env=environment(with_large_model, hub), text=True,
+        capture_output=True, check=True,
+    )  # fmt: skip
+    assert "Xet failed (the storage failed); continuing over plain HTTP" in done.stdout
+    assert 0 < sent(hub, large(hub)) <= len(large(hub)) / 2 + 1 and manifest(with_large_model)["files"]
+
+
+@pytest.mark.parametrize("fault", ["unreachable", "refused", "unknown file", "wrong bytes"])
+def test_plain_http_takes_over_if_xet_fails(with_large_model, hub, tmp_path, fault):
+    other = bytes([large(hub)[0] ^ 1]) + large(hub)[1:]
+    hub.store_in_xet(other if fault == "wrong bytes" else large(hub), tmp_path / "storage")
+    digest = hashlib.sha256(large(hub)).hexdigest()
+    if fault == "wrong bytes":
+        hub.xet_hashes[digest] = hub.xet_hashes.pop(hashlib.sha256(other).hexdigest())
+    if fault == "unreachable":
+        hub.xet_storage = "http://127.0.0.1:9"
+    if fault == "refused":
+        hub.fail("/api/xet-token", 401, times=99)
+    if fault == "unknown file":
+        hub.xet_hashes[digest] = "0" * 64
+    out = recipe(with_large_model, hub, "fetch", "model")
+    assert ("continuing over plain HTTP" in out) == (fault != "wrong bytes")
+    assert sent(hub, large(hub)) == len(large(hub)) and manifest(with_large_model)["files"]
 
 
 @pytest.mark.slow

@@ -44,7 +44,6 @@ def configure_libraries(*, network: bool) -> None:
     if not network or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["HF_HUB_DISABLE_XET"] = "1"  # only plain HTTP is tested
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # or transformers asks an online service to convert .bin
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

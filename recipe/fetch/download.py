@@ -1,28 +1,30 @@
 """Downloads one file of a commit on the Hub into the Hub's cache, complete and verified.
 
-An interrupted transfer resumes where it stopped, also in a later run. (huggingface_hub 2.4 starts over in a new
-process, so the bytes are downloaded here and moved into its cache.) A file is accepted if its sha256 (large files) or
-git blob id (other files) is the one that the Hub lists for the commit; otherwise it is downloaded again, once.
+The bytes come from Xet, the Hub's storage for large files, or over plain HTTP, which is the fallback. An interrupted
+transfer resumes where it stopped, also in a later run. (huggingface_hub 2.4 starts over in a new process, so the bytes
+are downloaded here and moved into its cache.) A file is accepted if its sha256 (large files) or git blob id (other
+files) is the one that the Hub lists for the commit; otherwise it is downloaded again, once, over plain HTTP.
 """
 
+import functools
 import hashlib
 import os
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import BinaryIO, Literal, TypeVar
 
 from recipe.core.errors import DataError
-from recipe.core.format import format_bytes
+from recipe.core.format import first_line, format_bytes
 from recipe.core.io import CHUNK_BYTES, file_lock, sha256_file
+from recipe.fetch import xet
 
 RepoType = Literal["model", "dataset"]
 Result = TypeVar("Result")
-Received = Callable[[int], None]
 
 TIMEOUT = 10.0  # seconds to connect, and between two chunks of a response
 TRIES = 4
@@ -37,6 +39,34 @@ class RemoteFile:
     path: str
     size: int
     digest: str
+
+
+@dataclass
+class Transfer:
+    """What the files of one download, each in a thread, share.
+
+    `received` is called with the number of bytes as they arrive, negative if bytes must be downloaded again.
+    """
+
+    repo_type: RepoType
+    name: str
+    revision: str
+    received: Callable[[int], None]
+    use_xet: bool = True  # false once Xet failed
+    stopped: threading.Event = field(default_factory=threading.Event)
+    aborts: list[Callable[[], None]] = field(default_factory=list)
+
+    def stop(self) -> None:
+        """End all transfers, which keep what they received."""
+        self.stopped.set()
+        for abort in self.aborts:
+            abort()
+
+    def on_stop(self, abort: Callable[[], None]) -> None:
+        """Also call `abort` to end the transfers, at once if they were ended already."""
+        self.aborts.append(abort)
+        if self.stopped.is_set():
+            abort()
 
 
 def git_blob_id(path: Path) -> str:
@@ -67,19 +97,8 @@ def partial_size(blobs: Path, file: RemoteFile) -> int:
     return min(path.stat().st_size, file.size) if path.is_file() else 0
 
 
-def fetch_file(
-    repo_type: RepoType,
-    name: str,
-    revision: str,
-    folder: Path,
-    file: RemoteFile,
-    stop: threading.Event,
-    received: Received,
-) -> None:
-    """Download one file into the cache: into a partial file, kept if interrupted, which is verified and made a blob.
-
-    `received` is called with the number of bytes as they arrive, negative if bytes must be downloaded again.
-    """
+def fetch_file(transfer: Transfer, folder: Path, file: RemoteFile) -> None:
+    """Download one file into the cache: into a partial file, kept if interrupted, which is verified and made a blob."""
     blobs = folder.parent.parent / "blobs"
     partial, started = _partial(blobs, file), time.monotonic()
     with file_lock(partial.with_suffix(".lock"), wait=True):  # another recipe may be fetching the same file
@@ -87,13 +106,13 @@ def fetch_file(
         if linked.is_symlink() and not is_complete(linked, file):
             linked.resolve().unlink(missing_ok=True)  # the damaged blob; its link is created again below
             linked.unlink()
-        for last in (False, True):
+        for use_xet in (True, False):
             if is_complete(blobs / file.digest, file):
                 break
             with_retries(
-                lambda: _receive(repo_type, name, revision, partial, file, stop, received),
-                lambda: partial_size(blobs, file),
-                stop,
+                functools.partial(_receive, transfer, partial, file, use_xet),
+                functools.partial(partial_size, blobs, file),
+                transfer.stopped,
             )
             digest = _digest(partial, file)
             if digest == file.digest:
@@ -101,11 +120,11 @@ def fetch_file(
                 break
             size = partial.stat().st_size
             partial.unlink()
-            received(-size)
-            if last:
+            transfer.received(-size)
+            if not use_xet:
                 raise DataError(
-                    f"{file.path} of {name} differed twice from the Hub's listing: expected {file.size:,} bytes with "
-                    f"digest {file.digest}, found {size:,} with {digest}. A proxy may be changing downloads."
+                    f"{file.path} of {transfer.name} differed twice from the Hub's listing: expected {file.size:,} "
+                    f"bytes with digest {file.digest}, found {size:,} with {digest}. A proxy may be changing downloads."
                 )
         _link(linked, blobs / file.digest)
     if file.size > 10_000_000 and not sys.stderr.isatty():
@@ -141,45 +160,69 @@ def read_end(repo_type: RepoType, name: str, revision: str, file: RemoteFile, co
     return with_retries(request)
 
 
-def _receive(
-    repo_type: RepoType,
-    name: str,
-    revision: str,
-    partial: Path,
-    file: RemoteFile,
-    stop: threading.Event,
-    received: Received,
-) -> None:
-    """Fill the partial file up to the file's size, resuming at its end. Raises ConnectionError if bytes are missing.
+def _receive(transfer: Transfer, partial: Path, file: RemoteFile, use_xet: bool) -> None:
+    """Fill the partial file up to the file's size, resuming at its end. Raises ConnectionError if bytes are missing."""
+    from huggingface_hub import hf_hub_url
+
+    url = hf_hub_url(transfer.name, file.path, repo_type=transfer.repo_type, revision=transfer.revision)
+    with partial.open("ab") as target:
+        if target.tell() > file.size:
+            target.seek(target.truncate(0))
+        if target.tell() < file.size and use_xet:
+            _receive_by_xet(transfer, url, target, file)
+        if target.tell() < file.size:
+            _receive_by_http(transfer, url, target)
+        if target.tell() < file.size:
+            raise ConnectionError(f"the transfer of {file.path} ended early")
+
+
+def _write(transfer: Transfer, chunks: Iterable[bytes], target: BinaryIO) -> None:
+    for chunk in chunks:
+        target.write(chunk)
+        transfer.received(len(chunk))
+        if transfer.stopped.is_set():
+            break
+    if transfer.stopped.is_set():
+        raise ConnectionError("another file of this download failed")
+
+
+def _receive_by_xet(transfer: Transfer, url: str, target: BinaryIO, file: RemoteFile) -> None:
+    """Append the bytes that are missing, as far as Xet delivers them."""
+    if not transfer.use_xet or file.size < xet.MIN_BYTES:
+        return
+    source = xet.find(url, TIMEOUT)
+    if source is None:
+        return
+    try:
+        _write(transfer, xet.stream(source, file.size, target.tell(), transfer.on_stop), target)
+        if target.tell() < file.size:  # how hf_xet 1.8 reports some failures
+            raise xet.XetError(f"{file.path} ended after {target.tell():,} of {file.size:,} bytes")
+    except xet.XetError as error:
+        if transfer.stopped.is_set():
+            raise ConnectionError("another file of this download failed") from error
+        if transfer.use_xet:
+            print(f"Xet failed ({first_line(error, 120)}); continuing over plain HTTP", flush=True)
+        transfer.use_xet = False
+
+
+def _receive_by_http(transfer: Transfer, url: str, target: BinaryIO) -> None:
+    """Append the bytes that are missing, or write all if the server does not send parts of a file.
 
     (huggingface_hub's own transfer waits as long as Retry-After asks for, and writes 10 MB at a time.)
     """
-    from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    url = hf_hub_url(name, file.path, repo_type=repo_type, revision=revision)
-    with partial.open("ab") as target:
-        if target.tell() > file.size:
-            target.truncate(0)
-        start = partial.stat().st_size
-        if start == file.size:
-            return
-        # No compression, so that sizes and ranges refer to the bytes of the file itself.
-        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
-        with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
-            hf_raise_for_status(response)
-            if start and response.status_code != 206:  # the server sends the file from the beginning
-                target.truncate(0)
-                received(-start)
-            for chunk in response.iter_bytes(CHUNK_BYTES):
-                target.write(chunk)
-                received(len(chunk))
-                if stop.is_set():
-                    raise ConnectionError("another file of this download failed")
-    if partial.stat().st_size < file.size:
-        raise ConnectionError(f"the transfer of {file.path} ended early")
+    start = target.tell()
+    # No compression, so that sizes and ranges refer to the bytes of the file itself.
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
+        hf_raise_for_status(response)
+        if start and response.status_code != 206:  # the server sends the file from the beginning
+            target.seek(target.truncate(0))
+            transfer.received(-start)
+        _write(transfer, response.iter_bytes(CHUNK_BYTES), target)
 
 
 def with_retries(

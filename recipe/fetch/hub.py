@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ from recipe.core.hub_cache import snapshot_folder
 from recipe.core.io import file_lock, read_json, write_json
 from recipe.fetch.download import (
     TIMEOUT,
-    Received,
     RemoteFile,
     RepoType,
+    Transfer,
     fetch_file,
     format_bytes,
     is_complete,
@@ -133,23 +133,21 @@ def download(repo_type: RepoType, name: str, revision: str, files: list[RemoteFi
         if remaining > QUIET_BYTES:
             note = f" ({format_bytes(cached)} already downloaded)" if cached else ""
             print(f"fetching {format_bytes(remaining)} of {name}@{revision[:8]} into {blobs.parent}{note}", flush=True)
-        stop = threading.Event()
         with _progress_bar(remaining) as received, ThreadPoolExecutor(STREAMS) as pool:
-            jobs = [
-                pool.submit(fetch_file, repo_type, name, revision, folder, file, stop, received) for file in incomplete
-            ]
+            transfer = Transfer(repo_type, name, revision, received)
+            jobs = [pool.submit(fetch_file, transfer, folder, file) for file in incomplete]
             try:
                 for job in jobs:
                     job.result()
             finally:
-                stop.set()  # other transfers end after their next chunk and keep what they received
+                transfer.stop()  # other files' transfers, if one failed
                 for job in jobs:
                     job.cancel()
     return folder
 
 
 @contextmanager
-def _progress_bar(total: int) -> Iterator[Received]:
+def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar over all files of a download, shown only on a terminal; yields the function that advances it."""
     from tqdm import tqdm
 
