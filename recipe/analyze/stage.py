@@ -11,8 +11,10 @@ Reads data/raw/, data/prepared/ and models/base/tokenizer/. Writes reports/analy
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from recipe.analyze.report import (
 )
 from recipe.analyze.scan import scan_rows
 from recipe.analyze.text_checks import mask_personal_data
-from recipe.core.io import new_folder, read_json, write_json, write_text
+from recipe.core.io import new_folder, read_json, reading, write_json, write_text
 from recipe.core.paths import Paths
 from recipe.core.services import Progress, Services
 from recipe.report.html import page
@@ -97,14 +99,20 @@ def packed_example(sequences: Any, tokenizer: Any, ends: Sequence[int]) -> list[
     return rows
 
 
-def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str, Any]:
-    """Write the report and return its numbers."""
+def read_table(path: Path, files: ExitStack) -> Any:
+    """The table in an Arrow stream, memory-mapped as long as `files` is open."""
     import pyarrow as pa
 
+    with reading(path):
+        return pa.ipc.open_stream(files.enter_context(pa.memory_map(str(path)))).read_all()
+
+
+def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str, Any]:
+    """Write the report and return its numbers."""
     manifest, meta = read_json(paths.raw / "manifest.json"), read_json(paths.prepared / "meta.json")
     prepared = paths.prepared
-    with pa.memory_map(str(prepared / "rows.arrow")) as file, pa.memory_map(str(prepared / "train.arrow")) as packed:
-        facts, sequences = pa.ipc.open_stream(file).read_all(), pa.ipc.open_stream(packed).read_all()
+    with ExitStack() as files:
+        facts, sequences = (read_table(prepared / name, files) for name in ("rows.arrow", "train.arrow"))
         scan = scan_rows(paths.raw, manifest["files"], meta, facts, max(params.num_rows, 3), progress)
         chars, tokens = facts["num_chars"].to_pylist(), facts["num_tokens"].to_pylist()
         categories = Counter(facts["category"].to_pylist())

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import DataError, MachineError
+from recipe.core.format import first_line
 
 CHUNK_BYTES = 1 << 20
 
@@ -78,11 +79,24 @@ def read_json_lines(path: Path) -> list[Any]:
     return [_parse_json(line, path) for line in _read_output(path).split("\n") if line]
 
 
-def _read_output(path: Path) -> str:
+@contextmanager
+def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
+    """Report in one line that an output of an earlier stage is missing (MachineError) or damaged (DataError).
+
+    Damage shows as OSError or ValueError, of which Arrow's errors are kinds, or as one of `damage`.
+    """
+    errors: tuple[type[Exception], ...] = (OSError, ValueError, *damage)
     try:
-        return path.read_text(encoding="utf-8")
+        yield
     except FileNotFoundError:
         raise MachineError(f"{path} is missing: an earlier stage creates it. Run `dvc repro`.") from None
+    except errors as error:
+        raise DataError(f"{path} is damaged ({first_line(error)}). Run `dvc repro` to restore it.") from None
+
+
+def _read_output(path: Path) -> str:
+    with reading(path):
+        return path.read_text(encoding="utf-8")
 
 
 def _parse_json(text: str, path: Path) -> Any:

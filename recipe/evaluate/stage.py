@@ -14,6 +14,7 @@ Reads data/prepared/, models/base/ and models/adapter/, and metrics/train.json. 
 import json
 from typing import Any
 
+from recipe.core.errors import DataError
 from recipe.core.io import new_folder, read_json, read_json_lines, write_json, write_text
 from recipe.core.paths import Paths
 from recipe.core.services import Progress, Services
@@ -104,6 +105,11 @@ def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[s
     )
     rows = read_sequences(paths.prepared / "validation.arrow")
     references = read_json_lines(paths.prepared / "validation.jsonl")
+    if len(rows) != len(references):
+        raise DataError(
+            f"{paths.prepared} has {len(rows)} validation sequences, but {len(references)} rows in validation.jsonl. "
+            "Run `dvc repro` to restore it."
+        )
 
     pad = meta["pad_token_id"]
     scores = {"adapter": score(model, rows, pad, params.batch_tokens, progress)}

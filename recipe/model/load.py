@@ -14,7 +14,7 @@ from typing import Any
 from recipe.core.errors import DataError, MachineError, ParamsError
 from recipe.core.format import first_line
 from recipe.core.hub_cache import base_folder
-from recipe.core.io import read_json, sha256_file, write_json
+from recipe.core.io import read_json, reading, sha256_file, write_json
 from recipe.model.packed_attention import choose_attention, packing_is_isolated, register_attention
 from recipe.model.processor import Dtype, Quantization, torch_dtype
 from recipe.tokens.tokenizer import load_tokenizer
@@ -180,17 +180,27 @@ def base_name(manifest: dict[str, Any]) -> str:
     return f"{manifest['id']}@{manifest['revision'] or 'sha256:' + manifest['sha256'][:16]}"
 
 
-def load_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> Any:
-    """The base model with the adapter, in evaluation mode. Raises DataError for an adapter of another base."""
-    from peft import PeftModel
-
+def check_base_of_adapter(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise DataError if the adapter in a folder was trained for another base than the manifest's."""
     config = read_json(folder / "adapter_config.json")
     if config["base_model_name_or_path"] != base_name(manifest):
         raise DataError(
             f"the adapter in {folder} was trained for {config['base_model_name_or_path']}, but this base is "
             f"{base_name(manifest)}. Run `dvc repro`."
         )
-    return PeftModel.from_pretrained(model, folder).eval()
+
+
+def load_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> Any:
+    """The base model with the adapter, in evaluation mode. Raises DataError for an adapter of another base."""
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    check_base_of_adapter(folder, manifest)
+    weights = folder / "adapter_model.safetensors"
+    with reading(weights, SafetensorError):
+        if not weights.is_file():  # PEFT would look for it on the Hub
+            raise FileNotFoundError
+        return PeftModel.from_pretrained(model, folder).eval()
 
 
 def load_trained(

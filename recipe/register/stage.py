@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from recipe.core.io import read_json, read_json_lines, sha256_tree, write_json
 from recipe.core.paths import Paths
 from recipe.core.services import Services
+from recipe.model.load import check_base_of_adapter
 from recipe.register.card import model_card
 from recipe.register.params import RegistryParams
 from recipe.register.promotion import decide
@@ -94,6 +95,7 @@ def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], regi
     """Register the adapter, move the alias if needed, and write the receipt. Returns a sentence with the result."""
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
     train_metrics, scores = read_json(paths.train_metrics), read_json(paths.evaluate_metrics)
+    check_base_of_adapter(paths.adapter, manifest)
     sha256 = sha256_tree(paths.adapter)
     tags = {
         "adapter_sha256": sha256,

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from recipe.core.io import reading
+
 CURVE = ("step", "loss", "learning_rate", "grad_norm", "mean_token_accuracy")
 
 
@@ -27,5 +29,6 @@ def last_loss(history: list[dict[str, float]], logging_steps: int) -> float:
 
 def read_curve(path: Path) -> list[dict[str, float]]:
     """The points in a loss curve file."""
-    header, *lines = path.read_text(encoding="utf-8").splitlines()
-    return [dict(zip(header.split(","), map(float, line.split(",")), strict=True)) for line in lines]
+    with reading(path):
+        header, *lines = path.read_text(encoding="utf-8").splitlines()
+        return [dict(zip(header.split(","), map(float, line.split(",")), strict=True)) for line in lines]

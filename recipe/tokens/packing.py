@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recipe.core.io import reading
+
 if TYPE_CHECKING:
     import torch
 
@@ -84,7 +86,8 @@ def read_sequences(path: Path) -> Any:
     """The sequences as a `datasets.Dataset`, memory-mapped, with rows of numpy arrays."""
     from datasets import Dataset
 
-    return Dataset.from_file(str(path)).with_format("numpy")
+    with reading(path):
+        return Dataset.from_file(str(path)).with_format("numpy")
 
 
 def collate(rows: list[dict[str, Any]], pad_token_id: int) -> "dict[str, torch.Tensor]":

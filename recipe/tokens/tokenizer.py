@@ -14,10 +14,16 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # noqa: BLE001 - for invalid files, the libraries raise KeyError, TypeError, Exception
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise DataError(f"{folder} does not contain a tokenizer that transformers can read: {reason}") from None
+    if tokenizer.eos_token_id is None:
+        raise DataError(
+            f"the tokenizer in {folder} has no end token (eos_token in tokenizer_config.json), so answers could never "
+            "end. Choose another base model."
+        )
+    return tokenizer
 
 
 def give_padding_token(tokenizer: Any) -> None:
@@ -26,8 +32,6 @@ def give_padding_token(tokenizer: Any) -> None:
     If they are the same, as in the tutorial, masking padding by its id also removes the end token from the loss, and
     the model never learns to stop.
     """
-    if tokenizer.eos_token_id is None:
-        raise DataError("the tokenizer has no end token, so answers could never end. Choose another base model.")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PADDING_TOKEN})
 
