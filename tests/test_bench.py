@@ -7,6 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
+from bench.duplicates import ARMS, signatures
 from bench.train import seconds_to, table
 
 
@@ -45,3 +46,8 @@ def test_the_table_shows_the_speedup():
     fast = {**plain, "tokens_per_second": 650.0, "seconds_to_loss": 2.0}
     text = table({"tutorial": plain, "recipe": fast})
     assert "| recipe | 650 | 6.5 |" in text and text.splitlines()[-1].endswith("| 2.0 |")
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_both_ways_to_find_duplicates_find_the_same_rows(arm):
+    assert ARMS[arm](signatures(1000)) == 100
