@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.core.errors import DataError, ParamsError
-from recipe.prepare.stage import prepare, tokenize
+from recipe.prepare.stage import prepare
+from recipe.prepare.tokenize import tokenize
 from recipe.text.alpaca import alpaca_messages
 from recipe.text.chat_templates import ChatTemplate, read_messages
 from recipe.tokens.packing import read_sequences

@@ -9,7 +9,8 @@ from conftest import alpaca, no_progress, paths_in, toy_rows
 from recipe.core.errors import DataError
 from recipe.core.io import sha256_tree
 from recipe.prepare.examples import in_validation
-from recipe.prepare.stage import infrequent_gc, prepare, tokenize
+from recipe.prepare.stage import prepare
+from recipe.prepare.tokenize import infrequent_gc, tokenize
 from recipe.text.alpaca import alpaca_turns
 from recipe.tokens.packing import read_sequences
 from recipe.tokens.tokenizer import load_tokenizer
@@ -165,7 +166,7 @@ def test_dropped_bad_rows_are_written_to_quarantine(prepared):
 
 
 def test_a_batch_that_contains_only_bad_rows_is_dropped(prepared, monkeypatch):
-    monkeypatch.setattr("recipe.prepare.stage.BATCH_ROWS", 2)
+    monkeypatch.setattr("recipe.prepare.tokenize.BATCH_ROWS", 2)
     folder = prepared([*BAD[:2], *toy_rows(20), *BAD[:2]], on_bad_row="drop")
     assert meta(folder)["rows"]["quarantined"] == 4 and meta(folder)["rows"]["read"] == 24
 

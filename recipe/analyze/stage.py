@@ -31,7 +31,7 @@ from recipe.analyze.report import (
     summarize_findings,
     token_parts,
 )
-from recipe.analyze.scan import scan_rows
+from recipe.analyze.scan import Scan, scan_rows
 from recipe.analyze.text_checks import mask_personal_data
 from recipe.core.io import new_folder, read_json, reading, write_json, write_text
 from recipe.core.paths import Paths
@@ -144,6 +144,16 @@ def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str
         "categories": dict(sorted(categories.items())),
         "prepared": {"rows": meta["rows"], "tokens": meta["tokens"], "sequences": meta["sequences"]},
     }
+    write_report(paths.analysis, params, summary, scan, example, chars, tokens)
+    return summary
+
+
+def write_report(
+    folder: Path, params: AnalyzeParams, summary: dict[str, Any], scan: Scan,
+    example: Sequence[Sequence[tuple[str, str]]], chars: list[int], tokens: list[int],
+) -> None:  # fmt: skip
+    """Write the page, its pictures and its numbers. `chars` and `tokens` are the lengths of all rows."""
+    limit = summary["max_length"]
     pictures = {
         "characters": histogram(chars, params.num_bins, "characters in a row", (TUTORIAL_CHARS, f"{TUTORIAL_CHARS:,}")),
         "tokens": histogram(tokens, params.num_bins, "tokens in a row", (limit, f"max_length {limit:,}")),
@@ -157,13 +167,12 @@ def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str
         *outcome_parts(summary, example),
     ]
     curve = "".join(f"{top},{rows},{share}\n" for top, rows, share in cumulative(tokens, params.num_bins))
-    with new_folder(paths.analysis) as target:
+    with new_folder(folder) as target:
         write_json(target / "summary.json", summary)
         write_text(target / "lengths.csv", "tokens,rows,share_up_to_here\n" + curve)
         for name, picture in pictures.items():
             write_text(target / f"{name}.svg", picture)
         write_text(target / "index.html", page("Data report", summarize_findings(summary), parts))
-    return summary
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:

@@ -12,6 +12,7 @@ Reads data/prepared/, models/base/ and models/adapter/, and metrics/train.json. 
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import DataError
@@ -24,7 +25,7 @@ from recipe.evaluate.report import about, pictures, report_page
 from recipe.model.generate import answer
 from recipe.model.load import load_trained
 from recipe.model.processor import be_deterministic, pin_processor
-from recipe.report.comparison import VARIANTS, ScoredRow, by_group, headline, overall
+from recipe.report.comparison import VARIANTS, Groups, ScoredRow, by_group, headline, overall
 from recipe.tokens.packing import IGNORED, collate, read_sequences
 from recipe.tokens.tokenizer import encode_prompts
 
@@ -139,17 +140,23 @@ def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[s
         results["tasks"] = {
             task: {variant: task_scores[variant][task] for variant in VARIANTS} for task in task_scores["base"]
         }
-    with new_folder(paths.evaluation) as target:
+    write_report(paths.evaluation, results, groups, generations, about(manifest["id"], meta, train_metrics))
+    write_json(paths.evaluate_metrics, results)
+    return results
+
+
+def write_report(
+    folder: Path, results: dict[str, Any], groups: Groups, generations: list[dict[str, Any]], description: str
+) -> None:
+    """Write the answers, the numbers by group, the pictures, and the page that shows them."""
+    with new_folder(folder) as target:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in generations)
         write_text(target / "generations.jsonl", "".join(lines))
         write_json(target / "groups.json", groups)
         charts = pictures(groups)
         for name, chart in charts.items():
             write_text(target / f"{name}.svg", chart)
-        description = about(manifest["id"], meta, train_metrics)
         write_text(target / "index.html", report_page(results, groups, generations, charts, description))
-    write_json(paths.evaluate_metrics, results)
-    return results
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:

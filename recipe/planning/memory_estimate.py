@@ -53,10 +53,8 @@ def estimate_training_memory(
     Raises ParamsError for target modules that the model does not have, and Untraceable.
     """
     import torch
-    from peft import get_peft_model
 
-    from recipe.model.chunked_loss import chunk_tokens, is_frozen_linear
-    from recipe.model.fused_lora import patch_lora_layers
+    from recipe.model.chunked_loss import is_frozen_linear
 
     mixed = cuda or dtype == "bfloat16"
     weight_dtype = torch.bfloat16 if mixed else torch.float32
@@ -65,33 +63,21 @@ def estimate_training_memory(
     parameters = sum(weight.numel() for weight in model.parameters())
     lookup, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     embeddings = 0 if head is lookup else lookup.numel()  # a lookup needs no multiplications, a tied head does
-    check_target_modules(model, lora.target_modules)
-    if quantization != "none":  # prepare_model_for_kbit_training casts the other weights to fp32
-        quantized = {id(layer.weight) for layer in _quantized_layers(model)}
-        for weight in model.parameters():
-            if id(weight) not in quantized:
-                weight.data = weight.data.float()
-    with torch.device("meta"):
-        model = get_peft_model(model, peft_config(lora)).train()
-    patch_lora_layers(model)
+    model = _add_adapter(model, lora, quantized=quantization != "none")
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     tokens, size = micro_batch_size * max_length, weight_dtype.itemsize
     saved, logits_from_head = trace(model, micro_batch_size, max_length, mixed=mixed)
-    vocab_size, hidden_size = config.get_text_config().vocab_size, config.get_text_config().hidden_size
+    text_config = config.get_text_config()
     projected = int(tokens * trained_fraction) if logits_from_head else tokens  # else TRL's loss uses every position
-    if logits_from_head and is_frozen_linear(model.get_base_model().get_output_embeddings()):
-        # For a chunk of tokens: logits, an fp32 copy on CUDA, and the softmax; for all tokens: the gradient.
-        chunk = min(projected, chunk_tokens(vocab_size, "cuda" if cuda else "cpu"))
-        logits = chunk * vocab_size * (size + 8 if mixed else 8) + 2 * projected * hidden_size * size
-    else:  # logits in the model's dtype and in fp32, their log-softmax, both gradients
-        logits = projected * vocab_size * (2 * size + 8 if mixed else 12)
+    chunked = logits_from_head and is_frozen_linear(model.get_base_model().get_output_embeddings())
+    logits = _logits_bytes(projected, text_config, size, chunked=chunked, mixed=mixed, cuda=cuda)
     # The peak is in the loss, or in a layer's backward pass: activation gradients, about half the activations' size.
-    layers = config.get_text_config().num_hidden_layers
+    layers = text_config.num_hidden_layers
     layer = saved // layers
     if activation_checkpointing:
         # Every layer's input is saved; the other activations exist for one layer at a time, after the logits.
         # A quantized model has fp32 norms, so its layers' outputs are fp32.
-        inputs = layers * tokens * hidden_size * (4 if quantization != "none" else size)
+        inputs = layers * tokens * text_config.hidden_size * (4 if quantization != "none" else size)
         saved = inputs + max(layer + layer // 2 - logits, 0)
     else:
         saved += max(layer // 2 - logits, 0)
@@ -105,6 +91,36 @@ def estimate_training_memory(
         parameters=parameters, trainable=trainable,
         flops_per_token=float(passes * (parameters - embeddings) + 6 * trainable),
     )  # fmt: skip
+
+
+def _add_adapter(model: Any, lora: Any, *, quantized: bool) -> Any:
+    """The model on the meta device with its adapter and our LoRA layers, as train has it."""
+    import torch
+    from peft import get_peft_model
+
+    from recipe.model.fused_lora import patch_lora_layers
+
+    check_target_modules(model, lora.target_modules)
+    if quantized:  # prepare_model_for_kbit_training casts the other weights to fp32
+        of_layers = {id(layer.weight) for layer in _quantized_layers(model)}
+        for weight in model.parameters():
+            if id(weight) not in of_layers:
+                weight.data = weight.data.float()
+    with torch.device("meta"):
+        model = get_peft_model(model, peft_config(lora)).train()
+    patch_lora_layers(model)
+    return model
+
+
+def _logits_bytes(tokens: int, config: Any, size: int, *, chunked: bool, mixed: bool, cuda: bool) -> int:
+    """Bytes of the logits of `tokens` positions and of their gradients. `size` is that of a weight in bytes."""
+    from recipe.model.chunked_loss import chunk_tokens
+
+    if not chunked:  # logits in the model's dtype and in fp32, their log-softmax, both gradients
+        return tokens * config.vocab_size * (2 * size + 8 if mixed else 12)
+    # For a chunk of tokens: logits, an fp32 copy on CUDA, and the softmax; for all tokens: the gradient.
+    chunk = min(tokens, chunk_tokens(config.vocab_size, "cuda" if cuda else "cpu"))
+    return chunk * config.vocab_size * (size + 8 if mixed else 8) + 2 * tokens * config.hidden_size * size
 
 
 def _weight_bytes(model: Any, quantization: str, dtype: Any) -> tuple[int, int]:

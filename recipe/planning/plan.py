@@ -98,6 +98,12 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
         plan.problems.append(
             f"sequence.max_length is {sequence.max_length:,}; the model has only {longest:,} positions."
         )
+    return _plan_memory_and_time(plan, params, config, fraction, tokens)
+
+
+def _plan_memory_and_time(plan: Plan, params: dict[str, Any], config: Any, fraction: float, tokens: int) -> Plan:
+    """Add the lines about memory and time. `fraction` of the training `tokens` are at loss positions."""
+    train = params["train"]
     params = choose_checkpointing(params, config, fraction)
     estimate, problems = check_memory(params, config, fraction)
     device, memory = machine_memory()

@@ -63,7 +63,7 @@ def rank_encoder(tokenizer: Any) -> Encode | None:
     """A function from texts to ids (uint32) that adds no tokens and reads special tokens as plain text; or None."""
     try:
         import orjson
-        import tiktoken
+        import tiktoken  # noqa: F401 - RankEncoder needs it
 
         backend = tokenizer.backend_tokenizer
         config = orjson.loads(backend.to_str())
@@ -71,60 +71,29 @@ def rank_encoder(tokenizer: Any) -> Encode | None:
         return None
     pattern = _pattern(config)
     ranks = _ranks(config, backend)
-    if pattern is None or ranks is None:
-        return None
-    is_gpt2 = pattern == GPT2_PATTERN
-    core_pattern = GPT2_PATTERN_SIMPLE if is_gpt2 else pattern
-    # A special token that is never allowed: without any, encode_to_numpy stops at every character to look for one.
-    never = {"<|never|>": 1 + max(ranks.values())}
-    core = tiktoken.Encoding("recipe", pat_str=core_pattern, mergeable_ranks=ranks, special_tokens=never)
-    ordinary = partial(core.encode_to_numpy, allowed_special=set(), disallowed_special=())
-    letters, nul = byte_characters(), ranks[b"\0"]
+    return None if pattern is None or ranks is None else RankEncoder(backend, pattern, ranks).encode
 
-    def plain(texts: list[str]) -> list[np.ndarray]:
-        # Like recipe.tokens.tokenizer.encode, without the offsets, which are not needed.
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = True
-        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
-    def separately(texts: list[str]) -> list[np.ndarray]:
-        return [ordinary(text) for text in texts]
+class RankEncoder:
+    """Encodes each part of a text by the fastest of four encoders that gives the tokenizer's ids for it."""
 
-    def together(texts: list[str]) -> list[np.ndarray]:
-        encoded = []
-        for joined_texts in joined(texts):
-            ids, start = ordinary(joined_texts), 0
-            for end in np.flatnonzero(ids == nul).tolist():
-                encoded.append(ids[start:end])
-                start = end + 1
-        return encoded
+    def __init__(self, backend: Any, pattern: str, ranks: dict[bytes, int]) -> None:
+        import tiktoken
 
-    def run(text: str) -> np.ndarray:
-        piece = "".join(letters[byte] for byte in text.encode())
-        return np.array([token.id for token in backend.model.tokenize(piece)], np.uint32)
+        self.backend, self.is_gpt2 = backend, pattern == GPT2_PATTERN
+        core_pattern = GPT2_PATTERN_SIMPLE if self.is_gpt2 else pattern
+        # A special token that is never allowed: without any, encode_to_numpy stops at every character to look for one.
+        never = {"<|never|>": 1 + max(ranks.values())}
+        core = tiktoken.Encoding("recipe", pat_str=core_pattern, mergeable_ranks=ranks, special_tokens=never)
+        self.ordinary = partial(core.encode_to_numpy, allowed_special=set(), disallowed_special=())
+        self.letters, self.nul = byte_characters(), ranks[b"\0"]
+        self.cached_run = lru_cache(maxsize=10_000)(self.run)
 
-    cached_run = lru_cache(maxsize=10_000)(run)
-
-    def runs(texts: list[str]) -> list[np.ndarray]:
-        return [cached_run(text) if len(text) <= MAX_CACHED_RUN_CHARS else run(text) for text in texts]
-
-    def assign_encoders(text: str) -> Iterator[tuple[Encode, str]]:
-        if not is_gpt2:
-            yield separately if text.isascii() and len(text) <= MAX_BACKTRACKING_CHARS else plain, text
-            return
-        for part in split_ascii(text):
-            if is_simple(part):
-                yield together, part
-            elif not part.isascii() or "\0" in part:
-                yield plain, part
-            else:
-                yield from zip(cycle((together, runs)), WHITESPACE_RUN.split(part), strict=False)
-
-    def encode(texts: list[str]) -> list[np.ndarray]:
-        assigned = [
-            [(together, text)] if is_gpt2 and is_simple(text) else list(assign_encoders(text)) for text in texts
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of each text, uint32."""
+        assigned: list[list[tuple[Encode, str]]] = [
+            [(self.together, text)] if self.is_gpt2 and is_simple(text) else list(self.assign_encoders(text))
+            for text in texts
         ]
         inputs: dict[Encode, list[str]] = defaultdict(list)
         for parts in assigned:
@@ -134,7 +103,50 @@ def rank_encoder(tokenizer: Any) -> Encode | None:
         ids = ([next(outputs[encoder]) for encoder, _ in parts] for parts in assigned)
         return [arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for arrays in ids]
 
-    return encode
+    def assign_encoders(self, text: str) -> Iterator[tuple[Encode, str]]:
+        """The parts of a text in order, each with its encoder."""
+        if not self.is_gpt2:
+            is_safe = text.isascii() and len(text) <= MAX_BACKTRACKING_CHARS
+            yield self.separately if is_safe else self.plain, text
+            return
+        for part in split_ascii(text):
+            if is_simple(part):
+                yield self.together, part
+            elif not part.isascii() or "\0" in part:
+                yield self.plain, part
+            else:
+                yield from zip(cycle((self.together, self.runs)), WHITESPACE_RUN.split(part), strict=False)
+
+    def plain(self, texts: list[str]) -> list[np.ndarray]:
+        """By the tokenizers library: as recipe.tokens.tokenizer.encode, without the offsets, which are not needed."""
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.backend.encode_special_tokens = True
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+
+    def separately(self, texts: list[str]) -> list[np.ndarray]:
+        """By tiktoken, one text at a time."""
+        return [self.ordinary(text) for text in texts]
+
+    def together(self, texts: list[str]) -> list[np.ndarray]:
+        """By tiktoken, all texts at once, separated by NUL."""
+        encoded = []
+        for joined_texts in joined(texts):
+            ids, start = self.ordinary(joined_texts), 0
+            for end in np.flatnonzero(ids == self.nul).tolist():
+                encoded.append(ids[start:end])
+                start = end + 1
+        return encoded
+
+    def runs(self, texts: list[str]) -> list[np.ndarray]:
+        """Runs of white space, each one piece, by the tokenizers library's merges."""
+        return [self.cached_run(text) if len(text) <= MAX_CACHED_RUN_CHARS else self.run(text) for text in texts]
+
+    def run(self, text: str) -> np.ndarray:
+        """One run of white space."""
+        piece = "".join(self.letters[byte] for byte in text.encode())
+        return np.array([token.id for token in self.backend.model.tokenize(piece)], np.uint32)
 
 
 def joined(texts: list[str]) -> Iterator[str]:

@@ -20,7 +20,8 @@ class SplitTokens:
     """
 
     def __init__(self, max_length: int, on_overlong: Literal["truncate", "drop", "error"], vocab_size: int) -> None:
-        self.max_length, self.on_overlong, self.dtype = max_length, on_overlong, np.dtype(token_dtype(vocab_size))
+        self.max_length, self.on_overlong, self.vocab_size = max_length, on_overlong, vocab_size
+        self.dtype = np.dtype(token_dtype(vocab_size))
         self.counts = {"truncated": 0, "dropped_overlong": 0, "dropped_without_answer": 0}
         self.too_long: list[str] = []
         self._ids, self._completion_mask, self._ends = bytearray(), bytearray(), array("q", [0])

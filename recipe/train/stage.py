@@ -11,7 +11,7 @@ import shutil
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipe.core.environment import installed_lock
 from recipe.core.errors import ParamsError, Stopped, TrainingError
@@ -28,19 +28,42 @@ from recipe.train.checkpoints import is_last, newest_complete
 from recipe.train.interrupt import Stop
 from recipe.train.params import LoraParams, TrainParams
 
+if TYPE_CHECKING:
+    from recipe.train.sft import PackedTrainer
+
 
 def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path, log: Log) -> dict[str, Any]:
     """Train the adapter and write it with its metrics; returns run metadata (seconds, peak memory)."""
     import torch
+
+    # PEFT warns that it may save the embeddings; it would do so only if resized, and nothing trains them.
+    warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")
+    be_deterministic(params.num_threads)
+    stop = Stop()
+    trainer = make_trainer(lora, params, paths, checkpoints, log, stop)
+    started = time.monotonic()
+    fit(trainer, params, checkpoints, stop)
+    seconds = time.monotonic() - started
+    with new_folder(paths.adapter) as target:
+        save_adapter(trainer.model, target, read_json(paths.base / "manifest.json"))
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    write_text(paths.loss_curve, curve_text(history))
+    write_json(paths.train_metrics, train_metrics(trainer, history, params, read_json(paths.prepared / "meta.json")))
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_memory()
+    return {"seconds": round(seconds, 2), "peak_memory_bytes": peak}
+
+
+def make_trainer(
+    lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path, log: Log, stop: Stop
+) -> "PackedTrainer":
+    """The trainer with the base model, a new adapter and the packed sequences. Raises ParamsError if they don't fit."""
     from peft import prepare_model_for_kbit_training
     from transformers import PrinterCallback
 
     from recipe.train.sft import PackedTrainer, Progress, sft_config
 
-    # PEFT warns that it may save the embeddings; it would do so only if resized, and nothing trains them.
-    warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")
     assert params.activation_checkpointing != "auto"  # `run` resolves it to on or off for this machine
-    be_deterministic(params.num_threads)
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
     tokenizer = load_tokenizer(paths.base / "tokenizer")
     model = load_base(
@@ -58,7 +81,6 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.activation_checkpointing)
     sequences = read_sequences(paths.prepared / "train.arrow")
     tokens_per_step = meta["tokens"]["train"] / len(sequences) * params.global_batch_size
-    stop = Stop()
     trainer = PackedTrainer(
         model=model,
         args=config,
@@ -69,6 +91,13 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
         callbacks=[Progress(checkpoints, log, tokens_per_step, stop)],
     )
     trainer.remove_callback(PrinterCallback)  # Progress prints a shorter line
+    return trainer
+
+
+def fit(trainer: "PackedTrainer", params: TrainParams, checkpoints: Path, stop: Stop) -> None:
+    """Train to the last step, from the newest checkpoint. Raises Stopped if a signal ended it before."""
+    import torch
+
     newest = newest_complete(checkpoints)
     if newest and is_last(newest):
         # Resuming after the last step, the Trainer would run one more step if num_epochs is not an integer.
@@ -76,7 +105,6 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
         newest = newest_complete(checkpoints)
     if newest:
         print(f"resuming from {newest.name}")
-    started = time.monotonic()
     try:
         with stop:
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
@@ -90,30 +118,25 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
     if stop.signal_number and trainer.state.global_step < trainer.state.max_steps:
         done = f"{trainer.state.global_step} of {trainer.state.max_steps}"
         raise Stopped(f"training was stopped after step {done}. Run `dvc repro` to resume.", stop.signal_number)
-    seconds = time.monotonic() - started
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
-    with new_folder(paths.adapter) as target:
-        save_adapter(trainer.model, target, manifest)
-    write_text(paths.loss_curve, curve_text(history))
-    write_json(
-        paths.train_metrics,
-        {
-            "last_loss": round(last_loss(history, params.logging_steps), 6) if history else None,
-            "first_loss": round(history[0]["loss"], 6) if history else None,
-            "steps": trainer.state.global_step,
-            "sequences": len(sequences),
-            "dtype": str(torch_dtype(params.dtype)).removeprefix("torch."),
-            "quantization": params.quantization,
-            "tokens": meta["tokens"]["train"],
-            "trained_token_fraction": round(meta["tokens"]["train_loss_tokens"] / meta["tokens"]["train"], 6),
-            "trainable_parameters": trainable,
-            "parameters": sum(weight.numel() for weight in trainer.model.parameters()),
-        },
-    )
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_memory()
-    return {"seconds": round(seconds, 2), "peak_memory_bytes": peak}
+
+
+def train_metrics(
+    trainer: "PackedTrainer", history: list[dict[str, float]], params: TrainParams, meta: dict[str, Any]
+) -> dict[str, Any]:
+    """What metrics/train.json contains. `history` is the trainer's log of losses."""
+    weights = list(trainer.model.parameters())
+    return {
+        "last_loss": round(last_loss(history, params.logging_steps), 6) if history else None,
+        "first_loss": round(history[0]["loss"], 6) if history else None,
+        "steps": trainer.state.global_step,
+        "sequences": len(trainer.train_dataset),
+        "dtype": str(torch_dtype(params.dtype)).removeprefix("torch."),
+        "quantization": params.quantization,
+        "tokens": meta["tokens"]["train"],
+        "trained_token_fraction": round(meta["tokens"]["train_loss_tokens"] / meta["tokens"]["train"], 6),
+        "trainable_parameters": sum(weight.numel() for weight in weights if weight.requires_grad),
+        "parameters": sum(weight.numel() for weight in weights),
+    }
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
