@@ -195,6 +195,13 @@ def test_a_shared_dvc_cache_is_mounted_where_dvc_expects_it(called, written, sou
     assert runs and all(f"--mount type=bind,source={source},target={target} " in line for line in runs)
 
 
+def test_the_shell_starts_in_the_recipe_folder(called, host):
+    call, _ = called
+    program(host, "mkdir", "true")
+    [shell] = [line for line in call("shell") if line.startswith("run ")]
+    assert shell.endswith("bash") and " --workdir /workspace/. " in shell
+
+
 def test_a_missing_container_toolkit_is_reported(host):
     text = (host / "docker").read_text().replace('"nvidia":{},', "")
     (host / "docker").write_text(text)
