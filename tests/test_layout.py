@@ -226,3 +226,16 @@ def test_the_steps_in_contributing_add_a_stage(commit, tmp_path):
     assert json.loads((folder / "metrics/count.json").read_text())["rows"] > 4000
     edit(folder, "at_least: 1 ", "at_least: 1000000 ")
     assert "fewer than count.at_least" in run(folder, "dvc", "repro", "count", check=False)
+
+
+def test_the_committed_lock_belongs_to_the_committed_code():
+    """Outputs may be missing, as in a fresh clone; code, locks and params may not differ."""
+    done = run(ROOT, "dvc", "status", "--json")
+    changed = {
+        f"{stage}: {path}"
+        for stage, entries in json.loads(done[done.index("{") :]).items()
+        for entry in entries if isinstance(entry, dict)
+        for path, how in entry.get("changed deps", {}).items()
+        if how != "deleted" and path.startswith(("recipe", "requirements", "params.yaml", "demo"))
+    }  # fmt: skip
+    assert not {name for name in changed if not name.startswith("presets/")}, "run `dvc repro` and commit dvc.lock"
