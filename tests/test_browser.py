@@ -318,4 +318,5 @@ def test_registered_version_has_its_numbers_alias_and_lineage(served, ui):
                        ("git_commit", run(folder, "git", "rev-parse", "HEAD").strip())):  # fmt: skip
         row = page.get_by_role("row").filter(has=page.get_by_text(tag, exact=True))
         assert value in row.inner_text()
+    page.get_by_role("link", name="adapter", exact=True).first.wait_for()  # the source model, which loads last
     keep(page, "model")

@@ -12,15 +12,16 @@ def model_card(
     scores: dict[str, Any],
     tags: dict[str, str],
 ) -> str:
-    """The card in Markdown: result, base, data, training, scores and lineage."""
+    """The card in Markdown: result, base model, data, training, scores and lineage."""
     base, adapter = scores["base"], scores["adapter"]
+    revision = f", revision {manifest['revision']}" if manifest["revision"] else ""
     lines = [
         f"# A LoRA adapter for {manifest['id']}", "", headline(scores), "",
-        f"- Base: {manifest['id']}, revision {manifest['revision']}, sha256 of its files {manifest['sha256']}",
-        f"- Licenses: base {manifest['license'] or 'not stated'}, data {meta['license'] or 'not stated'}",
+        f"- Base model: {manifest['id']}{revision}, sha256 of its files {manifest['sha256']}",
+        f"- Licenses: base model {manifest['license'] or 'not stated'}, data {meta['license'] or 'not stated'}",
         *[f"- Data: {file['name']}, sha256 {file['sha256']}" for file in meta["data"]],
         f"- Rows: {meta['rows']['train']:,} for training, {meta['rows']['validation']:,} for validation",
-        f"- Template: {meta['template']}, loss on {meta['loss_on']}, at most {meta['max_length']:,} tokens",
+        f"- Template: {meta['template']}, loss on {meta['loss_on']}, up to {meta['max_length']:,} tokens per sequence",
         f"- Training: {train_metrics['steps']:,} steps, {train_metrics['tokens']:,} tokens per epoch",
         "", "| | base | adapter |", "|---|---|---|",
         *[f"| {name.replace('_', ' ')} | {base[name]} | {adapter[name]} |" for name in base],
