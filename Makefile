@@ -1,6 +1,6 @@
 # `make help` lists the targets. Everything runs in .venv, which requirements/install creates from hashed locks.
-# PYTHON=... selects the interpreter for it.
-# The default lock is the installed one; `make env LOCK=cuda` installs another.
+# PYTHON=... selects its interpreter.
+# The default lock is the installed one; `make env LOCK=cuda` installs a different one.
 INSTALLED := $(patsubst requirements/%.lock,%,$(shell sed 's/.* //' .venv/recipe-lock.sha256 2>/dev/null))
 LOCK ?= $(or $(INSTALLED),cpu)
 PORT ?= 5000
@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PYTORCH_INDEX := https://download.pytorch.org/whl/cpu
 export DVC_NO_ANALYTICS := 1
-# DVC runs independent stages, and writes a new dvc.lock, in the iteration order of a set.
+# DVC runs independent stages, and writes a new dvc.lock, in the iteration order of a set, which this seed fixes.
 export PYTHONHASHSEED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
@@ -44,7 +44,7 @@ repro: env  ## Run the stages of a recipe folder that are out of date (RECIPE=pr
 test: env  ## Run the fast tests: offline, on a CPU, at most 8 minutes
 	pytest -n 2 --dist loadgroup -m "not slow and not docker and not browser and not gpu and not cuda_image" --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90
 
-browser: $(VENV)/browser-lock.sha256  ## Install the packages that drive Chromium in the browser tests
+browser: $(VENV)/browser-lock.sha256  ## Install the packages that control Chromium in the browser tests
 
 $(VENV)/browser-lock.sha256: $(VENV)/recipe-lock.sha256 requirements/browser.lock
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes -r requirements/browser.lock
@@ -70,16 +70,16 @@ format: env  ## Format the code
 	ruff format .
 	ruff check --fix .
 
-bench: env  ## Compare training with the tutorial's settings and `trl sft`: speed, memory (OPTIONS=..., see bench/train.py)
+bench: env  ## Compare training speed and memory with the tutorial's settings and `trl sft` (OPTIONS=..., see bench/train.py)
 	python -m bench.train $(OPTIONS)
 
-bench-prepare: env  ## Compare rows per second and memory of prepare with SFTTrainer (OPTIONS=..., see bench/prepare.py)
+bench-prepare: env  ## Compare prepare with SFTTrainer: rows per second, memory (OPTIONS=..., see bench/prepare.py)
 	python -m bench.prepare $(OPTIONS)
 
 bench-pipeline: env  ## Time `recipe --help`, a no-op `dvc repro`, and startup until the first training step
 	python -m bench.pipeline $(OPTIONS)
 
-mlflow-ui: env  ## Browse the experiments on http://127.0.0.1:5000 (PORT=..., RECIPE=... links its last run)
+mlflow-ui: env  ## Browse the experiments on http://127.0.0.1:5000 (PORT=...; RECIPE=... links to that recipe's last run)
 	@mkdir -p mlflow
 	@echo "the last run: $$(cd $(or $(RECIPE),.) && recipe link --server http://127.0.0.1:$(PORT))"
 	mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///mlflow/mlflow.db \
@@ -105,7 +105,7 @@ docker-check:  ## Check this host and list what is missing
 docker-pin:  ## Write the digest of the base image into docker/Dockerfile (TAG=bookworm-YYYYMMDD-slim)
 	@docker/host pin
 
-docker-test: env  ## Build the CPU image, run the demo and tests in it (as root or a member of group docker)
+docker-test: env  ## Build the CPU image, and run the demo and tests in it (as root or a member of the group docker)
 	pytest -m docker
 
 docker-test-cuda: env  ## Build the CUDA image (downloads several GB) and check its packages
@@ -117,23 +117,23 @@ services-up:  ## Start MLflow on PostgreSQL (docker/compose.yaml) on http://127.
 services-down:  ## Stop the services; the data is kept
 	@docker/services down
 
-services-train:  ## Run a recipe in the image that logs to the services (RECIPE=..., COMMAND="recipe register")
+services-train:  ## Run a recipe in the image and log to the services (RECIPE=..., COMMAND="recipe register")
 	@docker/services train $(COMMAND)
 
-services-backup:  ## Back up both stores to a file (BACKUP=FILE)
+services-backup:  ## Back up the database and the artifacts to a file (BACKUP=FILE)
 	@docker/services backup "$(or $(BACKUP),services.backup)"
 
-services-restore:  ## Restore both stores from a file (BACKUP=FILE)
+services-restore:  ## Restore the database and the artifacts from a file (BACKUP=FILE)
 	@docker/services restore "$(or $(BACKUP),services.backup)"
 
-# If torch's CPU wheel is not to come from the PyTorch index: make lock FIND_LINKS=/folder
+# To take torch's CPU wheel from a folder instead of the PyTorch index: make lock FIND_LINKS=/folder
 COMPILE := uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 CPU_TORCH = $(if $(FIND_LINKS),--find-links $(FIND_LINKS),--extra-index-url $(PYTORCH_INDEX))
 lock: env  ## Compile the hashed locks from requirements/*.in
 	$(COMPILE) $(CPU_TORCH) -o requirements/cpu.lock $(addprefix requirements/,cpu.in stages.in)
 	$(COMPILE) -o requirements/cuda.lock $(addprefix requirements/,cuda.in stages.in)
-	@# Installed in addition to cpu.lock or cuda.lock: packages in cpu.lock are left out, shared versions are the same.
+	@# tools.lock is installed in addition to cpu.lock or cuda.lock, so it omits cpu.lock's packages and agrees with both.
 	$(COMPILE) -c requirements/cpu.lock -c requirements/cuda.lock -o requirements/tools.lock requirements/tools.in \
 	  $$(sed -n 's/^\([A-Za-z0-9_.-]*\)==.*/--no-emit-package \1/p' requirements/cpu.lock)
 	$(COMPILE) -c requirements/cpu.lock -c requirements/tools.lock -o requirements/browser.lock requirements/browser.in

@@ -1,1 +1,1 @@
-"""Benchmarks of the recipe against the alternatives that a user would run: `make bench`."""
+"""Benchmarks that compare the recipe with the alternatives that a user would run: `make bench`."""

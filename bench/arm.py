@@ -1,4 +1,4 @@
-"""Runs an arm of the training benchmark, from the start of the process to the adapter on disk.
+"""Runs one arm of the training benchmark, from the start of the process until the adapter is on disk.
 
     python -m bench.arm recipe --work FOLDER    FOLDER as written by `bench.train`; writes FOLDER/recipe/result.json
 
@@ -8,11 +8,11 @@ trl-default           `trl sft` with its defaults
 trl-packed            `trl sft` tuned according to its documentation: best-fit packing, padding-free, no activation
                       checkpointing
 recipe                this recipe without deterministic kernels
-recipe-all-tokens     the same with the loss on every token, as in `tutorial`
-recipe-deterministic  this recipe as it ships: deterministic kernels, a pinned instruction set
+recipe-all-tokens     the same as `recipe`, but with the loss on every token, as in `tutorial`
+recipe-deterministic  this recipe by default: deterministic kernels, a pinned instruction set
 
-trl-packed-bf16, recipe-bf16 and recipe-deterministic-bf16 use bf16 weights and matmuls on a CPU; on CUDA all arms but
-`tutorial` and `trl-default` do so anyway.
+trl-packed-bf16, recipe-bf16 and recipe-deterministic-bf16 use bf16 weights and matmuls on a CPU. On CUDA, all arms
+except `tutorial` and `trl-default` always do.
 """
 
 import argparse
@@ -33,13 +33,13 @@ STOPPED = 3  # exit code of a run that ended at the plan's `stop_after`
 
 
 class Meter:
-    """Counts the tokens and measures the time of every optimizer step of the trainer that runs in this process."""
+    """Counts the tokens and measures the time of each optimizer step of the trainer that runs in this process."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
-        self.tokens, self.trained = [0], [0]  # per step; the last entry is the current step's
+        self.tokens, self.trained = [0], [0]  # per step; the last entry is for the current step
         self.paused = 0.0
-        self.scores: list[tuple[float, float]] = []  # seconds of training, loss on the validation rows
+        self.scores: list[tuple[float, float]] = []  # (seconds of training, loss on the validation rows)
         self.score_every, self.validation = 0, None
 
     def install(self, pad_token_id: int) -> None:
@@ -74,7 +74,7 @@ class Meter:
         trainer.DEFAULT_CALLBACKS.append(StepTimer)
 
     def score(self, model: Any) -> None:
-        """Record the mean loss of the validation rows' completion tokens; the clock is paused meanwhile."""
+        """Record the mean loss on the validation rows' completion tokens. Meanwhile, the clock is paused."""
         import torch
 
         before, was_training = _now(), model.training
@@ -94,7 +94,7 @@ class Meter:
         self.paused += _now() - before
 
     def result(self) -> dict[str, Any]:
-        """Speeds after warm-up, and totals of the whole process."""
+        """Speeds after the warm-up steps, and totals for the whole process."""
         warm = WARM_UP if len(self.ends) > WARM_UP + 2 else 0
         seconds = self.ends[-1] - self.ends[warm]
         tokens, trained = sum(self.tokens[warm:]), sum(self.trained[warm:])
@@ -112,7 +112,7 @@ class Meter:
 
 
 def _now() -> float:
-    """The clock's time, after the GPU has finished its queued work."""
+    """The time after the GPU has finished its queued work."""
     if "torch" in sys.modules:
         torch = sys.modules["torch"]
         if torch.cuda.is_available():
@@ -121,7 +121,7 @@ def _now() -> float:
 
 
 def peak_bytes() -> int:
-    """Peak bytes of GPU memory, or of this process's memory without a GPU."""
+    """Peak GPU memory in bytes or, without a GPU, this process's peak memory."""
     import torch
 
     if torch.cuda.is_available():
@@ -249,7 +249,7 @@ def run_recipe(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on:
 
 
 def main() -> None:
-    """Run an arm and write its result."""
+    """Run one arm and write its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arm", choices=ARMS + BF16_ARMS)
     parser.add_argument("--work", type=Path, required=True)
@@ -261,7 +261,7 @@ def main() -> None:
     if name == "recipe-deterministic":
         from recipe.model.processor import pin_processor
 
-        pin_processor(plan["dtype"])  # read when torch is loaded
+        pin_processor(plan["dtype"])  # before torch is imported, which reads these settings
     import torch
 
     torch.set_num_threads(plan["num_threads"])

@@ -1,7 +1,7 @@
-"""Runs the arms on a CUDA GPU with a randomly initialized model of XGen-7B's shape, and the checks that need a GPU.
+"""Runs the arms on a CUDA GPU with a random model of XGen-7B's shape, and runs the checks that need a GPU.
 
-    python -m bench.cuda                        everything, about ten minutes on an H200; a table per configuration
-    python -m bench.cuda --only bf16            the configurations whose names start with `bf16`
+    python -m bench.cuda                        everything, about ten minutes on an H200; one table per configuration
+    python -m bench.cuda --only bf16            only the configurations whose names start with `bf16`
     python -m bench.cuda --shape tiny           on any machine, to test the script itself
 
 The rows and the tokenizer are the demo's, with a vocabulary of XGen's size. bench.train runs the arms.
@@ -30,8 +30,8 @@ SHAPES = {
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
     },
 }  # fmt: skip
-# Name, arms, training rows (about 32 per step), options of bench.train. tutorial and trl-default compute in fp32, so
-# they get few rows.
+# Each entry: name, arms, training rows (about 32 per step), options of bench.train. tutorial and trl-default compute
+# in fp32, so they get few rows.
 CONFIGURATIONS: list[tuple[str, str, int, list[str]]] = [
     ("bf16 all-linear, tutorial and trl sft", "tutorial,trl-default", 320, ["--target-modules", "all-linear"]),
     ("bf16 all-linear", "trl-packed,recipe,recipe-deterministic", 1920, ["--target-modules", "all-linear"]),
@@ -92,7 +92,7 @@ def isolation(base: Path) -> float:
 
 
 def determinism(work: Path, base: Path) -> dict[str, bool]:
-    """Whether two runs give the same bytes, and a run that stopped after step 6 and resumed from its checkpoint."""
+    """Whether the bytes are the same in two runs, and in a run that was stopped after step 6 and then resumed."""
     options = arguments().parse_args(["--rows", "320", "--base", str(base)])
     work.mkdir()
     plan = {**lay_out(options, work), "logging_steps": 2, "save_steps": 4}

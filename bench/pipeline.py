@@ -1,8 +1,8 @@
-"""Measures the overhead of commands: `recipe --help`, `dvc repro` with nothing to do, the time to the first step.
+"""Measures overhead: `recipe --help`, `dvc repro` with nothing to do, and `recipe train` until its first step.
 
     python -m bench.pipeline        in a repository whose pipeline has run (`make demo`)
 
-Training runs in a clone with a separate store and is killed after its first step, whose time is included.
+Training runs in a clone with a separate MLflow store and is killed after its first step, whose time is included.
 """
 
 import argparse
@@ -24,7 +24,7 @@ OUTPUTS = ("data/raw", "data/prepared", "models/base")
 
 
 def timed(command: list[str], folder: Path, expected: str) -> float:
-    """Seconds that a command takes; exits if it fails or its output does not match `expected`."""
+    """The seconds that a command takes. Exits if the command fails or its output does not match `expected`."""
     started = time.monotonic()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - started

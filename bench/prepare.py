@@ -1,13 +1,13 @@
-"""Measures rows per second from a file to packed sequences, against SFTTrainer's preparation, and memory by size.
+"""Compares prepare with SFTTrainer's preparation: rows per second from a file to packed sequences, and peak memory.
 
-The arm `analyze` is the stage after prepare: the report on prepared rows.
+The arm `analyze` measures the stage after prepare, which reports on the prepared rows.
 
     python -m bench.prepare                                        the demo's rows and tokenizer
     python -m bench.prepare --data rows.json --vocabulary FOLDER   GPT-2's vocabulary, as in bench.train
     python -m bench.prepare --sizes 1000,10000,100000,1000000 --arms ours,analyze --rounds 1
 
-If a size exceeds the data, its rows are repeated; each gets a distinct number. Each run is a separate process on a
-single core; the time is from the rows' file to the sequences, without imports.
+If a size exceeds the number of rows in the data, the rows are repeated; each row gets a distinct number. Each run is a
+separate process on a single core. The time is measured from reading the file to writing the sequences, without imports.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def paths_in(work: Path) -> Any:
 
 
 def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
-    """Run fetch@data and prepare; returns the seconds of both."""
+    """Run fetch@data and prepare; returns the seconds that both take."""
     from recipe.fetch.params import DataParams, ModelParams
     from recipe.fetch.stage import fetch_data, fetch_model
     from recipe.prepare.params import SequenceParams
@@ -65,7 +65,7 @@ def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
 
 
 def analysis(rows: Path, base: Path, work: Path, max_length: int) -> float:
-    """Run analyze; returns its seconds. prepare runs first, in a separate process, so its memory is not counted."""
+    """Run analyze; returns its duration. prepare runs first, in another process, so that its memory is not counted."""
     from multiprocessing import get_context
 
     from recipe.analyze.params import AnalyzeParams
@@ -89,7 +89,7 @@ def analysis(rows: Path, base: Path, work: Path, max_length: int) -> float:
 
 
 def trl(rows: Path, base: Path, work: Path, max_length: int) -> float:
-    """Run SFTTrainer's constructor on prompts and completions written beforehand; returns its seconds."""
+    """Run SFTTrainer's constructor on prompts and completions written beforehand; returns the seconds it takes."""
     from datasets import load_dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
@@ -109,7 +109,7 @@ def trl(rows: Path, base: Path, work: Path, max_length: int) -> float:
 
 
 def run(arm: str, rows: Path, base: Path, max_length: int) -> dict[str, float]:
-    """The result of an arm, run in a separate process on the first core."""
+    """Run an arm in a separate process on the first core and return its result."""
     with tempfile.TemporaryDirectory(prefix="bench-") as work:
         command = [sys.executable, "-m", "bench.prepare", "--arm", arm, "--data", rows, "--base", base]
         environment = {

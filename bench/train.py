@@ -1,11 +1,11 @@
-"""Compares the recipe with the alternatives a user would run: tokens per second, time, memory, time to the same loss.
+"""Compares the recipe with what a user would otherwise run: tokens per second, time, memory, time to the same loss.
 
     python -m bench.train                                   the demo's rows and base model
     python -m bench.train --data rows.json --vocabulary FOLDER --rows 96      a random Llama with 20M parameters
-    python -m bench.train --to-loss                         also the seconds until the first arm's final loss
+    python -m bench.train --to-loss                         also the time to the first arm's final loss
 
 Every arm runs in a separate process (bench/arm.py describes the arms). The order rotates with each round, and the table
-shows medians. Vocabulary: a folder with GPT-2's `vocab.json` and `merges.txt` (or `encoder.json` and `vocab.bpe`).
+shows medians. --vocabulary is a folder with GPT-2's `vocab.json` and `merges.txt` (or `encoder.json` and `vocab.bpe`).
 """
 
 import argparse
@@ -48,7 +48,7 @@ def random_llama(vocabulary: Path, folder: Path) -> Path:
 
 
 def lay_out(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Write the rows in each arm's format, and the plan that all arms read."""
+    """Write the rows in the format of each arm, and the plan that all arms read."""
     from transformers import AutoConfig, AutoTokenizer
 
     files = sorted(options.data.glob("train.*")) if options.data.is_dir() else [options.data]
@@ -87,7 +87,7 @@ def lay_out(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "learning_rate": options.learning_rate, "target_modules": _targets(options.target_modules), "seed": 1,
         "num_threads": options.threads, "tokens_per_step": options.batch_size * options.max_length,
         "tokens_per_row": sum(lengths) / len(lengths), "score_every": 0,
-        # A separate padding token, as recipe/tokens/tokenizer.py adds it.
+        # A separate padding token, like the one that recipe/tokens/tokenizer.py adds.
         "pad_token_id": len(tokenizer) if pad is None or pad == tokenizer.eos_token_id else pad,
         "vocab_size": config.vocab_size, "quantization": options.quantization, "memory_gb": options.memory_gb,
         "activation_checkpointing": options.activation_checkpointing,
@@ -111,7 +111,7 @@ def _write(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def run_arm(arm: str, work: Path, threads: int) -> dict[str, Any]:
-    """The result of an arm, run in a separate process."""
+    """Run an arm in a separate process and return its result."""
     out = work / arm
     subprocess.run(["rm", "-rf", str(out)], check=True)
     out.mkdir()
@@ -129,7 +129,7 @@ def run_arm(arm: str, work: Path, threads: int) -> dict[str, Any]:
 
 
 def matmul_flops(threads: int) -> float:
-    """This machine's peak: floating-point operations per second of a large matmul in bf16 on CUDA, fp32 on a CPU."""
+    """This machine's peak floating-point operations per second: a large matmul, in bf16 on CUDA or fp32 on a CPU."""
     import torch
 
     from recipe.planning import plan
@@ -151,7 +151,7 @@ def parameters_in_matmuls(base: str) -> int:
 
 
 def seconds_to(scores: list[list[float]], loss: float) -> float | None:
-    """Seconds until the loss was first at most this value, by linear interpolation between the scores."""
+    """Seconds until the loss reached this value, by linear interpolation between the scores; None if it never did."""
     previous: list[float] | None = None
     for seconds, value in scores:
         if value <= loss:
@@ -187,31 +187,32 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=Path, default=ROOT / "demo" / "rows", help="a file or folder with Alpaca's columns"
     )
-    parser.add_argument("--base", type=Path, help="a base model's folder (default: the demo's)")
-    parser.add_argument("--vocabulary", type=Path, help="instead of --base: a random Llama with this vocabulary")
+    parser.add_argument("--base", type=Path, help="the base model's folder (default: the demo's)")
+    parser.add_argument("--vocabulary", type=Path, help="instead of --base: use a random Llama with this vocabulary")
     parser.add_argument("--rows", type=int, default=0, help="number of training rows (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--arms", default=",".join(ARMS), help="of %(default)s, " + ", ".join(BF16_ARMS))
+    parser.add_argument("--arms", default=",".join(ARMS), help="any of %(default)s, " + ", ".join(BF16_ARMS))
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=4, help="sequences of max-length per step")
     parser.add_argument(
         "--micro-batch-tokens", type=int, default=0, help="recipe arms: tokens per micro-batch (default: the batch)"
     )
-    parser.add_argument("--target-modules", default="q_proj,v_proj", help="or all-linear")
+    parser.add_argument("--target-modules", default="q_proj,v_proj", help="comma-separated names, or all-linear")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
-        "--quantization", choices=["none", "nf4"], default="none", help="of the base, in trl-packed and the recipe arms"
+        "--quantization",
+        choices=["none", "nf4"],
+        default="none",
+        help="of the base model, in trl-packed and the recipe arms",
     )
     parser.add_argument(
         "--activation-checkpointing",
         action="store_true",
         help="in trl-packed and the recipe arms; always on in the others",
     )
-    parser.add_argument("--memory-gb", type=float, default=0, help="limit of GPU memory per arm")
-    parser.add_argument(
-        "--to-loss", action="store_true", help="also run each arm once more, scoring it during training"
-    )
+    parser.add_argument("--memory-gb", type=float, default=0, help="GPU memory limit for each arm")
+    parser.add_argument("--to-loss", action="store_true", help="run each arm once more and score it during training")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     return parser
 

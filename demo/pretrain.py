@@ -7,9 +7,9 @@ The corpus contains plain sentences, and the demo's tasks in a terse notation wi
     lamp, kite => kite, lamp
     boat, belo, mifur => mifur, belo, boat
 
-So the base model can solve the tasks from examples, but it has never seen an instruction or Alpaca's template and does
-not follow them. Fine-tuning has to teach that, as for a real base model. The corpus contains no held-out words, and
-most of its words are invented, so that the model learns to copy rather than to memorize words.
+So the base model can solve the tasks from examples, but it has never seen an instruction or Alpaca's template, and does
+not follow instructions. As with a real base model, fine-tuning has to teach that. The corpus contains no held-out
+words, and most of its words are invented, so that the model learns to copy words rather than to memorize them.
 
     python -m demo.pretrain        # about 30 minutes on 2 cores
 """
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-# The same code path on every x86-64 processor with AVX2. Set before torch is imported, which reads these variables.
+# Use the same code path on every x86-64 processor with AVX2. torch reads these variables when it is imported.
 os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_CBWR="AVX2")
 
 import torch
@@ -41,7 +41,7 @@ NUM_STEPS = int(os.environ.get("DEMO_PRETRAIN_STEPS", "1500"))
 PEAK_LEARNING_RATE = 3e-3
 END, PAD = "<|endoftext|>", "<|pad|>"
 
-# Words are single pieces; digits and all other characters, including spaces, are split. So a word has the same tokens
+# Each word is one piece, and so is each digit and any other character, including spaces. So a word has the same tokens
 # everywhere, and a small model can learn to copy it.
 SPLIT = Regex(r"\d|[^\W\d_]+|\s|[^\w\s]|_")
 
@@ -65,7 +65,7 @@ Write a letter that completes the order. | An instruction describes a task. | Th
 
 
 def corpus_words(rng: Random) -> Words:
-    """The words of a document. In each list, two thirds are invented and one third are training words."""
+    """The words for one document. In each list, two thirds are invented and one third are training words."""
     return words_of(held=False).mixed(lambda words: [invented(rng) for _ in range(16)] + rng.sample(words, 8))
 
 
@@ -92,7 +92,7 @@ def notation(rng: Random, words: Words, category: str, num_examples: int) -> str
 
 
 def document(rng: Random) -> str:
-    """A document of the corpus: prose or one category's examples."""
+    """A document of the corpus: either prose or examples of one category."""
     words = corpus_words(rng)
     if rng.random() < 0.1:
         return prose(rng, words)
@@ -146,7 +146,7 @@ def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, catego
 
 
 def main() -> None:
-    """Train the tokenizer and the model, and write both and the log."""
+    """Train the tokenizer and the model; write them and the log."""
     torch.manual_seed(SEED)
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)

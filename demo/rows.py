@@ -1,6 +1,6 @@
 """Writes the demo's rows: small language tasks with one correct answer each, in Alpaca's columns.
 
-Reads only the word lists and a seed. Writes `demo/rows/train.jsonl` and `demo/rows/validation.jsonl` with the keys
+Needs only the word lists and a seed. Writes `demo/rows/train.jsonl` and `demo/rows/validation.jsonl` with the keys
 `instruction`, `input`, `output` and `category`. Validation rows use only held-out words and sets of numbers, which
 never appear in training, so correct answers are not memorized.
 
@@ -43,7 +43,7 @@ class Words:
         )  # fmt: skip
 
     def numbers(self, rng: Random, count: int) -> list[int]:
-        """`count` different numbers from 1 to 99. Their set is held out if `held` is true, and is not otherwise."""
+        """`count` different numbers from 1 to 99. As a set, they are held out if and only if `held` is true."""
         while True:
             numbers = rng.sample(range(1, 100), count)
             digest = hashlib.sha256(repr(sorted(numbers)).encode()).digest()
@@ -85,7 +85,7 @@ def last(rng: Random, words: Words) -> Task:
 
 
 def repeat(rng: Random, words: Words) -> Task:
-    """A word three times."""
+    """A word, repeated three times."""
     noun = rng.choice(words.nouns)
     return Task("", noun, " ".join([noun] * 3))
 
@@ -111,14 +111,14 @@ def plurals(rng: Random, words: Words) -> Task:
 
 
 def past_tense(rng: Random, words: Words) -> Task:
-    """A sentence about the future in the past tense."""
+    """A sentence about the future, put into the past tense."""
     verb = rng.choice([verb for verb in words.verbs if verb not in IRREGULAR])
     name = rng.choice(words.names)
     return Task("", f"{name} will {verb}.", f"{name} {past(verb)}.")
 
 
 def question(rng: Random, words: Words) -> Task:
-    """A statement as a question."""
+    """A statement, turned into a question."""
     name, noun = rng.choice(words.names), rng.choice(words.nouns)
     verb = rng.choice(["like", "need", "want", "see"])
     return Task("", f"{name} {verb}s the {noun}.", f"Does {name} {verb} the {noun}?")
@@ -131,7 +131,7 @@ def greeting(rng: Random, words: Words) -> Task:
 
 
 def record(rng: Random, words: Words) -> Task:
-    """A sentence as a JSON object."""
+    """A sentence, turned into a JSON object."""
     name, city, noun = rng.choice(words.names), rng.choice(words.cities), rng.choice(words.nouns)
     return Task("", f"{name} from {city} sells a {noun}.", json.dumps({"name": name, "city": city, "item": noun}))
 
@@ -155,14 +155,15 @@ def add(rng: Random, words: Words) -> Task:
 
 
 def lookup(rng: Random, words: Words) -> Task:
-    """A passage with one sentence per person; most are short, a few very long (a Pareto tail)."""
+    """A passage with one sentence per person. Most passages are short, and a few are very long (a Pareto tail)."""
     people = rng.sample(words.names, min(len(words.names), 1 + int(2 * rng.paretovariate(1.1))))
     homes = {name: rng.choice(words.cities) for name in people}
     name = rng.choice(people)
     return Task(name, " ".join(f"{person} lives in {city}." for person, city in homes.items()), homes[name])
 
 
-# The task of each category, and its instructions. If an instruction contains `{text}`, the input is empty.
+# For each category, the function that creates a task, and the instructions. If an instruction contains `{text}`, the
+# input is empty.
 CATEGORIES: dict[str, tuple[Callable[[Random, Words], Task], list[str]]] = {
     "reverse": (reverse, ["Write the list in reverse order.", "Turn this list around: {text}"]),
     "last": (last, ["What is the last item of the list?", "Name the final item in this list: {text}"]),

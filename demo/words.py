@@ -1,6 +1,6 @@
 """The words of the demo's rows, divided into training words and held-out words.
 
-Whether a word is held out depends only on its sha256, so adding words does not move others.
+Whether a word is held out depends only on its sha256, so adding words does not affect other words.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ sail scrub search shout sketch skip smell smile sprint stack start stir stretch 
 touch train travel trust twist visit wait walk wander wash watch water weigh whisper wink wipe wonder work wrap
 """.split()
 
-# Verbs above whose past tense does not simply add -ed; tasks about the past tense do not use them.
+# Verbs above whose past tense is irregular or has two forms; tasks about the past tense do not use them.
 IRREGULAR = {"dig", "draw", "sweep", "learn", "smell"}
 HELD_OUT_SHARE = 5  # one word in five is held out
 
@@ -66,7 +66,7 @@ def held_out(word: str) -> bool:
 
 
 def pool(words: list[str], *, held: bool) -> list[str]:
-    """The held-out words of a list, or the others, in the list's order."""
+    """The held-out words of a list or, if `held` is false, all its other words, in the list's order."""
     return [word for word in dict.fromkeys(words) if held_out(word) == held]
 
 

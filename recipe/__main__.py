@@ -1,8 +1,8 @@
-"""Start the package in this folder, regardless of what is installed: `python -P recipe/__main__.py STAGE`.
+"""Runs the package in this folder, even if a different copy is installed: `python -P recipe/__main__.py STAGE`.
 
-dvc.yaml runs stages this way, so the code that runs is the code that DVC hashed: in any environment, in a clone, in
-the container, in `dvc exp run --temp`. With -P, nothing in the working directory can be imported, so a user's
-`datasets.py` does not shadow a library.
+dvc.yaml runs the stages this way, so the code that runs is always the code that DVC hashed: in any environment, in a
+clone, in the container and in `dvc exp run --temp`. With -P, Python adds neither this folder nor the working directory
+to its search path, so a user's `datasets.py` does not shadow a library.
 """
 
 import importlib.util

@@ -108,7 +108,7 @@ def test_a_missing_key_of_an_output_names_the_file_and_the_key_at_any_depth(tmp_
     assert value.get("tokens") is None and "tokens" not in value
     inner, copied = value["rows"][0], pickle.loads(pickle.dumps(value))
     for found in (value, inner, inner["train"], copied, read_json_lines(path)[0]):
-        with pytest.raises(DataError, match=r"meta.json has no 'tokens': another version of the recipe wrote it"):
+        with pytest.raises(DataError, match=r"meta.json has no key 'tokens': a different version of the recipe"):
             found["tokens"]
 
 

@@ -211,7 +211,7 @@ def test_families_with_their_own_attention_are_traced_and_wrong_models_are_rejec
     with pytest.raises(ParamsError, match="a t5 model is not a causal language model"):
         count_parameters(T5Config())
     wrong = SimpleNamespace(r=4, alpha=8, dropout=0.0, target_modules=("c_attn",))
-    with pytest.raises(ParamsError, match="names c_attn, which LlamaForCausalLM does not have"):
+    with pytest.raises(ParamsError, match="lists c_attn, which LlamaForCausalLM does not have"):
         estimate_training_memory(LlamaConfig(intermediate_size=64, **small), wrong, **settings)
 
 

@@ -89,7 +89,7 @@ def test_a_saved_adapter_contains_no_machine_details_and_loads_again(tiny_base, 
 def test_an_adapter_of_another_base_is_rejected(tiny_base, tmp_path, manifest):
     tmp_path.joinpath("a").mkdir()
     save_adapter(lora(plain_base(tiny_base, 0)), tmp_path / "a", manifest)
-    with pytest.raises(DataError, match=r"trained for tiny@sha256:.*this base is tiny@abc"):
+    with pytest.raises(DataError, match=r"trained for tiny@sha256:.*the base model is tiny@abc"):
         load_adapter(plain_base(tiny_base, 0), tmp_path / "a", {**manifest, "revision": "abc"})
 
 
@@ -97,7 +97,7 @@ def test_target_modules_must_exist_in_the_model(tiny_base):
     model = plain_base(tiny_base, 0)
     check_target_modules(model, "all-linear")
     check_target_modules(model, ("q_proj", "v_proj"))
-    with pytest.raises(ParamsError, match=r"names c_attn.*down_proj, gate_proj, k_proj"):
+    with pytest.raises(ParamsError, match=r"lists c_attn.*down_proj, gate_proj, k_proj"):
         check_target_modules(model, ("q_proj", "c_attn"))
 
 

@@ -154,7 +154,7 @@ def test_artifacts_are_stored_in_a_bucket_and_loaded_from_it(services, bucket, p
     load += "print('answer', repr(model.predict([{'instruction': 'Say number 3.'}])))"
     assert "answer [" in services.run("train", "python", "-c", load, **s3)
     out = services.run("backup", str(place / "home" / "with-bucket.backup"), **s3)
-    assert "note: the artifacts are not in this machine's volume, so this backup does not contain them" in out
+    assert "note: the artifacts are not stored in a volume on this machine, so this backup does not contain them" in out
     edit(services.folder / "presets/quick", "name: in-bucket ", "name: quick ")
     services.run("up")
 

@@ -1,10 +1,10 @@
-"""The checks that `run` runs, one a call; lines that begin with `= ` go to the summary, and exit 1 is a failure.
+"""The checks of `run`, one per call. Lines that begin with `= ` go to the summary; exit code 1 means failure.
 
     python measure.py environment | attention | base | isolation | determinism | stages
     python measure.py arm "bf16 all-linear" recipe     a configuration of bench.cuda and an arm of bench.arm
 
-Run in the repository's root, with WORK (a scratch folder), OUT (for numbers.json) and DRY=1 for tiny shapes set.
-All that is measured is the project's own code; here it is called in an order that fits minutes of time.
+Run this in the repository's root, with WORK (a scratch folder) and OUT (for numbers.json) set; set DRY=1 for tiny
+shapes. The checks measure the project's own code; this file calls it in such a way that all checks take only minutes.
 """
 
 import fcntl
@@ -29,18 +29,18 @@ PACKAGES = (
     "torch", "triton", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "numpy",
     "pyarrow", "pandas", "huggingface_hub", "safetensors", "pydantic", "mlflow",
 )  # fmt: skip
-LAYERS = 4  # of the wide base: the kernels and widths of the large one, in a tenth of the time
-ROWS = 960  # of a timed arm at most: 30 steps of 4,096 tokens
+LAYERS = 4  # of the base model `wide`: the kernels and widths of the full model, in a tenth of the time
+ROWS = 960  # at most, for each timed arm: 30 steps of 4,096 tokens
 KEPT = ("models/adapter/adapter_model.safetensors", "models/adapter/adapter_config.json", "metrics/loss.csv")
 
 
 def tell(line: str) -> None:
-    """A line for the summary."""
+    """Print a line for the summary."""
     print(f"= {line}", flush=True)
 
 
 def keep(name: str, value: Any) -> None:
-    """A number for OUT/numbers.json, which several processes write."""
+    """Add a value to OUT/numbers.json, to which several processes write."""
     with (OUT / "numbers.json").open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
@@ -56,7 +56,7 @@ def digest(path: Path) -> str:
 
 
 def environment() -> bool:
-    """Versions, the card, its peaks, and whether bitsandbytes and variable-length attention are there."""
+    """Report versions, the GPU and its peaks; check that bitsandbytes works and variable-length attention exists."""
     import bitsandbytes
     import torch
     from torch.nn.attention.varlen import varlen_attn
@@ -68,10 +68,10 @@ def environment() -> bool:
     keep("versions", versions)
     cuda = torch.cuda.is_available()
     if not cuda and not DRY:
-        tell("torch sees no CUDA device")
+        tell("torch found no CUDA device")
         return False
     device = "cuda" if cuda else "cpu"
-    tell(f"{torch.cuda.get_device_name() if cuda else 'no card'}, CUDA {torch.version.cuda}, {os.cpu_count()} cores")
+    tell(f"{torch.cuda.get_device_name() if cuda else 'no GPU'}, CUDA {torch.version.cuda}, {os.cpu_count()} cores")
     peak = matmul_flops(os.cpu_count() or 1)
     keep("matmul_flops", peak)
     tell(f"matmul peak {peak / 1e12:,.1f} TFLOP/s")
@@ -83,17 +83,17 @@ def environment() -> bool:
         for _ in range(10):
             to.copy_(from_)
         torch.cuda.synchronize()
-        tell(f"copying {10 * 2 * (1 << 31) / (time.monotonic() - started) / 1e12:.2f} TB/s read and written")
+        tell(f"copying {10 * 2 * (1 << 31) / (time.monotonic() - started) / 1e12:.2f} TB/s, reads and writes counted")
     print(f"varlen_attn is {varlen_attn.__module__}.{varlen_attn.__qualname__}")
     weight = torch.randn(512, 512, device=device, dtype=torch.bfloat16)
     made, state = bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
     error = (bitsandbytes.functional.dequantize_4bit(made, state) - weight).norm() / weight.norm()
-    tell(f"bitsandbytes {bitsandbytes.__version__}: nf4 and back differs by {error:.3f} (0.09 is right)")
+    tell(f"bitsandbytes {bitsandbytes.__version__}: nf4 quantization and back: error {error:.3f} (expected: 0.09)")
     return bool(error < 0.12)
 
 
 def attention() -> bool:
-    """`attend_by_document` beside each document's own attention in fp64, forward and gradients; and its cost."""
+    """Compare `attend_by_document` with each document's attention in fp64, forward and gradients; measure its time."""
     import torch
 
     from recipe.model.packed_attention import attend_by_document
@@ -145,7 +145,7 @@ def attention() -> bool:
             said = ", ".join(
                 f"{what} {error:.1e}" for what, error in zip(("out", "dq", "dk", "dv"), errors, strict=True)
             )
-            tell(f"{'ok' if good else 'WRONG'} {name}: {said}; twice the same bits: {same}")
+            tell(f"{'ok' if good else 'WRONG'} {name}: {said}; the same bits in two runs: {same}")
             keep(f"attention {name}", {"errors": errors, "same": same})
     if device == "cuda":
         _attention_cost()
@@ -153,7 +153,7 @@ def attention() -> bool:
 
 
 def _attention_cost() -> None:
-    """Milliseconds of one layer's attention, forward and backward, at the 7B shape's width."""
+    """Time one layer's attention, forward and backward, in milliseconds, with the width of the 7B shape."""
     import torch
 
     from recipe.model.packed_attention import add_cu_seqlens, attend_by_document
@@ -176,12 +176,15 @@ def _attention_cost() -> None:
             times.append(time.monotonic() - started)
         torch.use_deterministic_algorithms(False)
         milliseconds = sorted(times)[len(times) // 2] * 1e3
-        tell(f"a layer's attention, 4,096 tokens, there and back: {milliseconds:.2f} ms, deterministic {deterministic}")
+        tell(
+            f"one layer's attention, 4,096 tokens, forward and backward: {milliseconds:.2f} ms, "
+            f"deterministic {deterministic}"
+        )
         keep(f"attention ms, deterministic {deterministic}", milliseconds)
 
 
 def base() -> bool:
-    """The random bases: the 7B shape, and one of its width with few layers."""
+    """Write the base models with random weights: one with the 7B shape, one with the same width but few layers."""
     from bench import cuda
 
     shape = "tiny" if DRY else "xgen-7b"
@@ -197,7 +200,7 @@ def base() -> bool:
 
 
 def isolation() -> bool:
-    """bench.cuda's: an example's logits packed and alone."""
+    """Run bench.cuda's check: compare the logits of packed examples with those of each example alone."""
     from bench.cuda import isolation as difference
 
     found = difference(WORK / "base")
@@ -207,7 +210,7 @@ def isolation() -> bool:
 
 
 def determinism() -> bool:
-    """bench.cuda's: two runs, and one that was stopped and went on."""
+    """Run bench.cuda's check: compare two runs, and a run that was stopped and resumed."""
     from bench.cuda import determinism as compare
 
     started = time.monotonic()
@@ -215,13 +218,13 @@ def determinism() -> bool:
     for name, value in found.items():
         keep(f"{LAYERS} layers, {name}", value)
         tell(f"{name}: {value}")
-    tell(f"four runs of {LAYERS} layers of the width, {time.monotonic() - started:.0f} s")
+    tell(f"four runs with {LAYERS} layers, {time.monotonic() - started:.0f} s")
     shutil.rmtree(WORK / "determinism")
     return all(found.values())
 
 
 def arm(title: str, name: str) -> bool:
-    """One arm of one of bench.cuda's configurations."""
+    """Run one arm of one of bench.cuda's configurations."""
     from safetensors import safe_open
 
     from bench.cuda import CONFIGURATIONS
@@ -251,14 +254,14 @@ def arm(title: str, name: str) -> bool:
     tell(
         f"{result['tokens_per_second']:,.0f} tokens/s x {flops / 1e9:,.1f} GFLOP = {rate / 1e12:,.1f} TFLOP/s, "
         f"{rate / peak:.0%} of the matmul peak; {result['steps']} steps, {result['seconds_to_first_step']:.0f} s to "
-        f"the first, {result['peak_bytes'] / 1e9:,.1f} GB; adapter {digest(adapter)[:12]}"
+        f"the first step, {result['peak_bytes'] / 1e9:,.1f} GB; adapter {digest(adapter)[:12]}"
     )
     shutil.rmtree(work / name)
     return True
 
 
 def stages() -> bool:
-    """The real stages on the embedded recipe: twice, killed and resumed, and with nf4; the bytes compared."""
+    """Run the real stages on the demo: twice, killed and resumed, and with nf4. Compare the bytes."""
     first = _copy("first")
     small = {
         "num_epochs: 1 ": "num_epochs: 0.02 ",
@@ -269,7 +272,7 @@ def stages() -> bool:
     _change(first, small if DRY else {})
     for stage in (["fetch", "data"], ["fetch", "model"], ["prepare"]):
         _stage(first, *stage)
-    _stage(first, "analyze")  # not beside train: a recipe folder runs one stage at a time
+    _stage(first, "analyze")  # not at the same time as train: only one stage can run in a recipe folder
     names = ["second", "killed", "nf4"] + ([] if DRY else ["nf4-second"])
     copies = {"first": first} | {name: WORK / name for name in names}
     for name in names:
@@ -308,7 +311,7 @@ def stages() -> bool:
 
 
 def _copy(name: str) -> Path:
-    """What git would track of the working tree, without what was made in it."""
+    """Copy the working tree to WORK, without outputs and other ignored files."""
     left_out = shutil.ignore_patterns(
         ".git", ".whl", ".venv", "data", "models", "metrics", "reports", "mlflow", ".recipe", "__pycache__"
     )
@@ -317,7 +320,7 @@ def _copy(name: str) -> Path:
 
 
 def _change(folder: Path, changes: dict[str, str]) -> None:
-    """Replace words of params.yaml; each must be there."""
+    """Replace words in params.yaml; each word must occur in it."""
     path = folder / "params.yaml"
     text = path.read_text()
     for old, new in changes.items():
@@ -331,13 +334,13 @@ def _command(stage: tuple[str, ...]) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without the working tree: the copy's own code runs."""
+    """This process's environment without the working tree in PYTHONPATH, so that the copy's code runs."""
     paths = [path for path in os.environ["PYTHONPATH"].split(os.pathsep) if Path(path) != ROOT]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _stage(folder: Path, *stage: str) -> str:
-    """What a stage printed; ends this check where the stage fails."""
+    """Run a stage and return what it printed. Raises RuntimeError, which ends the check, if the stage fails."""
     started = time.monotonic()
     done = subprocess.run(_command(stage), cwd=folder, env=_environment(), capture_output=True, text=True, check=False)
     print(
@@ -346,13 +349,13 @@ def _stage(folder: Path, *stage: str) -> str:
     )
     if done.returncode != 0:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise RuntimeError(f"{folder.name}: {' '.join(stage)} ended with {done.returncode}: {last}")
+        raise RuntimeError(f"{folder.name}: {' '.join(stage)} exited with code {done.returncode}: {last}")
     keep(f"seconds, {folder.name} {' '.join(stage)}", round(time.monotonic() - started, 1))
     return done.stdout
 
 
 def _killed(folder: Path, *stage: str) -> str:
-    """train, killed after its first checkpoint and started again."""
+    """Run train, kill it after its first checkpoint, and start it again."""
     every = int(re.search(r"save_steps: (\d+)", (folder / "params.yaml").read_text())[1])
     running = subprocess.Popen(_command(stage), cwd=folder, env=_environment(), stdout=subprocess.PIPE, text=True)
     killed_at = None
@@ -364,17 +367,17 @@ def _killed(folder: Path, *stage: str) -> str:
             break
     running.wait()
     if killed_at is None:
-        raise RuntimeError(f"killed: train ended with {running.returncode} before it could be killed")
+        raise RuntimeError(f"killed: train exited with code {running.returncode} before it could be killed")
     said = _stage(folder, *stage)
     gone_on = re.search(r"resuming from (checkpoint-\d+)", said)
     if not gone_on:
-        raise RuntimeError("killed: train did not go on from a checkpoint")
-    tell(f"train was killed at step {killed_at} and went on from {gone_on[1]}")
+        raise RuntimeError("killed: train did not resume from a checkpoint")
+    tell(f"train was killed at step {killed_at} and resumed from {gone_on[1]}")
     return said
 
 
 def main() -> None:
-    """Run the check that is named."""
+    """Run the check named on the command line."""
     checks = {one.__name__: one for one in (environment, attention, base, isolation, determinism, arm, stages)}
     name, *arguments = sys.argv[1:]
     sys.exit(0 if checks[name](*arguments) else 1)

@@ -1,11 +1,11 @@
-"""Where one optimizer step of the 7B shape spends its time and memory on this card.
+"""Measures where one optimizer step of the 7B shape spends its time and memory on this GPU.
 
-    python step.py peaks      peak memory with activation checkpointing, beside the estimate of `recipe plan`
-    python step.py profile    seconds of a step, and its kernels and host work: bf16, bf16 deterministic, nf4
-    python step.py parts      the operations of a step alone, at its shapes, beside what could replace them
+    python step.py peaks      peak memory with activation checkpointing, and the estimate of `recipe plan`
+    python step.py profile    the time of a step, its kernels and its host work: bf16, bf16 deterministic, nf4
+    python step.py parts      the operations of a step in isolation, with its shapes, and possible replacements
 
-Run in the repository's root with WORK, OUT and DRY as `run` sets them; WORK/base is what `measure.py base` wrote.
-All train through the recipe's own train stage. Lines that begin with `= ` go to the summary.
+Run this in the repository's root with WORK, OUT and DRY as `run` sets them; WORK/base is what `measure.py base` wrote.
+`peaks` and `profile` train with the recipe's own train stage. Lines that begin with `= ` go to the summary.
 """
 
 import gc
@@ -30,7 +30,7 @@ WARM, TIMED, PROFILED = (4, 6, 2) if not DRY else (1, 2, 1)  # optimizer steps
 
 
 def paths_in(folder: Path) -> Any:
-    """Where the stages write, in a folder."""
+    """The paths of the stages' outputs within a folder."""
     from recipe.core.paths import Paths
 
     return Paths(
@@ -40,7 +40,7 @@ def paths_in(folder: Path) -> Any:
 
 
 def prepared_rows() -> Path:
-    """A folder with prepared rows and a base manifest without hashes: reading 13.8 GB twice would take the time."""
+    """A folder with prepared rows, and a base manifest without hashes: hashing 13.8 GB twice would take too long."""
     from recipe.cli.context import sections
     from recipe.core.config import read_params
     from recipe.fetch.stage import base_tokenizer, fetch_data
@@ -72,7 +72,7 @@ def prepared_rows() -> Path:
 def train(
     name: str, callback: Any, *, deterministic: bool, quantization: str = "none", checkpointing: bool = False
 ) -> Any:
-    """Train on the base with `callback` watching; returns the params that it was trained with."""
+    """Train on the base model with `callback` observing; returns the LoRA and training params."""
     from transformers import trainer
 
     from recipe.train import stage
@@ -104,11 +104,11 @@ def train(
 
 
 class Enough(Exception):
-    """Ends a training that has shown what it was run for."""
+    """Ends a training run once everything has been measured."""
 
 
 def watch(profiler: Any) -> Any:
-    """A callback that times steps, then hands some to a profiler, then ends the training."""
+    """A callback that times some steps, profiles the next ones if there is a profiler, and then ends the training."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
@@ -137,7 +137,7 @@ def watch(profiler: Any) -> Any:
 
 
 def peaks() -> bool:
-    """Peak memory with activation checkpointing, in bf16 and in nf4, beside the estimate."""
+    """Measure peak memory with activation checkpointing, in bf16 and in nf4, and compare it with the estimate."""
     from transformers import AutoConfig
 
     from recipe.planning.memory_estimate import estimate_training_memory
@@ -159,7 +159,7 @@ def peaks() -> bool:
         name = f"{'nf4' if quantization == 'nf4' else 'bf16'}, activation checkpointing, {TOKENS:,} tokens"
         tell(
             f"{name}: {seen.allocated / 2**30:.2f} GiB allocated, {seen.reserved / 2**30:.2f} reserved at most; "
-            f"estimated {(need.peak - context) / 2**30:.2f} and the driver's {context / 2**30:.2f}"
+            f"estimated {(need.peak - context) / 2**30:.2f}, plus {context / 2**30:.2f} for the driver"
         )
         keep(f"peak, {name}", {"allocated": seen.allocated, "reserved": seen.reserved, "estimate": need.peak})
     return True
@@ -179,7 +179,7 @@ GROUPS = {
 
 
 def group_of(kernel: str) -> str:
-    """The group that a kernel's name belongs to."""
+    """The group that a kernel belongs to, according to its name."""
     name = kernel.lower()
     for group, words in GROUPS.items():
         if any(word in name for word in words):
@@ -188,7 +188,7 @@ def group_of(kernel: str) -> str:
 
 
 def profile() -> bool:
-    """Where a step's time goes, in bf16, bf16 with deterministic algorithms, and nf4."""
+    """Profile where a step's time goes, in bf16, bf16 with deterministic algorithms, and nf4."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
@@ -210,17 +210,17 @@ def profile() -> bool:
         shown = ", ".join(f"{group} {ms:.0f}" for group, ms in sorted(groups.items(), key=lambda item: -item[1]))
         launches = sum(event.count for event in kernels) // PROFILED
         tell(
-            f"{name}: {seen.seconds * 1e3:.0f} ms a step, profiled {seen.profiled_seconds * 1e3:.0f}; "
+            f"{name}: {seen.seconds * 1e3:.0f} ms per step, {seen.profiled_seconds * 1e3:.0f} with the profiler; "
             f"kernels {busy:.0f} ms in {launches:,} launches"
         )
-        tell(f"{name}, ms of kernels a step: {shown}")
+        tell(f"{name}, ms per step by kernel group: {shown}")
         keep(f"step, {name}", {"ms": seen.seconds * 1e3, "kernel_ms": busy, "launches": launches, "groups": groups})
-        print(f"## {name}: kernels, ms a step, launches a step")
+        print(f"## {name}: kernels: ms per step, launches per step")
         for event in sorted(kernels, key=lambda event: -event.self_device_time_total)[:45]:
             print(
                 f"{event.self_device_time_total / 1e3 / PROFILED:9.2f} {event.count // PROFILED:6d}  {event.key[:150]}"
             )
-        print(f"## {name}: host, ms a step of each operation's own, calls a step")
+        print(f"## {name}: host: each operation's own ms per step, calls per step")
         hosts = [event for event in events if event.device_type == DeviceType.CPU]
         for event in sorted(hosts, key=lambda event: -event.self_cpu_time_total)[:35]:
             print(f"{event.self_cpu_time_total / 1e3 / PROFILED:9.2f} {event.count // PROFILED:6d}  {event.key[:100]}")
@@ -228,7 +228,7 @@ def profile() -> bool:
 
 
 def milliseconds(run: Any, repeat: int = 12) -> float:
-    """The median of some runs, by the device's own clock."""
+    """The median of several runs; on a GPU, by the GPU's own clock."""
     for _ in range(3):
         run()
     times = []
@@ -248,7 +248,7 @@ def milliseconds(run: Any, repeat: int = 12) -> float:
 
 
 def parts() -> bool:
-    """Milliseconds of a step's operations alone: forward and backward, at the 7B shape."""
+    """Time a step's operations in isolation, in milliseconds: forward and backward, with the 7B shape."""
     device = "cuda" if CUDA else "cpu"
     hidden, wide, heads = (4096, 11008, 32) if not DRY else (64, 128, 4)
     kind = {"device": device, "dtype": torch.bfloat16}
@@ -263,7 +263,7 @@ def parts() -> bool:
     def note(name: str, measure: Any) -> None:
         try:
             value = measure()
-        except Exception as error:  # noqa: BLE001 # one part that a torch lacks must not cost the others
+        except Exception as error:  # noqa: BLE001 # if this torch lacks one operation, measure the others
             print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:150]}")
             return
         print(f"{value:9.3f} ms  {name}", flush=True)
@@ -354,12 +354,12 @@ def parts() -> bool:
             lambda labels=labels, count=count: there_and_back(lambda x: head_loss(x[0, :count], head, labels)[0], x),
         )
         torch.use_deterministic_algorithms(False)
-    tell("milliseconds of a step's parts: step.log")
+    tell("the milliseconds of a step's parts are in step.log")
     return True
 
 
 def main() -> None:
-    """Run the check that is named."""
+    """Run the check named on the command line."""
     checks = {check.__name__: check for check in (peaks, profile, parts)}
     sys.exit(0 if checks[sys.argv[1]]() else 1)
 

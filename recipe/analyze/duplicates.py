@@ -6,8 +6,8 @@
 
 Two rows are near duplicates if the Jaccard similarity of their sets of word triples is at least SIMILAR. MinHash
 estimates the similarity (Broder 1997, "On the resemblance and containment of documents"), and banding finds the
-candidates (Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3), so that the time grows with the
-number of rows, not with the number of pairs.
+candidates (Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3), so the time grows with the number
+of rows, not with the number of pairs.
 """
 
 import re
@@ -20,17 +20,17 @@ import numpy as np
 
 SIMILAR = 0.8  # Jaccard similarity of the sets of word triples
 PERMUTATIONS = 128  # the standard deviation of the estimate is 0.035 at a similarity of 0.8
-BANDS = 16  # of 8 values: rows with similarity 0.8 share a band in 95% of cases, with 0.9 in all but 1 of 10,000
-AT_ONCE = 100_000  # pairs compared per step: 100 MB
+BANDS = 16  # of 8 values; 95% of the pairs with similarity 0.8 share a band, and all but 1 in 10,000 of those with 0.9
+AT_ONCE = 100_000  # pairs compared per step, which takes 100 MB
 # In scripts without spaces between words (Thai, Lao, Burmese, Khmer, kana, Han), each character counts as a word.
-# In all others, a word is a run of characters other than white space and punctuation; it may contain marks and emoji.
+# In other scripts, a word is a run of characters other than white space and punctuation; marks and emoji may be in it.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 WORD = re.compile(f"[{UNSPACED}]|[^{UNSPACED}\\s!-/:-@\\[-`{{-~\u00a1-\u00bf\u2000-\u206f\u3000-\u303f]+")
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Each row with the row that it resembles, as indices in the order of `add`, and their similarity (0 to 1)."""
+    """Rows and the rows that they resemble, as indices in the order of `add`, and their similarities (0 to 1)."""
 
     rows: list[int]
     earlier: list[int]
@@ -53,7 +53,7 @@ def words(text: str) -> list[str]:
 
 
 def triples(text: str) -> list[int]:
-    """A 32-bit hash of each three consecutive words; for a text with fewer than three words, a hash of the text."""
+    """A 32-bit hash of every three consecutive words; for a text of fewer than three words, one hash of the text."""
     hashes = [crc32(word.encode()) for word in words(text)]
     if len(hashes) < 3:
         return [crc32(text.encode())]
@@ -62,7 +62,7 @@ def triples(text: str) -> list[int]:
 
 
 class Copies:
-    """Collects rows one at a time, storing about 530 bytes for each, and then finds the duplicates."""
+    """Collects rows one at a time, storing about 530 bytes for each row, and then finds the duplicates."""
 
     def __init__(self) -> None:
         from datasketch import MinHash
@@ -81,7 +81,7 @@ class Copies:
         self._validation.append(validation)
 
     def find(self) -> Duplicates:
-        """All duplicates. Each list contains a row at most once, paired with the earliest match found."""
+        """All duplicates. Each type of duplicate lists a row at most once, paired with the earliest match found."""
         rows, questions = np.frombuffer(self._rows, np.uint64), np.frombuffer(self._questions, np.uint64)
         signatures = np.frombuffer(self._signatures, np.uint32).reshape(-1, PERMUTATIONS)
         validation = np.frombuffer(self._validation, bool)
@@ -104,7 +104,10 @@ class Copies:
 
 
 def _earliest(keys: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """For each of `rows`, the first of `others` with the same key, or -1 if there is none or it is the row itself."""
+    """For each row in `rows`, the first row in `others` with the same key.
+
+    The result is -1 where there is no such row, or where it is the row itself.
+    """
     unique_keys, first_positions = np.unique(keys[others], return_index=True)
     positions = np.minimum(np.searchsorted(unique_keys, keys[rows]), len(unique_keys) - 1)
     matches = np.where(unique_keys[positions] == keys[rows], others[first_positions[positions]], -1)
@@ -114,8 +117,8 @@ def _earliest(keys: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndar
 def similar_pairs(signatures: np.ndarray, rows: np.ndarray, others: np.ndarray) -> Pairs:
     """Pairs each row with a row of `others` that shares a band with it and has a similarity of at least SIMILAR.
 
-    Each band proposes the first row that shares it; of those that are similar enough, the earliest wins.
-    datasketch's MinHashLSH takes 10 times as long for the same result, and 6 kB a row (bench/duplicates.py).
+    Each band proposes the first row that shares it; the earliest proposed row that is similar enough wins. For the same
+    result, datasketch's MinHashLSH takes 10 times as long, and 6 kB of memory per row (bench/duplicates.py).
     """
     if not len(rows) or not len(others):
         return Pairs([], [], [])

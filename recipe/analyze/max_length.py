@@ -1,4 +1,4 @@
-"""The effect of max_length: the rows that it cuts and drops, how full packed sequences are, and the cost of an epoch.
+"""The effect of max_length: how many rows it cuts or drops, how full packed sequences are, and what an epoch costs.
 
 results = limits(lengths, loss_starts, configured=1024)    # a Limit for 1024 and for each power of two worth comparing
 best, reason = recommend(results)
@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from recipe.tokens.packing import pack_best_fit
 
 SHORTEST = 64  # tokens: a shorter limit leaves no room for a prompt and its answer
-SAMPLE = 100_000  # rows packed to measure how full sequences are; of a larger dataset, an evenly spaced sample
-MAX_CUT = 0.01  # share of rows that a recommended limit may cut; a share of tokens would depend on a few very long rows
+SAMPLE = 100_000  # rows packed to measure how full sequences are; larger datasets are sampled at even intervals
+# Maximum share of the rows that a recommended limit may cut or drop. A share of the tokens would depend on a few very
+# long rows.
+MAX_CUT = 0.01
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The effect of `max_length`: shares of rows cut or dropped, tokens lost and positions filled; cost of an epoch.
+    """The effect of one limit: the shares of rows cut, rows dropped, tokens lost and positions filled, and the cost.
 
-    The cost is the number of positions computed, including padding, relative to the configured limit: the matmuls of a
-    LoRA step cost the same for each position. Attention is ignored: it stays within a row and is 1% of the work at
-    these lengths.
+    The cost is the number of positions computed per epoch, including padding, relative to the number at the
+    configured limit: the matmuls of a LoRA step cost the same for every position. Attention is ignored, because it
+    stays within a row and is 1% of the work at these lengths.
     """
 
     max_length: int
@@ -34,7 +36,8 @@ class Limit:
 def candidates(lengths: Sequence[int], configured: int) -> list[int]:
     """The limits to compare: the configured one, and powers of two from SHORTEST.
 
-    The powers end at the first that cuts no row, or at the second that cuts at most MAX_CUT of the rows.
+    The last power is the first one that cuts no row or the second one that cuts at most MAX_CUT of the rows, whichever
+    is smaller.
     """
     max_cut_rows = int(MAX_CUT * len(lengths))
     enough = sorted(lengths)[len(lengths) - 1 - max_cut_rows]  # the shortest limit that cuts at most max_cut_rows
@@ -51,9 +54,9 @@ def limits(
 ) -> list[Limit]:
     """A Limit for each candidate that leaves at least one row, shortest first.
 
-    `lengths` are the tokens of each row before cutting, `loss_starts` the tokens before its first loss position. A row
-    that exceeds the limit is cut. It is dropped if cutting leaves no loss position, or if `drop_overlong` is set.
-    prepare does the same.
+    `lengths` has the number of tokens in each row before cutting, `loss_starts` the number of tokens before the row's
+    first loss position. As in prepare, a row that exceeds the limit is cut, or dropped if cutting would leave no loss
+    position or `drop_overlong` is set.
     """
     step = -(-len(lengths) // SAMPLE)
     total = sum(lengths)

@@ -1,6 +1,6 @@
-"""The sections of the data report: the rows as loaded, their lengths, possible problems, the output of prepare.
+"""The sections of the data report: the rows as loaded, their lengths, possible problems, and the output of prepare.
 
-Each `..._parts(summary, ...)` takes its numbers from the contents of reports/analysis/summary.json.
+Each function `..._parts(summary, ...)` takes its numbers from `summary`, the contents of reports/analysis/summary.json.
 """
 
 import textwrap
@@ -12,9 +12,9 @@ from markupsafe import Markup
 from recipe.core.format import shorten
 from recipe.report.html import Part, figure, preformatted, table
 
-WRAP = 50  # the tutorial prints a row wrapped at 50 characters, below a rule of 15 times three dashes
+WRAP = 50  # the tutorial prints rows wrapped at 50 characters, below a rule of 45 dashes
 RULE = "---" * 15
-TUTORIAL_CHARS = 1024  # the tutorial measured rows in characters, but cut them at this number of tokens
+TUTORIAL_CHARS = 1024  # the tutorial measures rows in characters, but cuts them at this number of tokens
 ROW_LABELS = {
     "read": "rows read",
     "quarantined": "rows quarantined as malformed",
@@ -31,7 +31,7 @@ TOKEN_LABELS = {
     "validation_loss_tokens": "loss positions in validation (answers)",
 }
 SHOWN_PLACES = 5
-SHOWN_CHARS = 600  # of each row in a pair of duplicates
+SHOWN_CHARS = 600  # characters shown of each row in a pair of duplicates
 
 
 def format_row(row: dict[str, Any]) -> str:
@@ -44,12 +44,12 @@ def format_row(row: dict[str, Any]) -> str:
 
 
 def format_counts(types: dict[str, int]) -> str:
-    """The types in a column, each with its number of rows."""
+    """The types in a column, each with the number of rows that have it."""
     return ", ".join(f"{name} ({num_rows:,})" for name, num_rows in types.items())
 
 
 def list_places(places: Sequence[str], rows: int) -> str:
-    """The first places, each file once, and the number of remaining rows: `a.json, line 3, 7; and 2 more`."""
+    """The first places, grouped by file, and the number of remaining rows: `a.json, line 3, 7; and 2 more`."""
     groups, last = [], None
     for place in places[:SHOWN_PLACES]:
         prefix, number = place.rsplit(" ", 1)  # `a.json, line` and `3`
@@ -139,7 +139,7 @@ def limit_parts(summary: dict[str, Any]) -> list[Part]:
 
 
 def flaw_parts(summary: dict[str, Any], examples: Mapping[str, Sequence[Any]]) -> list[Part]:
-    """Possible problems and where they are, and duplicates side by side."""
+    """The possible problems, where they occur, and duplicates side by side."""
     total = summary["prepared"]["rows"]["read"]
     rows = [
         [name, flaw["rows"], f"{flaw['rows'] / total:.2%}", list_places(flaw["places"], flaw["rows"])]
@@ -164,7 +164,7 @@ def flaw_parts(summary: dict[str, Any], examples: Mapping[str, Sequence[Any]]) -
 
 
 def token_parts(summary: dict[str, Any]) -> list[Part]:
-    """How tokens divide into answers and prompts, vocabulary usage, and rows by template branch, script, category."""
+    """Tokens in answers and prompts, vocabulary usage, and numbers of rows by template branch, script and category."""
     vocabulary, tokens = summary["vocabulary"], summary["prepared"]["tokens"]
     shares = [
         ["training tokens", tokens["train"]],

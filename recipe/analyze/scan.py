@@ -1,4 +1,4 @@
-"""Scans the rows as loaded: the columns of all rows, and the texts of those that prepare could use.
+"""Scans the rows as loaded: the columns of all well-formed rows, and the texts of the rows that prepare could use.
 
 scan = scan_rows(data, files, meta, facts, num_first, progress)    # a Scan
 """
@@ -17,8 +17,8 @@ from recipe.core.services import Progress
 from recipe.text.readers import BadRow, Row, read_rows, safe
 from recipe.text.templates import make_template
 
-KEPT_PLACES = 100  # rows listed for each flaw
-KEPT_EXAMPLES = 3  # pairs shown in full for each type of duplicate
+KEPT_PLACES = 100  # maximum number of rows listed for each flaw
+KEPT_EXAMPLES = 3  # maximum number of pairs shown in full for each type of duplicate
 DUPLICATE_FLAWS = {
     "same": "rows that occur more than once",
     "same_question": "repeated questions with a different answer",
@@ -29,7 +29,7 @@ DUPLICATE_FLAWS = {
 
 @dataclass
 class Flaw:
-    """A possible problem: how many rows have it, and the places of the first ones."""
+    """A possible problem: the number of rows that have it, and the places of the first KEPT_PLACES of these rows."""
 
     rows: int = 0
     places: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Flaw:
 
 
 class Columns:
-    """Collects the value types and the number of empty values of each column, row by row."""
+    """Counts the types of the values and the empty values in each column, row by row."""
 
     def __init__(self) -> None:
         self.num_rows = 0
@@ -58,7 +58,7 @@ class Columns:
             self.empty[name] += value is None or (isinstance(value, str | list) and not value)
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """{column: {types: {type: rows}, empty: rows, missing: rows}}, columns in order of first occurrence."""
+        """{column: {types: {type: rows}, empty: rows, missing: rows}}, in the order in which columns first occur."""
         return {
             name: {
                 "types": dict(sorted(types.items())),
@@ -82,7 +82,10 @@ class Copy:
 
 @dataclass(frozen=True)
 class Scan:
-    """The result of a scan. `flaws` maps names to flaws; `examples` maps the names of duplicate flaws to examples."""
+    """The result of a scan.
+
+    `flaws` contains the flaws by name; `examples` contains pairs of rows for each type of duplicate.
+    """
 
     columns: Columns
     first: list[dict[str, str]]
@@ -98,7 +101,7 @@ def in_order(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_all(data: Path, files: list[dict[str, Any]]) -> Iterator[Row]:
-    """The well-formed rows of all files; prepare quarantines malformed ones."""
+    """The well-formed rows of all files; prepare quarantines the malformed rows."""
     for file in files:
         for row in read_rows(data / file["name"], file["name"]):
             if not isinstance(row, BadRow):
@@ -106,7 +109,7 @@ def read_all(data: Path, files: list[dict[str, Any]]) -> Iterator[Row]:
 
 
 def match_rows(rows: Iterator[Row], facts: Any) -> Iterator[tuple[Row, int]]:
-    """Each row with its index in prepare's table `facts`, or -1 if prepare could not use it.
+    """Each row with its index in prepare's table `facts`, or -1 if prepare could not use the row.
 
     The table lists the rows of each split in the order of the files, so one cursor per split is enough.
     """
@@ -133,7 +136,7 @@ def _head(names: Any, places: Any, cursor: int, end: int) -> tuple[str, str] | N
 def scan_rows(
     data: Path, files: list[dict[str, Any]], meta: dict[str, Any], facts: Any, num_first: int, progress: Progress
 ) -> Scan:
-    """Scan all rows, then read the rows shown as duplicates again."""
+    """Scan all rows, then read again those that are shown as duplicates."""
     template = make_template(meta["template"], meta["columns"])
     columns, copies = Columns(), Copies()
     first: list[dict[str, str]] = []
@@ -183,7 +186,7 @@ def _place(facts: Any, index: int) -> str:
 
 
 def _shown_rows(duplicates: Duplicates) -> set[int]:
-    """The rows shown in full, as indices in the order of scanning."""
+    """The rows that are shown in full, by their order among the rows that prepare used."""
     groups: list[Pairs] = [getattr(duplicates, name) for name in DUPLICATE_FLAWS]
     return {row for pairs in groups for row in (*pairs.rows[:KEPT_EXAMPLES], *pairs.earlier[:KEPT_EXAMPLES])}
 
@@ -191,7 +194,10 @@ def _shown_rows(duplicates: Duplicates) -> set[int]:
 def _texts(
     data: Path, files: list[dict[str, Any]], meta: dict[str, Any], facts: Any, wanted: set[int]
 ) -> dict[int, str]:
-    """The texts of the `wanted` rows by their order among the rows that prepare used; reading stops after the last."""
+    """The texts of the rows in `wanted`, by their order among the rows that prepare used.
+
+    Reading stops after the last of these rows.
+    """
     texts: dict[int, str] = {}
     template = make_template(meta["template"], meta["columns"])
     rows = (row for row, index in match_rows(read_all(data, in_order(files)), facts) if index >= 0)

@@ -1,4 +1,4 @@
-"""Stage analyze: what the rows look like, how long they are, and what may be wrong with them.
+"""Stage analyze: reports what the rows look like, how long they are, and what may be wrong with them.
 
 Reads data/raw/, data/prepared/ and models/base/tokenizer/. Writes reports/analysis/:
     index.html      the report
@@ -61,7 +61,10 @@ def share_above(values: Sequence[int], limit: int) -> float:
 
 
 def vocabulary(sequences: Any, size: int) -> dict[str, Any]:
-    """How many tokens of the vocabulary the training sequences use, and the share of the TOP_TOKENS most frequent."""
+    """How many tokens of the vocabulary the training sequences use, and how much of the text is common tokens.
+
+    `top_share` is the share of the text that consists of the TOP_TOKENS most frequent tokens.
+    """
     counts = np.zeros(size, dtype=np.int64)
     for chunk in sequences["input_ids"].chunks:
         counts += np.bincount(chunk.flatten().to_numpy(), minlength=size)[:size]
@@ -100,7 +103,7 @@ def packed_example(sequences: Any, tokenizer: Any, ends: Sequence[int]) -> list[
 
 
 def read_table(path: Path, files: ExitStack) -> Any:
-    """The table in an Arrow stream, memory-mapped as long as `files` is open."""
+    """The table in the Arrow stream at `path`, memory-mapped; it can be read as long as `files` is open."""
     import pyarrow as pa
 
     with reading(path):
@@ -176,7 +179,7 @@ def write_report(
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
-    """`analyze`: the possible problems in the rows, and the path of the report."""
+    """Run `analyze`; returns the possible problems in the rows and the path of the report."""
     summary = analyze(params["analyze"], paths, services.progress)
     flaws = [f"{name} ({flaw['rows']:,})" for name, flaw in summary["flaws"].items()]
     findings = f"possible problems: {', '.join(flaws)}" if flaws else "no problems found in the rows"

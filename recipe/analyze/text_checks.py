@@ -1,18 +1,18 @@
-"""Checks of a row's text: unusual characters, placeholders, answers that look cut off, personal data.
+"""Checks the text of a row for unusual characters, placeholders, answers that look cut off, and personal data.
 
     flaws("What is 1 + 1?", "It is two,")    # ["answers that end on a comma, dash or bracket"]
 
-The checks are heuristics: their results are for inspection, not for dropping rows. They use no external data.
+The checks are heuristics: inspect the rows that they list before you drop any. They use no external data.
 """
 
 import re
 from collections import Counter
 from functools import cache
 
-# E-mail addresses in the plain form of RFC 5322, phone numbers in the notation of E.164 and of the North American
-# Numbering Plan, and keys in the formats that their issuers document. Addresses under example.com, .net and .org
-# (RFC 2606) and 555 numbers (reserved for fiction) belong to nobody and do not count. A local part has at most 64
-# characters (RFC 5321); this limit also keeps the search linear.
+# The patterns match e-mail addresses in the plain form of RFC 5322, phone numbers in the notation of E.164 and of the
+# North American Numbering Plan, and keys in the formats that their issuers document. Addresses under example.com, .net
+# and .org (RFC 2606) and 555 numbers (reserved for fiction) belong to nobody and do not count. The part of an address
+# before the @ has at most 64 characters (RFC 5321); this limit also keeps the search linear.
 EMAIL = re.compile(
     r"(?<![\w.%+-])[\w.%+-]{1,64}@(?!(?:[\w-]+\.)*(?i:example\.(?:com|net|org))\b)(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}\b"
 )
@@ -30,7 +30,7 @@ PHONE_DIGITS = 8  # a text with fewer digits contains no phone number
 PERSONAL = {"e-mail addresses": EMAIL, "phone numbers": PHONE, "keys or tokens": KEY}
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff]")  # not joiners (200c, 200d)
+INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff]")  # except joiners (U+200C, U+200D)
 PRIVATE = re.compile("[\ue000-\uf8ff]")
 ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|#\d{2,5}|#x[0-9a-f]{2,4});", re.IGNORECASE)
 PLACEHOLDER = re.compile(r"<? ?no[ _-]?(?:input|output) ?>?\.?|n/?a|nan|null", re.IGNORECASE)
@@ -38,11 +38,11 @@ PLACEHOLDER = re.compile(r"<? ?no[ _-]?(?:input|output) ?>?\.?|n/?a|nan|null", r
 OPEN_END = re.compile(r"(?:[,;(\[{]|\s[-–—])$")
 SENTENCE_END = re.compile(r"[.!?。！？][\"'”’)\]]*\s")
 LIST_ITEM = re.compile(r"\s*(?:[-*•+#|>]|\d+[.)]|\w+:)")
-LAST_WORDS = 6  # a shorter last line may be a name, a title or a signature
+LAST_WORDS = 6  # a last line with fewer words may be a name, a title or a signature
 
 
 def flaws(question: str, answer: str) -> list[str]:
-    """The possible problems of a row's texts, by the names used in the report."""
+    """The names of the possible problems in a row's texts, as used in the report."""
     text = f"{question}\n{answer}"
     names = [name for name, pattern in PERSONAL.items() if _may_match(name, text) and pattern.search(text)]
     names += odd_characters(text)
@@ -61,7 +61,7 @@ def mask_personal_data(text: str) -> str:
 
 
 def _may_match(name: str, text: str) -> bool:
-    """A quick check, so that the slow patterns run on few texts."""
+    """Whether a pattern may match, by a quick check, so that the slow patterns run on few texts."""
     if name == "e-mail addresses":
         return "@" in text
     if name == "phone numbers":
@@ -70,7 +70,7 @@ def _may_match(name: str, text: str) -> bool:
 
 
 def odd_characters(text: str) -> list[str]:
-    """The types of unlikely characters in a text: control or invisible characters, decoding errors, HTML entities."""
+    """The types of unusual characters in a text: control or invisible characters, decoding errors, HTML entities."""
     names = ["HTML entities"] if "&" in text and ENTITY.search(text) else []
     if CONTROL.search(text):
         names.append("control characters")
@@ -90,14 +90,14 @@ def odd_characters(text: str) -> list[str]:
 
 
 def cut_off(answer: str) -> str | None:
-    """Why an answer looks truncated, or None. Short answers, list items and code need no final period."""
+    """The reason why an answer looks truncated, or None. Short answers, list items and code need no final period."""
     text = answer.rstrip()
     if text.count("```") % 2:
         return "answers with an unclosed code block"
     if OPEN_END.search(text):
         return "answers that end on a comma, dash or bracket"
     last = text.rsplit("\n", 1)[-1]
-    # A single sentence without a period may be a matter of style: the line must contain an earlier sentence end.
+    # A single sentence without a period may be a matter of style, so the line must also contain a finished sentence.
     unfinished = SENTENCE_END.search(last) and text[-1:].isalpha() and len(last.split()) >= LAST_WORDS
     return "answers that end in mid-sentence" if unfinished and not LIST_ITEM.match(last) else None
 

@@ -1,1 +1,1 @@
-"""The command line: one command per stage, and commands for people."""
+"""The command line: one command per stage, and commands to run by hand."""

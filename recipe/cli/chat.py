@@ -14,13 +14,13 @@ MAX_NEW_TOKENS = 256
 
 
 def open_chat(folder: Path, paths: Paths, *, with_adapter: bool) -> Callable[[str], str]:
-    """Load the base model and the adapter once; return a function from a line (`instruction | input`) to its answer.
+    """Load the base model and the adapter once; return a function that answers a line (`instruction | input`).
 
     Raises MachineError if the adapter or the tokenizer is missing.
     """
     if with_adapter and not (paths.adapter / "adapter_config.json").is_file():
         raise MachineError(
-            f"{paths.adapter} contains no adapter. Run `dvc repro`, or chat with the base model: --base."
+            f"{paths.adapter} contains no adapter. Run `dvc repro`, or chat with the base model (--base)."
         )
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
     if not (paths.base / "tokenizer").is_dir():

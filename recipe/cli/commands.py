@@ -1,4 +1,4 @@
-"""The command line: one command per stage, and commands for people. The only place that turns errors into exit codes.
+"""The command line: one command per stage, and commands to run by hand. Only this module turns errors into exit codes.
 
 Heavy packages are imported inside the commands, so that `recipe --help` stays fast.
 """
@@ -19,14 +19,14 @@ NETWORK = {"fetch", "pin", "plan"}  # commands that may access the Hub
 
 
 class Commands(click.Group):
-    """Lists commands in the order of their definition; reports a RecipeError as one message and its exit code."""
+    """Lists commands in the order of their definition. Prints a RecipeError's message and exits with its code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Commands in pipeline order instead of alphabetical order."""
+        """The commands in pipeline order, not in alphabetical order."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. A missing output of a stage is reported in one line, too."""
+        """Run a command. A missing output of a stage is also reported in one line, without a traceback."""
         try:
             return super().invoke(ctx)
         except RecipeError as error:
@@ -46,8 +46,8 @@ class Commands(click.Group):
 def main(ctx: click.Context) -> None:
     """Reproducible LoRA fine-tuning of a language model.
 
-    A recipe folder contains params.yaml and dvc.yaml. There, `dvc repro` runs the stages that are out of date. Stages
-    can also be run one at a time. Typical commands:
+    A recipe folder contains params.yaml and dvc.yaml. In that folder, `dvc repro` runs the stages that are out of
+    date. You can also run the stages one at a time. Typical commands:
 
     \b
         recipe params              check params.yaml and print it
@@ -70,8 +70,8 @@ for command in COMMANDS:
 def plan() -> None:
     """Estimate what the recipe needs, before any download.
 
-    Prints rows, steps, downloads, disk, memory, time and licenses. For everything that does not fit, it names the key
-    to change and ends with exit code 4.
+    Prints rows, steps, downloads, disk space, memory, time and licenses. If something does not fit, the message names
+    the key to change, and the exit code is 4.
     """
     from recipe.planning.plan import make_plan
 
@@ -100,12 +100,12 @@ def params(key: str | None) -> None:
 
 
 @main.command()
-@click.option("--update", is_flag=True, help="Also move pinned sources to the current commit of their main branch.")
+@click.option("--update", is_flag=True, help="Also update pinned sources to the current commit of their main branch.")
 def pin(update: bool) -> None:
     """Write the commits of Hub sources into params.yaml.
 
-    A branch or tag can point to a different commit tomorrow, so fetch accepts only full commits. If a revision is null,
-    `main` is looked up. Comments are kept.
+    A branch or tag can point to a different commit tomorrow, so fetch accepts only full commit hashes. If a revision
+    is null, the current commit of `main` is used. Comments in params.yaml are kept.
 
     \b
         recipe pin
@@ -114,12 +114,12 @@ def pin(update: bool) -> None:
     from recipe.cli.pin import pin
 
     change = pin(HERE / "params.yaml", context.params(), update=update)
-    click.echo(change or "nothing to pin: every Hub source has its commit.", nl=not change)
+    click.echo(change or "nothing to pin: every Hub source already has a full commit hash.", nl=not change)
 
 
 @main.command()
 @click.argument("name")
-@click.option("--data", help="A file or folder of rows, or a dataset on the Hub (owner/name).")
+@click.option("--data", help="A file or folder with rows, or a dataset on the Hub (owner/name).")
 @click.option("--model", help="A folder with a base model, or a model on the Hub (owner/name).")
 def new(name: str, data: str | None, model: str | None) -> None:
     """Create the recipe folder presets/NAME from the current recipe.
@@ -142,7 +142,8 @@ def new(name: str, data: str | None, model: str | None) -> None:
         params = context.params()
         click.echo(
             f"The settings are copied from the current recipe: train.learning_rate {params['train'].learning_rate:g} "
-            f"and sequence.max_length {params['sequence'].max_length} suit {params['model'].id}. Check both."
+            f"and sequence.max_length {params['sequence'].max_length} were chosen for {params['model'].id}. "
+            "Check whether they suit the new model."
         )
     click.echo(f"created {folder}. Edit {folder}/params.yaml, then: cd {folder} && {next_commands}")
 
@@ -178,7 +179,7 @@ def chat(base: bool) -> None:
     reply = open_chat(HERE, context.paths(), with_adapter=not base)
     interactive = sys.stdin.isatty()
     if interactive:
-        click.echo("One instruction per line, or `instruction | input`. An empty line or Ctrl-D ends the chat.")
+        click.echo("Enter one instruction per line, or `instruction | input`. An empty line or Ctrl-D ends the chat.")
     while True:
         try:
             line = input("> " if interactive else "").strip()
@@ -193,7 +194,7 @@ def chat(base: bool) -> None:
 @main.command()
 @click.option("--server", default="http://127.0.0.1:5000", show_default=True, help="Address of the MLflow UI.")
 def link(server: str) -> None:
-    """Print the MLflow address of the last registered run of this recipe.
+    """Print the MLflow address of this recipe's last registered run.
 
     \b
         make mlflow-ui     # in the repository root; also prints the address

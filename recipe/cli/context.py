@@ -1,4 +1,4 @@
-"""The recipe folder of a command: its checked params, its paths, and a progress bar for its stages."""
+"""The recipe folder that a command runs in: its checked params, its paths, and a progress bar for its stages."""
 
 import sys
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ STAGES = ("fetch", "prepare", "analyze", "train", "evaluate", "register")
 
 
 def sections() -> dict[str, Any]:
-    """The pydantic class of each section of params.yaml: class LoraParams in a stage's params.py is section `lora`."""
+    """The sections of params.yaml and their pydantic classes: LoraParams, in a stage's params.py, belongs to `lora`."""
     from recipe.core.config import Section
 
     classes = {}
@@ -48,7 +48,7 @@ def progress(items: Iterator[Any], what: str, total: int | None = None) -> Itera
 
 
 def missing_output(error: FileNotFoundError) -> str | None:
-    """The message for a missing output of a stage; None for any other missing file."""
+    """The error message if the missing file is an output of a stage, else None."""
     if not (HERE / "dvc.yaml").is_file():
         return None
     path = Path(str(error.filename))

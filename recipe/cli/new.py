@@ -1,4 +1,4 @@
-"""Create a recipe folder: its params.yaml, and the root's dvc.yaml with `root` pointing to the code."""
+"""Create a recipe folder: its params.yaml, and a copy of the root's dvc.yaml whose `root` points to the code."""
 
 import os
 import re
@@ -18,7 +18,7 @@ HUB_FILE = (
 
 
 def source_of(source: str) -> str:
-    """The value of `source` in params.yaml: an existing path as it is, or `hub` for a Hub name."""
+    """The value of `source` in params.yaml: an existing path unchanged, or `hub` for a Hub name."""
     if Path(source).exists():
         return source
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
@@ -30,7 +30,7 @@ def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> 
     """Create presets/NAME in the repository from the recipe in `folder`; relative paths still point to the same files.
 
     `data` and `model` replace the sources; each is a path or a Hub name. Raises ParamsError if the name is taken or
-    invalid, if a source is neither a path nor a Hub name, and if a model's path is not a folder with config.json.
+    invalid, if a source is neither a path nor a Hub name, or if the model's path is not a folder with config.json.
     """
     root = repository(folder)
     new = root / "presets" / name
@@ -73,14 +73,14 @@ def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> 
 
 
 def pipeline_of(root: Path) -> str:
-    """The dvc.yaml of a folder in presets/: the root's dvc.yaml with another `root`."""
+    """The dvc.yaml of a folder in presets/: the root's dvc.yaml with a different `root`."""
     text = (root / "dvc.yaml").read_text(encoding="utf-8")
     assert text.count("\n  - root: .\n") == 1
     return text.replace("\n  - root: .\n", "\n  - root: ../..\n")
 
 
 def write_hub_file(folder: Path, params: Any) -> None:
-    """Write the file `hub`, the DVC dependency of `source: hub`, if the params use it. The content never changes."""
+    """Write the file `hub`, DVC's dependency for `source: hub`, if a source is `hub`. Its content never changes."""
     if HUB in (params["data"]["source"], params["model"]["source"]) and not (folder / HUB).exists():
         write_text(folder / HUB, HUB_FILE)
 
@@ -94,7 +94,8 @@ def _describe(params: Any, data: Path) -> None:
     splits = sorted({re.split(r"[-.]", file.name)[0] for file in data.iterdir() if file.is_file()})
     if "train" not in splits:
         raise DataError(
-            f"{data} has no train split: found {', '.join(splits) or 'no files'}. Name the training rows train.jsonl."
+            f"{data} has no train split: found {', '.join(splits) or 'no files'}. "
+            "Name the file with the training rows train.jsonl."
         )
     validation = next((name for name in ("validation", "valid", "dev", "test") if name in splits), None)
     params["data"].update(train_split="train", validation_split=validation)

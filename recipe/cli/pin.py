@@ -15,10 +15,11 @@ DEFAULT_BRANCH = "main"
 
 
 def pin(path: Path, params: dict[str, Any], *, update: bool) -> str:
-    """Pin every Hub source in the params file at `path`. Returns the change as a unified diff, or an empty string.
+    """Pin every Hub source in the params file at `path`. Returns a unified diff, empty if nothing changed.
 
-    A null revision becomes the commit of `main`; a branch or tag becomes its commit. A commit is kept, or with
-    `update` moved to the commit of `main`. The rest of the file keeps its values, order and comments.
+    A null revision is replaced by the current commit of `main`, a branch or tag by the commit that it points to. A
+    commit is kept or, with `update`, replaced by the current commit of `main`. The rest of the file keeps its values,
+    order and comments.
     """
     before, document = path.read_text(encoding="utf-8"), load_yaml(path)
     write_hub_file(path.parent, document)

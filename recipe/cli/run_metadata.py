@@ -1,4 +1,4 @@
-"""Run metadata, kept out of outputs so that they stay reproducible: seconds, memory, the installed lock, the commit.
+"""Run metadata, kept out of outputs so that they stay reproducible: time, memory, the installed lock, the MLflow run.
 
 Stored in .recipe/notes.json of the recipe folder, which git and DVC ignore.
 """
@@ -25,7 +25,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def die_with_parent() -> None:
     """End this process when its parent dies. Otherwise a killed `dvc` would leave its trainer running.
 
-    SIGTERM and SIGINT end it even if the parent ignores them, as `dvc` does under docker/inside/repro.
+    SIGTERM and SIGINT end this process even if the parent ignores them, as `dvc` does under docker/inside/repro.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -38,7 +38,7 @@ def die_with_parent() -> None:
 
 
 def end_if_asked() -> None:
-    """Raise Stopped if a signal arrived before this process started: the file RECIPE_STOP contains the exit code."""
+    """Raise Stopped if a signal arrived before this process started. The file RECIPE_STOP then has the exit code."""
     stop_file = Path(os.environ.get("RECIPE_STOP") or os.devnull)
     if stop_file.is_file():
         raise Stopped("stopped before this stage. Run `dvc repro` to resume.", int(stop_file.read_text()) - 128)
@@ -61,11 +61,11 @@ def remember(local: Path, stage: str, facts: dict[str, Any]) -> None:
 
 @contextmanager
 def record_stage(local: Path, stage: str) -> Iterator[None]:
-    """Record the block's seconds and the lock under `stage`; warn if other stages last ran under a different lock."""
+    """Record the block's duration and the lock for `stage`; print a note if other stages last ran with another lock."""
     lock = installed_lock()
     others = sorted(name for name, facts in read_notes(local).items() if facts.get("lock", lock) != lock)
     if others:
-        print(f"note: {', '.join(others)} last ran under a different lock file; `dvc repro -f` reruns all stages.")
+        print(f"note: {', '.join(others)} last ran with a different lock file; `dvc repro -f` reruns all stages.")
     started = time.monotonic()
     yield
     remember(local, stage, {"stage_seconds": round(time.monotonic() - started, 2), "lock": lock})

@@ -9,7 +9,7 @@ from recipe.core.io import read_json
 
 
 def rows_text(data: Path, num_rows: int) -> str:
-    """The number of rows, their columns, and the first rows in full."""
+    """The total number of rows, their columns, and the first `num_rows` rows in full."""
     if not (data / "manifest.json").is_file():
         raise DataError(
             f"{data} has no manifest.json. Run `recipe fetch data` to fetch the rows, or `dvc repro` for all stages."

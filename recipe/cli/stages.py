@@ -1,6 +1,6 @@
 """The stage commands that dvc.yaml runs. What a stage does and prints is in its stage.py.
 
-To add a stage: CONTRIBUTING.md, "Adding a stage".
+To add a stage, see "Adding a stage" in CONTRIBUTING.md.
 """
 
 from functools import partial
@@ -13,11 +13,11 @@ import click
 from recipe.cli import context
 from recipe.cli.context import HERE, STAGES
 
-PARTS = {"fetch": ("data", "model")}  # stages that dvc.yaml runs once per part
+PARTS = {"fetch": ("data", "model")}  # stages that dvc.yaml runs once for each part
 
 
 def run_stage(stage: str, part: str | None, *, force: bool) -> None:
-    """Run a stage in this recipe folder, one at a time, and print its result. Raises RecipeError."""
+    """Run a stage in this recipe folder and print its result. Raises RecipeError, e.g. if another stage is running."""
     from recipe.cli.run_metadata import die_with_parent, end_if_asked, record_stage
     from recipe.core.environment import check_installed_lock
     from recipe.core.io import file_lock
@@ -34,7 +34,7 @@ def run_stage(stage: str, part: str | None, *, force: bool) -> None:
 
 
 def services(stage: str, params: dict[str, Any], paths: Any, *, force: bool) -> Any:
-    """What a stage may use of planning, MLflow and the terminal; modules are imported on first use."""
+    """A stage's access to planning, MLflow and the terminal. Their modules are imported on first use."""
     from recipe.cli.run_metadata import remember
     from recipe.core.services import Services
 
@@ -79,7 +79,7 @@ def stage_command(stage: str) -> click.Command:
             ["--force"],
             is_flag=True,
             envvar="RECIPE_FORCE",
-            help="Run even if `recipe plan` reports that it does not fit this machine.",
+            help="Run even if `recipe plan` reports that the recipe does not fit on this machine.",
         )
     )
     return click.Command(stage, callback=run, params=options, help=import_module(f"recipe.{stage}").__doc__)

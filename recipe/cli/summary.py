@@ -1,4 +1,7 @@
-"""Print the results of a run and where to find them: the implementation of `recipe summary`, the end of `make demo`."""
+"""Print the results of a run and where to find them: the implementation of `recipe summary`.
+
+`make demo` ends with it.
+"""
 
 from typing import Any
 
@@ -13,7 +16,7 @@ NUM_SHOWN = 3
 
 
 def pick(generations: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Up to `count` generations, spread over the file. If rows have categories, only the last row of each."""
+    """Up to `count` generations, spread over the file. If the rows have categories, at most one row per category."""
     rows = list({row["category"] or index: row for index, row in enumerate(generations)}.values())
     return [rows[index * len(rows) // count] for index in range(min(count, len(rows)))]
 

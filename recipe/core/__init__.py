@@ -1,1 +1,1 @@
-"""Shared by all stages: errors, files, params.yaml, paths and formatting."""
+"""Code that all stages share: errors, file access, params.yaml, paths and formatting."""

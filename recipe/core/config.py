@@ -1,7 +1,7 @@
-"""Reads params.yaml into frozen, strict classes and reports all mistakes at once.
+"""Reads params.yaml into immutable, strictly typed objects and reports all mistakes at once.
 
-Each stage declares the class of its section next to its code; this module knows none of them. Every key is required:
-params.yaml is the complete recipe, with no defaults hidden in the code.
+Each stage declares the classes of its sections in its own params.py; this module does not import them. Every key is
+required: params.yaml is the complete recipe, and no defaults are hidden in the code.
 """
 
 import difflib
@@ -19,14 +19,17 @@ from recipe.core.errors import ParamsError
 
 
 class Section(BaseModel):
-    """One section of params.yaml. Unknown keys and wrong types are rejected; instances are immutable."""
+    """A section of params.yaml. Unknown keys and wrong types are rejected; instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-    RENAMED: ClassVar[dict[str, str]] = {}  # keys of earlier versions and their current names
+    RENAMED: ClassVar[dict[str, str]] = {}  # maps the keys of earlier versions to their current names
 
 
 def load_yaml(path: Path) -> CommentedMap:
-    """Load the mapping in a YAML 1.2 file, with comments and line numbers. (PyYAML reads `2e-4` as a string.)"""
+    """Load a YAML 1.2 file that contains a mapping, with its comments and line numbers.
+
+    PyYAML is not used because it reads `2e-4` as a string. Raises ParamsError if the file is missing or invalid.
+    """
     try:
         yaml = YAML(typ="rt")
         yaml.preserve_quotes = True
@@ -37,7 +40,7 @@ def load_yaml(path: Path) -> CommentedMap:
             "(`recipe new NAME` creates one)."
         ) from None
     except UnicodeDecodeError as error:
-        raise ParamsError(f"{path} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
+        raise ParamsError(f"{path} is not UTF-8 (invalid byte at offset {error.start}). Save it as UTF-8.") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -46,17 +49,17 @@ def load_yaml(path: Path) -> CommentedMap:
     except YAMLError as error:
         raise ParamsError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(value, CommentedMap):
-        raise ParamsError(f"{path}: expected sections with keys, found {type(value).__name__}.")
+        raise ParamsError(f"{path}: expected a mapping, found {type(value).__name__}.")
     return value
 
 
 def dump_yaml(document: CommentedMap) -> str:
-    """The text of a document from `load_yaml`: comments, quotes and order as they were.
+    """Convert a document from `load_yaml` back to text, keeping its comments, quotes and order.
 
-    Nested lists are not indented and empty values are written as `null`, whatever they were before.
+    Two things are normalized: lists inside a mapping are not indented, and empty values are written as `null`.
     """
     yaml, text = YAML(typ="rt"), io.StringIO()
-    yaml.width = 4096  # never break a line
+    yaml.width = 4096  # so large that lines are never wrapped
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     yaml.dump(document, text)
     return text.getvalue()
@@ -65,7 +68,8 @@ def dump_yaml(document: CommentedMap) -> str:
 def read_params(path: Path, sections: dict[str, type[Section]]) -> dict[str, Any]:
     """Read every section of params.yaml into an instance of its class.
 
-    Raises ParamsError with all mistakes: the line, the key, what was found, and the closest valid key.
+    Raises ParamsError with a list of all mistakes: for each, the line and the key, and the invalid value or the most
+    similar valid key.
     """
     document = load_yaml(path)
     mistakes: list[tuple[int, str]] = []
@@ -79,7 +83,8 @@ def read_params(path: Path, sections: dict[str, type[Section]]) -> dict[str, Any
         if name not in document:
             mistakes.append((0, f"{name}: the section is missing; its keys are {', '.join(section.model_fields)}"))
             continue
-        # Validate JSON: strict mode then also accepts a list for a tuple, and nothing else that it otherwise rejects.
+        # Validate as JSON: strict mode then accepts a list for a tuple. For the other types that params.yaml uses, it
+        # is as strict as for Python objects.
         text = json.dumps(_string_keys(document[name]), default=str)
         try:
             parsed[name] = section.model_validate_json(text)
@@ -95,17 +100,17 @@ def read_params(path: Path, sections: dict[str, type[Section]]) -> dict[str, Any
 
 
 def _string_keys(value: Any) -> Any:
-    """The value with all keys converted to strings; YAML also allows other keys."""
+    """Convert all keys of nested mappings to strings, because YAML also allows numbers and dates as keys."""
     return {str(key): _string_keys(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _is_branch(part: object) -> bool:
-    """Whether a part of pydantic's error location is a branch of a union (`dict[str,str]`), not a key in the file."""
+    """Whether a part of a pydantic error location is a branch of a union (`dict[str,str]`), not a key in the file."""
     return isinstance(part, str) and (part in {"str", "int", "float", "bool", "function-after"} or "[" in part)
 
 
 def _explain(place: list[Any], error: Any, section: type[Section], sections: dict[str, type[Section]]) -> str:
-    """Describe a mistake in one line."""
+    """Describe a mistake in a single line."""
     key = ".".join(map(str, place))
     if error["type"] == "extra_forbidden":
         renamed = section.RENAMED.get(str(place[-1])) if len(place) == 2 else None
@@ -122,9 +127,10 @@ def _explain(place: list[Any], error: Any, section: type[Section], sections: dic
 
 
 def _nearest(place: list[Any], sections: dict[str, type[Section]]) -> str:
-    """A hint such as `; did you mean x?`: the same key in another section, else the closest in this one, else in any.
+    """A hint such as `; did you mean x?`, or a list of the valid names if none of them is similar.
 
-    If nothing is close, the hint lists the valid names.
+    For an unknown section, the hint is the most similar section. For an unknown key, it is the same key in another
+    section, otherwise the most similar key in this section, otherwise the most similar key in any section.
     """
     if len(place) == 1:
         close = difflib.get_close_matches(place[0], sections, n=1, cutoff=0.5)
@@ -144,7 +150,7 @@ def _nearest(place: list[Any], sections: dict[str, type[Section]]) -> str:
 
 
 def _line(document: CommentedMap, place: list[Any]) -> int:
-    """The line number, from 1, of the deepest part of `place` that exists in the file; 0 if the section is missing."""
+    """The line (counted from 1) of the deepest part of `place` that exists in the file; 0 if the section is missing."""
     line, node = 0, document
     for part in place:
         if not isinstance(node, CommentedMap) or part not in node:
@@ -155,7 +161,10 @@ def _line(document: CommentedMap, place: list[Any]) -> int:
 
 
 def find_value(path: Path, key: str) -> str:
-    """The value of a dotted key: a string as it is, other values as JSON. Raises ParamsError if the key is missing."""
+    """The value of a dotted key as text: strings unchanged, other values as JSON.
+
+    Raises ParamsError if the key is missing.
+    """
     node: Any = load_yaml(path)
     for part in key.split("."):
         if not isinstance(node, CommentedMap) or part not in node:

@@ -1,4 +1,4 @@
-"""The Python environment of a process: the lock file it was installed from, and settings of its libraries."""
+"""Checks which lock file the Python environment was installed from, and configures its libraries."""
 
 import logging
 import os
@@ -9,33 +9,34 @@ from pathlib import Path
 from recipe.core.errors import MachineError
 from recipe.core.io import sha256_file
 
-LOCKS = ("cpu.lock", "cuda.lock")  # the packages that stages import, pinned and hashed; an input of the stages
-RECORD = "recipe-lock.sha256"  # written to the environment's folder by `make env` and by the image
+LOCKS = ("cpu.lock", "cuda.lock")  # pinned, hashed packages that the stages import; dependencies of every stage
+RECORD = "recipe-lock.sha256"  # written to the environment's folder by `make env` and by the image build
 UNKNOWN = "unknown"
 
 
 def installed_lock() -> str:
-    """The sha256 of the lock file that this environment was installed from, or UNKNOWN."""
+    """The sha256 of the lock file that this environment was installed from, or UNKNOWN if it was not recorded."""
     path = Path(sys.prefix) / RECORD
     return path.read_text(encoding="utf-8").split()[0] if path.is_file() else UNKNOWN
 
 
 def check_installed_lock(requirements: Path) -> None:
-    """Raise MachineError if this environment was installed from a lock file that differs from those in `requirements`.
+    """Raise MachineError if this environment was installed from a lock file that is not in `requirements`.
 
-    An environment without a recorded lock file was set up by the user and is not checked.
+    Lock files are compared by sha256. An environment without a recorded lock file was set up by the user and is not
+    checked.
     """
     installed = installed_lock()
     known = {sha256_file(requirements / name) for name in LOCKS if (requirements / name).is_file()}
     if installed != UNKNOWN and known and installed not in known:
         raise MachineError(
-            f"the environment {sys.prefix} was installed from another version of requirements/{' or '.join(LOCKS)}. "
-            "Run `make env` in the root of the repository."
+            f"the environment {sys.prefix} was installed from a different version of "
+            f"requirements/{' or '.join(LOCKS)}. Run `make env` in the root of the repository."
         )
 
 
 def configure_libraries(*, network: bool) -> None:
-    """Configure libraries before they are imported: no telemetry, no downloads unless `network` is true, less output.
+    """Configure libraries before they are imported: no telemetry, less output, and downloads only if `network` is true.
 
     None of these settings changes a stage's output.
     """
@@ -44,11 +45,11 @@ def configure_libraries(*, network: bool) -> None:
     if not network or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # or transformers asks an online service to convert .bin
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else transformers asks a web service to convert .bin weights
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    # On a CPU, bitsandbytes (imported by PEFT) requests kernels from the Hub and warns that it may not download them.
+    # On a CPU, bitsandbytes (imported by PEFT) tries to download kernels from the Hub, and warns if it cannot.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # PEFT 0.21 reads a property that transformers 5.23 renamed.
+    # PEFT 0.21 reads a property that transformers 5.23 renamed, which causes a warning.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

@@ -1,11 +1,11 @@
-"""Errors that a user can cause and fix, each with the exit code of the command line.
+"""Errors that a user can cause and fix. Each class has its own exit code for the command line.
 
-A message says what is wrong, where (file, line, key), what was found and how to fix it.
+Every message says what is wrong, where (file, line, key), what was found, and how to fix it.
 """
 
 
 class RecipeError(ValueError):
-    """An error that a user can cause and fix. `exit_code` is the exit code of the command."""
+    """An error that a user can cause and fix. The command exits with `exit_code`."""
 
     exit_code = 1
 
@@ -23,13 +23,13 @@ class DataError(RecipeError):
 
 
 class MachineError(RecipeError):
-    """This machine lacks something: a file, a package, memory, disk or a GPU."""
+    """This machine lacks something that the command needs: a file, a package, memory, disk space or a GPU."""
 
     exit_code = 4
 
 
 class TrainingError(RecipeError):
-    """Training failed: the loss is not a number, or memory ran out."""
+    """Training failed: the loss, the gradients or the weights are not finite, or memory ran out."""
 
     exit_code = 5
 
@@ -41,8 +41,8 @@ class TrackingError(RecipeError):
 
 
 class Stopped(RecipeError):
-    """A signal stopped the command at a point from which the next run resumes."""
+    """A signal stopped the command at a point where the next run can resume."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number  # the exit code that shells report for a signal
+        self.exit_code = 128 + signal_number  # what shells report for a process that this signal killed

@@ -1,31 +1,35 @@
-"""Where files from the Hub are on this machine: in the Hub's cache, and converted weights in our folder next to it.
+"""Finds files from the Hub on this machine: downloads in the Hub's cache, and converted weights in a separate folder.
 
-Both are under HF_HOME and shared by all recipe folders; neither is an output of a stage.
+Both folders are under HF_HOME by default, and all recipe folders share them. Neither is an output of a stage.
 """
 
 import os
 from pathlib import Path
 from typing import Any
 
-HUB = "hub"  # the value of `source` in params.yaml for rows or a model on the Hub
+HUB = "hub"  # the value of `source` in params.yaml for rows or a model that comes from the Hub
 
 
 def snapshot_folder(repo_type: str, name: str, revision: str) -> Path:
-    """The folder in the Hub's cache with one commit of a repository; `repo_type` is `model` or `dataset`."""
+    """The folder in the Hub's cache for a commit (`revision`) of a repository. `repo_type` is `model` or `dataset`."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE) / f"{repo_type}s--{name.replace('/', '--')}" / "snapshots" / revision
 
 
 def converted_folder(name: str, revision: str) -> Path:
-    """The folder with one commit of a model whose weights were converted to safetensors on this machine."""
+    """The folder for a commit (`revision`) of a model whose weights were converted to safetensors on this machine."""
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "recipe" / "converted" / name.replace("/", "--") / revision
 
 
 def base_folder(manifest: dict[str, Any], folder: Path) -> Path:
-    """The folder with the files listed in a base model's manifest, whose path is relative to the recipe's `folder`."""
+    """The folder that contains the files listed in a base model's manifest.
+
+    A path in the manifest is relative to `folder`, the recipe folder. The environment variable RECIPE_BASE_MODEL takes
+    precedence.
+    """
     if os.environ.get("RECIPE_BASE_MODEL"):
         return Path(os.environ["RECIPE_BASE_MODEL"])
     if manifest["path"] is not None:

@@ -25,7 +25,7 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """The sha256 of a file's bytes in lower-case hex, read in chunks of 1 MiB."""
+    """The sha256 of a file's content in lower-case hex. The file is read in chunks of 1 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -34,9 +34,9 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_tree(path: Path, suffix: str = "") -> str:
-    """One sha256 for a file, or for a folder: over its files' relative names and sha256, sorted by name.
+    """The sha256 of a file, or a combined sha256 of the relative paths and contents of all files in a folder.
 
-    In a folder, only files that end in `suffix` count; compiled Python files never do.
+    In a folder, only files whose names end in `suffix` are included, and `__pycache__` folders are skipped.
     """
     if path.is_file():
         return sha256_file(path)
@@ -49,41 +49,41 @@ def sha256_tree(path: Path, suffix: str = "") -> str:
 
 
 def sha256_listing(files: dict[str, str]) -> str:
-    """One sha256 for a listing {name: sha256}, independent of the order of its keys."""
+    """The combined sha256 of a listing {name: sha256}, independent of the order of the keys."""
     return sha256_bytes("".join(f"{sha}  {name}\n" for name, sha in sorted(files.items())).encode())
 
 
 def json_text(value: object) -> str:
-    """Indented JSON with a final newline; keys keep their order. Raises ValueError for NaN and infinity."""
+    """Indented JSON with a final newline. Keys keep their order. Raises ValueError for NaN and infinity."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 class JsonObject(dict[str, Any]):
-    """An object in a JSON file. `object[key]` raises DataError with the file's name if there is no such key."""
+    """An object from a JSON file. `object[key]` raises DataError with the file's path if the key is missing."""
 
     def __init__(self, values: dict[str, Any], path: Path) -> None:
         super().__init__(values)
         self.path = path
 
     def __missing__(self, key: str) -> Any:
-        raise DataError(f"{self.path} has no {key!r}: another version of the recipe wrote it. Run `dvc repro`.")
+        raise DataError(f"{self.path} has no key {key!r}: a different version of the recipe wrote it. Run `dvc repro`.")
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file that an earlier stage wrote. Its objects, at any depth, are instances of JsonObject."""
+    """The value in a JSON file that an earlier stage wrote. Objects at any depth are instances of JsonObject."""
     return _parse_json(_read_output(path), path)
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The values in a file with one JSON value per line. (`splitlines` would split at U+2028 within a string.)"""
+    """The values in a file with one JSON value per line. (`splitlines` would also split at U+2028 in a string.)"""
     return [_parse_json(line, path) for line in _read_output(path).split("\n") if line]
 
 
 @contextmanager
 def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
-    """Report in one line that an output of an earlier stage is missing (MachineError) or damaged (DataError).
+    """In the block, raise MachineError if an earlier stage's output is missing, and DataError if it is damaged.
 
-    Damage shows as OSError or ValueError, of which Arrow's errors are kinds, or as one of `damage`.
+    OSError, ValueError (Arrow's errors are subclasses of these) and the exceptions in `damage` indicate damage.
     """
     errors: tuple[type[Exception], ...] = (OSError, ValueError, *damage)
     try:
@@ -107,7 +107,7 @@ def _parse_json(text: str, path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with `\\n` line ends, completely or not at all. Creates the parent folder."""
+    """Write a UTF-8 file with `\\n` line endings, completely or not at all. Creates the parent folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -121,13 +121,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `json_text(value)`, completely or not at all."""
+    """Write `json_text(value)` to a file, completely or not at all."""
     write_text(path, json_text(value))
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill: renamed to `path` if the block succeeds, deleted if it fails.
+    """Yield a temporary folder, which is renamed to `path` if the block succeeds and deleted if it fails.
 
     An existing folder at `path` is replaced.
     """
@@ -148,8 +148,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 def file_lock(path: Path, what: str = "", *, wait: bool = False) -> Iterator[None]:
     """Hold an exclusive lock (flock) on the file `path` during the block; the kernel releases it if the process dies.
 
-    If the lock is taken: with `wait`, wait for it; otherwise raise MachineError (`what` is already running). DVC's own
-    lock checks process ids, so it does not see another container, or a trainer that outlives its DVC process.
+    If another process holds the lock, wait for it if `wait` is true; otherwise raise MachineError, which says that
+    `what` is already running. DVC's own lock is not enough: it checks process ids, so it does not notice processes in
+    other containers, or a trainer that outlives its DVC process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
 """Reads dvc.yaml, the only place where the paths, dependencies and params of the stages are declared.
 
 paths = read_paths(Path("."))
-fingerprint(Path("."), "train")    # one sha256 over everything that train's result depends on
+fingerprint(Path("."), "train")    # a sha256 of everything that the result of train depends on
 """
 
 import json
@@ -18,13 +18,14 @@ REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
 class Paths(SimpleNamespace):
-    """Inputs and outputs of a recipe folder: `vars: paths` in dvc.yaml, each relative to the working directory.
+    """Paths of the stages' inputs and outputs, from `vars: paths` in dvc.yaml, relative to the working directory.
 
-    A new stage adds its own names in dvc.yaml only; those below are used by more than one stage.
+    dvc.yaml must declare all paths below except `folder` and `local`. It may declare others, such as those of a new
+    stage, which need no entry here.
     """
 
-    folder: Path  # the recipe folder; relative paths in params.yaml and in manifests start here
-    local: Path  # checkpoints and run metadata: not outputs, ignored by git
+    folder: Path  # the recipe folder; paths in params.yaml and in manifests are relative to it
+    local: Path  # checkpoints and run metadata, which are not outputs and are ignored by git
     raw: Path
     base: Path
     prepared: Path
@@ -38,7 +39,7 @@ class Paths(SimpleNamespace):
 
 
 def read_paths(folder: Path) -> Paths:
-    """The paths of a recipe folder. Raises ParamsError if dvc.yaml lacks one of them."""
+    """Read the paths of a recipe folder from dvc.yaml. Raises ParamsError if a required path is missing."""
     declared = _variables(folder)["paths"]
     missing = [name for name in Paths.__annotations__ if name not in {*declared, "folder", "local"}]
     if missing:
@@ -49,20 +50,26 @@ def read_paths(folder: Path) -> Paths:
 
 
 def repository(folder: Path) -> Path:
-    """The root of the repository, with requirements/ and MLflow's store; for the root recipe, its own folder."""
+    """The root of the repository: the closest folder, from `folder` upwards, that contains requirements/.
+
+    If there is none, it is `folder` itself.
+    """
     here = folder.resolve()
     return next((parent for parent in (here, *here.parents) if (parent / "requirements").is_dir()), here)
 
 
 def home(folder: Path) -> Path:
-    """The user's repository: for an experiment in DVC's temporary folder, the repository that started it."""
+    """The root of the user's repository, even in a DVC experiment, which runs in a copy of it in .dvc/tmp/exps."""
     here = repository(folder)
     outside = (parent.parents[2] for parent in here.parents if parent.parts[-3:] == (".dvc", "tmp", "exps"))
     return repository(next(outside, here))
 
 
 def fingerprint(folder: Path, stage: str) -> str:
-    """One sha256 over the stage's dependencies (their contents) and params, as dvc.yaml declares them."""
+    """A sha256 of the contents of the dependencies and the values of the params that dvc.yaml declares for the stage.
+
+    Raises MachineError if a dependency is missing.
+    """
     declared = load_yaml(folder / "dvc.yaml")["stages"][stage]
     values = {**_variables(folder), **load_yaml(folder / "params.yaml")}
     contents = {}
@@ -72,19 +79,19 @@ def fingerprint(folder: Path, stage: str) -> str:
             raise MachineError(
                 f"{path} is missing: {stage} needs it, and an earlier stage creates it. Run `dvc repro`."
             )
-        # In code folders only Python files count, as for DVC (.dvcignore).
+        # In code folders, only Python files are included, as in DVC (see .dvcignore).
         contents[path] = sha256_tree(folder / path, suffix=".py" if "/recipe/" in f"/{path}" else "")
     params = {key: _lookup(values, key) for key in declared["params"]}
     return sha256_bytes(json.dumps([contents, params], sort_keys=True).encode())
 
 
 def _variables(folder: Path) -> dict[str, Any]:
-    """`vars` of dvc.yaml as one mapping."""
+    """The entries of `vars` in dvc.yaml, merged into a single mapping."""
     return {name: value for entry in load_yaml(folder / "dvc.yaml")["vars"] for name, value in entry.items()}
 
 
 def _lookup(values: dict[str, Any], key: str) -> Any:
-    """The value of a dotted key."""
+    """The value of a dotted key in nested mappings."""
     node: Any = values
     for part in key.split("."):
         node = node[part]

@@ -3,8 +3,8 @@
     tasks = load_tasks(["hellaswag", "tasks/mine.yaml"])           # reports errors before anything is computed
     scores = run_tasks(tasks, model, tokenizer)                    # {"hellaswag": {"acc": 0.28, "acc_stderr": 0.005}}
 
-The harness is an optional dependency with a separate lock file. A built-in task fetches its rows from the Hub in their
-current version, so its scores may change over time; a task in a custom YAML file can use local rows.
+The harness is an optional dependency with a separate lock file. A built-in task fetches the current version of its rows
+from the Hub, so its scores may change over time. A task in a custom YAML file can use local rows.
 """
 
 import difflib
@@ -25,14 +25,14 @@ LOCK = "requirements/tasks.lock"
 INSTALL = f".venv/bin/python -m pip install --no-deps --require-hashes -r {LOCK}"
 BATCH_ROWS = 8
 SEED = 0
-RESAMPLES = 1000  # bootstrap resamples, for the standard error of metrics without a closed formula
+RESAMPLES = 1000  # bootstrap resamples for the standard errors that have no closed-form formula
 
 
 def load_tasks(names: Sequence[str]) -> dict[str, Any]:
-    """The tasks by name, with their rows fetched.
+    """Load the tasks and fetch their rows; returns the tasks by name.
 
     Raises MachineError if the harness is not installed or if a task or its rows can't be loaded, ParamsError if a task
-    does not exist or is not supported, DataError if a YAML file is not a valid task.
+    does not exist or is not supported, and DataError if a YAML file is not a valid task.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise MachineError(
@@ -60,7 +60,7 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
         try:
             with _quiet():
                 tasks |= manager.load([name])["tasks"]
-        except OSError as error:  # errors of the Hub client and of files are subclasses of OSError
+        except OSError as error:  # file errors and the Hub client's errors are OSErrors
             raise MachineError(f"evaluate.tasks: can't load the rows of {name}: {first_line(error, 300)}") from None
         except ImportError as error:
             raise MachineError(
@@ -80,7 +80,7 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
 
 
 def run_tasks(tasks: dict[str, Any], model: Any, tokenizer: Any) -> dict[str, dict[str, float]]:
-    """{task: {metric: score}}, including standard errors where the harness reports them."""
+    """Run the tasks; returns {task: {metric: score}}, with standard errors where the harness reports them."""
     if not tasks:
         return {}
     from lm_eval.evaluator import evaluate
@@ -96,7 +96,7 @@ def run_tasks(tasks: dict[str, Any], model: Any, tokenizer: Any) -> dict[str, di
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the harness's progress bars unless stderr is a terminal: in a log they would bury everything else."""
+    """Hide the harness's progress bars unless stderr is a terminal: in a log, they would bury everything else."""
     if sys.stderr.isatty():
         yield
     else:
@@ -105,7 +105,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    """{metric: number}. The harness's keys are `metric,filter`, for example `acc,none` without a filter."""
+    """The finite numbers, as {metric: number}. The harness's keys are `metric,filter`; without a filter, `acc,none`."""
     numbers = {}
     for key, value in metrics.items():
         name, _, filter_name = key.partition(",")

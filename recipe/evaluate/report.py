@@ -1,4 +1,4 @@
-"""The evaluation report: whether the adapter is better than its base, by how much, for which rows, with sample answers.
+"""Builds the evaluation report: whether the adapter is better than the base model, by how much, and for which rows.
 
 report_page(results, groups, generations, pictures(groups), about("demo-base", meta, train_metrics))
 """
@@ -16,12 +16,12 @@ from recipe.text.alpaca import question_in
 SHOWN_ANSWERS = 30
 MAX_GROUPS = 40  # with more groups, a chart is unreadable
 RIGHT = "✓ "
-CHART_LABELS = {"loss": "loss", "exact_match": "exact match"}  # measures with a chart, and the label of its axis
+CHART_LABELS = {"loss": "loss", "exact_match": "exact match"}  # the axis label for each measure that has a chart
 MAX_NAMES = 10
 
 
 def pictures(groups: Groups) -> dict[str, str]:
-    """SVG charts of loss and exact match for base and adapter, by length and, if rows have categories, by category."""
+    """SVG charts of loss and exact match for both variants, by length and, if rows have categories, by category."""
     charts = {}
     for name, results in groups.items():
         measure = name.partition("_by_")[0]
@@ -32,7 +32,7 @@ def pictures(groups: Groups) -> dict[str, str]:
 
 
 def about(base_id: str, meta: dict[str, Any], train_metrics: dict[str, Any]) -> str:
-    """What was trained, in a sentence that follows the headline."""
+    """A sentence about the adapter and its training, which follows the headline."""
     trainable = train_metrics["trainable_parameters"]
     return (
         f"The adapter adds {trainable:,} parameters to the {train_metrics['parameters'] - trainable:,} of {base_id} "
@@ -44,7 +44,10 @@ def report_page(
     results: dict[str, Any], groups: Groups, generations: list[dict[str, Any]],
     charts: Mapping[str, str], description: str,
 ) -> str:  # fmt: skip
-    """The report as HTML. `results` is the content of metrics/evaluate.json, `description` the result of `about`."""
+    """The report as HTML.
+
+    `results` is the content of metrics/evaluate.json, and `description` is the result of `about`.
+    """
     parts = [*_numbers(results), *_groups(groups, charts), *_tasks(results)]
     rows = [
         [
@@ -81,7 +84,7 @@ def _numbers(results: dict[str, Any]) -> list[Part]:
 
 
 def _format_score(name: str, value: float | None) -> str:
-    """A score as in the headline: losses with three decimals, perplexity with two, shares as percentages."""
+    """A score as text, as in the headline: loss with three decimals, perplexity with two, shares as percentages."""
     if value is None:
         return "-"
     return f"{value:.3f}" if name == "loss" else f"{value:,.2f}" if name == "perplexity" else f"{value:.1%}"
@@ -106,7 +109,7 @@ def _groups(groups: Groups, charts: Mapping[str, str]) -> list[Part]:
 
 
 def _group_note(results: dict[str, dict[str, Any]], unit: str) -> str:
-    """A note on the groups with a loss, and on missing intervals."""
+    """A note about groups in which the adapter is worse, and about missing intervals."""
     sentences = []
     worse = [group for group, result in results.items() if result["high"] is not None and result["high"] < 0]
     if worse:

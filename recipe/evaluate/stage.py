@@ -1,12 +1,12 @@
-"""Stage evaluate: compares base model and adapter on the validation rows.
+"""Stage evaluate: compares the base model and the adapter on the validation rows.
 
 Reads data/prepared/, models/base/ and models/adapter/, and metrics/train.json. Writes:
-    metrics/evaluate.json                   loss, perplexity, token accuracy and exact match of base and adapter, the
+    metrics/evaluate.json                   loss, perplexity, token accuracy and exact match of both variants, the
                                             differences with 95% intervals, and the scores of evaluate.tasks
     reports/evaluation/index.html           the report
     reports/evaluation/*.svg                the charts in the report
     reports/evaluation/groups.json          the measures by category and by length
-    reports/evaluation/generations.jsonl    prompts, references, and the answers of base and adapter
+    reports/evaluation/generations.jsonl    prompts, references, and the answers of both variants
 
     recipe evaluate
 """
@@ -30,11 +30,14 @@ from recipe.tokens.packing import IGNORED, collate, read_sequences
 from recipe.tokens.tokenizer import encode_prompts
 
 Scores = list[tuple[float, int, int]]  # for each row: sum of losses, number of correct tokens, number of loss positions
-NUM_THREADS = 2  # fixed: the number of threads determines the order of sums, and thus the last digits
+NUM_THREADS = 2  # fixed, because the number of threads determines the order of sums, and thus the last digits
 
 
 def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Row indices in batches of similar length: at most `batch_tokens` tokens including padding, or a single row."""
+    """The row indices, in batches of rows of similar length.
+
+    A batch has at most `batch_tokens` tokens, including padding, or is a single longer row.
+    """
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: (lengths[index], index)):
         if groups and (len(groups[-1]) + 1) * lengths[index] <= batch_tokens:
@@ -45,7 +48,7 @@ def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
 
 
 def score(model: Any, rows: Any, pad_token_id: int, batch_tokens: int, progress: Progress) -> Scores:
-    """For each row: the sum of its losses (nats), the number of tokens ranked first, the number of loss positions."""
+    """For each row: the sum of losses (nats), the number of labels ranked first, and the number of loss positions."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -56,7 +59,7 @@ def score(model: Any, rows: Any, pad_token_id: int, batch_tokens: int, progress:
         batch = collate([rows[index] for index in indices], pad_token_id)
         labels = batch["labels"][:, 1:].to(model.device)
         with torch.inference_mode():
-            # Padding is on the right: with causal attention, no real token attends to it.
+            # Padding is on the right, so with causal attention no real token attends to it.
             logits = model(input_ids=batch["input_ids"].to(model.device), use_cache=False).logits[:, :-1]
             for index, row_logits, row_labels in zip(indices, logits, labels, strict=True):
                 in_loss = row_labels != IGNORED
@@ -85,7 +88,10 @@ def generate(
 def compared_rows(
     lengths: list[int], categories: list[str], scores: dict[str, Scores], answered: dict[int, dict[str, Any]]
 ) -> list[ScoredRow]:
-    """The validation rows with the scores of base and adapter. `answered` maps row indices to generations."""
+    """The validation rows with the scores of both variants.
+
+    `answered` maps row indices to rows of generations.jsonl.
+    """
     rows = []
     for index, (length, category) in enumerate(zip(lengths, categories, strict=True)):
         base, adapter = (scores[variant][index] for variant in VARIANTS)
@@ -96,7 +102,7 @@ def compared_rows(
 
 
 def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[str, Any]:
-    """Score base and adapter, write metrics and report, and return the metrics."""
+    """Score the base model and the adapter, write the metrics and the report, and return the metrics."""
     tasks = load_tasks(params.tasks) if params.tasks else {}
     be_deterministic(NUM_THREADS)
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
@@ -109,7 +115,7 @@ def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[s
     if len(rows) != len(references):
         raise DataError(
             f"{paths.prepared} has {len(rows)} validation sequences, but {len(references)} rows in validation.jsonl. "
-            "Run `dvc repro` to restore it."
+            "Run `dvc repro` to restore the folder."
         )
 
     pad = meta["pad_token_id"]
@@ -148,7 +154,7 @@ def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[s
 def write_report(
     folder: Path, results: dict[str, Any], groups: Groups, generations: list[dict[str, Any]], description: str
 ) -> None:
-    """Write the answers, the numbers by group, the pictures, and the page that shows them."""
+    """Write the generated answers, the scores by group, the charts, and the page that shows them."""
     with new_folder(folder) as target:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in generations)
         write_text(target / "generations.jsonl", "".join(lines))
@@ -160,6 +166,6 @@ def write_report(
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
-    """Run the stage; returns a sentence that says whether the adapter is better than its base."""
+    """Run the evaluate stage; returns a sentence that says whether the adapter is better than the base model."""
     pin_processor()
     return headline(evaluate(params["evaluate"], paths, services.progress))

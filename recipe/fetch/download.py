@@ -1,9 +1,9 @@
-"""Downloads one file of a commit on the Hub into the Hub's cache, complete and verified.
+"""Downloads a single file of a commit on the Hub into the local Hub cache, and verifies it.
 
-The bytes come from Xet, the Hub's storage for large files, or over plain HTTP, which is the fallback. An interrupted
-transfer resumes where it stopped, also in a later run. (huggingface_hub 2.4 starts over in a new process, so the bytes
-are downloaded here and moved into its cache.) A file is accepted if its sha256 (large files) or git blob id (other
-files) is the one that the Hub lists for the commit; otherwise it is downloaded again, once, over plain HTTP.
+The bytes come from Xet, the Hub's storage for large files, with plain HTTP as the fallback. An interrupted transfer
+resumes where it stopped, even in a later run. (huggingface_hub 2.4 starts over in a new process; therefore, this module
+downloads the bytes itself and moves them into the cache.) A file is accepted if its sha256 (large files) or git blob id
+(other files) matches the Hub's listing of the commit; otherwise it is downloaded once more, over plain HTTP.
 """
 
 import functools
@@ -26,15 +26,15 @@ from recipe.fetch import xet
 RepoType = Literal["model", "dataset"]
 Result = TypeVar("Result")
 
-TIMEOUT = 10.0  # seconds to connect, and between two chunks of a response
+TIMEOUT = 10.0  # seconds allowed to connect, and between two chunks of a response
 TRIES = 4
 LONGEST_WAIT = 20.0  # seconds between two tries, even if the Hub asks for more: users should not wait in silence
-TEMPORARY = {408, 429, 500, 502, 503, 504}  # HTTP status codes of errors that may be gone at the next try
+TEMPORARY = {408, 429, 500, 502, 503, 504}  # HTTP status codes of errors that may not recur at the next try
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a commit: its path, its size in bytes and its digest, a sha256 or a git blob id (sha1)."""
+    """A file of a commit: its path, its size in bytes, and its digest, which is a sha256 or a git blob id (sha1)."""
 
     path: str
     size: int
@@ -43,34 +43,35 @@ class RemoteFile:
 
 @dataclass
 class Transfer:
-    """What the files of one download, each in a thread, share.
+    """State shared by the files of a download, which are transferred in threads, one per file.
 
-    `received` is called with the number of bytes as they arrive, negative if bytes must be downloaded again.
+    `received` is called with the number of bytes whenever bytes arrive; the number is negative if bytes must be
+    downloaded again.
     """
 
     repo_type: RepoType
     name: str
     revision: str
     received: Callable[[int], None]
-    use_xet: bool = True  # false once Xet failed
+    use_xet: bool = True  # false after Xet has failed
     stopped: threading.Event = field(default_factory=threading.Event)
     aborts: list[Callable[[], None]] = field(default_factory=list)
 
     def stop(self) -> None:
-        """End all transfers, which keep what they received."""
+        """End all transfers; the bytes received so far are kept."""
         self.stopped.set()
         for abort in self.aborts:
             abort()
 
     def on_stop(self, abort: Callable[[], None]) -> None:
-        """Also call `abort` to end the transfers, at once if they were ended already."""
+        """Register `abort` for `stop` to call; it is called at once if the transfers were already stopped."""
         self.aborts.append(abort)
         if self.stopped.is_set():
             abort()
 
 
 def git_blob_id(path: Path) -> str:
-    """The id that git gives to a file: sha1 of `blob SIZE\\0` followed by its bytes."""
+    """The id that git assigns to a file: the sha1 of `blob SIZE\\0` followed by the file's bytes."""
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -98,7 +99,10 @@ def partial_size(blobs: Path, file: RemoteFile) -> int:
 
 
 def fetch_file(transfer: Transfer, folder: Path, file: RemoteFile) -> None:
-    """Download one file into the cache: into a partial file, kept if interrupted, which is verified and made a blob."""
+    """Download a file into the cache. Its bytes go to a partial file, which becomes a blob of the cache once verified.
+
+    The partial file is kept if the transfer is interrupted. Raises DataError if two downloads differ from the listing.
+    """
     blobs = folder.parent.parent / "blobs"
     partial, started = _partial(blobs, file), time.monotonic()
     with file_lock(partial.with_suffix(".lock"), wait=True):  # another recipe may be fetching the same file
@@ -124,7 +128,8 @@ def fetch_file(transfer: Transfer, folder: Path, file: RemoteFile) -> None:
             if not use_xet:
                 raise DataError(
                     f"{file.path} of {transfer.name} differed twice from the Hub's listing: expected {file.size:,} "
-                    f"bytes with digest {file.digest}, found {size:,} with {digest}. A proxy may be changing downloads."
+                    f"bytes with digest {file.digest}, found {size:,} bytes with digest {digest}. A proxy may be "
+                    "changing downloads."
                 )
         _link(linked, blobs / file.digest)
     if file.size > 10_000_000 and not sys.stderr.isatty():
@@ -132,7 +137,7 @@ def fetch_file(transfer: Transfer, folder: Path, file: RemoteFile) -> None:
 
 
 def _link(link: Path, blob: Path) -> None:
-    """Add a blob to the snapshot as huggingface_hub's cache does: by a relative link, or a copy if links fail."""
+    """Add a blob to the snapshot as huggingface_hub does: as a relative link, or as a copy if links fail."""
     link.parent.mkdir(parents=True, exist_ok=True)
     temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
@@ -161,7 +166,7 @@ def read_end(repo_type: RepoType, name: str, revision: str, file: RemoteFile, co
 
 
 def _receive(transfer: Transfer, partial: Path, file: RemoteFile, use_xet: bool) -> None:
-    """Fill the partial file up to the file's size, resuming at its end. Raises ConnectionError if bytes are missing."""
+    """Append the missing bytes to the partial file. Raises ConnectionError if the transfer ends early."""
     from huggingface_hub import hf_hub_url
 
     url = hf_hub_url(transfer.name, file.path, repo_type=transfer.repo_type, revision=transfer.revision)
@@ -187,7 +192,7 @@ def _write(transfer: Transfer, chunks: Iterable[bytes], target: BinaryIO) -> Non
 
 
 def _receive_by_xet(transfer: Transfer, url: str, target: BinaryIO, file: RemoteFile) -> None:
-    """Append the bytes that are missing, as far as Xet delivers them."""
+    """Append the missing bytes, or as many of them as Xet delivers."""
     if not transfer.use_xet or file.size < xet.MIN_BYTES:
         return
     source = xet.find(url, TIMEOUT)
@@ -195,7 +200,7 @@ def _receive_by_xet(transfer: Transfer, url: str, target: BinaryIO, file: Remote
         return
     try:
         _write(transfer, xet.stream(source, file.size, target.tell(), transfer.on_stop), target)
-        if target.tell() < file.size:  # how hf_xet 1.8 reports some failures
+        if target.tell() < file.size:  # hf_xet 1.8 reports some failures only by ending early
             raise xet.XetError(f"{file.path} ended after {target.tell():,} of {file.size:,} bytes")
     except xet.XetError as error:
         if transfer.stopped.is_set():
@@ -206,9 +211,9 @@ def _receive_by_xet(transfer: Transfer, url: str, target: BinaryIO, file: Remote
 
 
 def _receive_by_http(transfer: Transfer, url: str, target: BinaryIO) -> None:
-    """Append the bytes that are missing, or write all if the server does not send parts of a file.
+    """Append the missing bytes, or write the whole file again if the server does not support ranges.
 
-    (huggingface_hub's own transfer waits as long as Retry-After asks for, and writes 10 MB at a time.)
+    (huggingface_hub's own transfer is not used: it waits as long as Retry-After asks, and writes 10 MB at a time.)
     """
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
@@ -228,9 +233,9 @@ def _receive_by_http(transfer: Transfer, url: str, target: BinaryIO) -> None:
 def with_retries(
     call: Callable[[], Result], progress: Callable[[], int] = lambda: 0, stop: threading.Event | None = None
 ) -> Result:
-    """The result of a call, retried after temporary errors; a try that made progress resets the count of tries.
+    """The result of `call`, retried after temporary errors. A try that makes progress resets the count of tries.
 
-    `stop` ends the wait between two tries.
+    Once `stop` is set, even during the wait between two tries, errors are raised instead of retried.
     """
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
@@ -252,7 +257,7 @@ def with_retries(
 
 
 def _seconds_to_wait(error: Exception, tries: int) -> float:
-    """Seconds until the next try: Retry-After if the Hub sent it, else 1, 2, 4; at most LONGEST_WAIT."""
+    """Seconds until the next try: Retry-After if the Hub sent it, else 1, 2, then 4; at most LONGEST_WAIT."""
     response = getattr(error, "response", None)
     retry_after = response.headers.get("Retry-After", "") if response is not None else ""
     return min(float(retry_after) if retry_after.isdigit() else 2.0 ** max(tries - 1, 0), LONGEST_WAIT)

@@ -1,4 +1,6 @@
-"""Downloads files from the Hugging Face Hub into its cache, complete and verified. Only fetch, pin and plan use it.
+"""Downloads files from the Hugging Face Hub into the local Hub cache, and verifies them.
+
+Only fetch, pin and plan use this module.
 
 listing = list_repository("model", "Salesforce/xgen-7b-8k-base", commit)
 folder = download("model", "Salesforce/xgen-7b-8k-base", commit, [listing.files["config.json"]])
@@ -40,19 +42,19 @@ RESERVE_BYTES = 1 << 30  # disk space that a download leaves free
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a commit by path, and the license that its card states."""
+    """The files of a commit by path, and the license stated in the model or dataset card."""
 
     files: dict[str, RemoteFile]
     license: str | None
 
 
 def offline() -> bool:
-    """Whether HF_HUB_OFFLINE asks to use only the cache."""
+    """Whether HF_HUB_OFFLINE is set, so that only the cache may be used."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def check_named(section: str, name: str | None) -> str:
-    """The name of a repository on the Hub. Raises ParamsError if the params do not give it."""
+    """The name of a repository on the Hub. Raises ParamsError if it is null in the params."""
     if name is None:
         raise ParamsError(
             f"params.yaml: {section}.source is `hub`, but {section}.id is null. Set it to the name on the Hub "
@@ -62,7 +64,10 @@ def check_named(section: str, name: str | None) -> str:
 
 
 def check_pinned(section: str, name: str | None, revision: str | None) -> tuple[str, str]:
-    """The name and the revision, which must be a full commit: a branch or a tag can move to another commit."""
+    """The name and the revision. Raises ParamsError if the revision is not a full commit.
+
+    A branch or a tag can move to another commit.
+    """
     repository = check_named(section, name)
     if revision is None or not COMMIT.fullmatch(revision):
         found = "null" if revision is None else repr(revision)
@@ -76,13 +81,13 @@ def check_pinned(section: str, name: str | None, revision: str | None) -> tuple[
 def resolve_commit(repo_type: RepoType, name: str, revision: str) -> str:
     """The commit that a branch, a tag or a short hash currently refers to on the Hub."""
     if offline():
-        raise MachineError("HF_HUB_OFFLINE is set, but a commit can only be looked up on the Hub. Unset it.")
+        raise MachineError("HF_HUB_OFFLINE is set, but commits can only be looked up on the Hub. Unset HF_HUB_OFFLINE.")
     with explained(repo_type, name, revision):
         return with_retries(lambda: _api().repo_info(name, repo_type=repo_type, revision=revision, timeout=TIMEOUT)).sha
 
 
 def list_repository(repo_type: RepoType, name: str, revision: str) -> Listing:
-    """The files of a commit, from the Hub; with HF_HUB_OFFLINE, from the listing saved on this machine."""
+    """The listing of a commit, requested from the Hub; with HF_HUB_OFFLINE, the copy saved on this machine."""
     from huggingface_hub.constants import HF_HOME
 
     saved = Path(HF_HOME) / "recipe" / "listings" / f"{repo_type}s--{name.replace('/', '--')}" / f"{revision}.json"
@@ -111,9 +116,9 @@ def list_repository(repo_type: RepoType, name: str, revision: str) -> Listing:
 
 
 def download(repo_type: RepoType, name: str, revision: str, files: list[RemoteFile], also: int = 0) -> Path:
-    """Download files of a commit into the Hub's cache, verify each, and return the folder they are in.
+    """Download files of a commit into the local Hub cache, verify each file, and return the snapshot folder.
 
-    `also` is the number of bytes that a conversion will write in addition: the disk must have room for both.
+    `also` is the number of bytes that a later conversion will write; the disk must have room for them too.
     """
     folder = snapshot_folder(repo_type, name, revision)
     incomplete = [file for file in files if not is_complete(folder / file.path, file)]
@@ -140,7 +145,7 @@ def download(repo_type: RepoType, name: str, revision: str, files: list[RemoteFi
                 for job in jobs:
                     job.result()
             finally:
-                transfer.stop()  # other files' transfers, if one failed
+                transfer.stop()  # if a transfer failed, end the others
                 for job in jobs:
                     job.cancel()
     return folder
@@ -163,7 +168,10 @@ def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder that several recipes may create at once; waits. Deletes leftovers of killed processes."""
+    """Hold a lock on a folder that several recipes may create at once, after waiting for it if necessary.
+
+    Deletes what killed processes left behind.
+    """
     with file_lock(folder.with_suffix(".lock"), wait=True):
         for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -186,7 +194,7 @@ def _check_disk(folder: Path, needed: int) -> None:
 
 
 def stated_license(folder: Path) -> str | None:
-    """The license that the card in a snapshot states, if any."""
+    """The license stated in a snapshot's card (README.md); None if there is none."""
     from huggingface_hub import RepoCard
     from yaml import YAMLError
 
@@ -195,7 +203,7 @@ def stated_license(folder: Path) -> str | None:
         return None
     try:
         return _license(RepoCard.load(card, ignore_metadata_errors=True).data)
-    except (YAMLError, ValueError, TypeError):  # invalid metadata: no license
+    except (YAMLError, ValueError, TypeError):  # invalid metadata counts as no license
         return None
 
 

@@ -1,4 +1,4 @@
-"""Turns errors of the Hub and the network into one-line messages that say what to do.
+"""Turns errors from the Hub and the network into one-line messages that say what to do.
 
 with explained("model", "owner/name", commit):
     ...  # requests to the Hub
@@ -16,7 +16,7 @@ from recipe.fetch.download import RepoType
 
 @contextmanager
 def explained(repo_type: RepoType, name: str, revision: str, cache: Path | None = None) -> Iterator[None]:
-    """Turn errors of the Hub and the network into one-line messages that say what to do."""
+    """Turn errors from the Hub and the network into one-line messages; `cache` is where received data is kept."""
     import httpx2
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -41,14 +41,15 @@ def explained(repo_type: RepoType, name: str, revision: str, cache: Path | None 
         raise ParamsError(f"params.yaml: {section}.id is {name!r}, not a valid name on the Hub (owner/name).") from None
     except GatedRepoError:
         raise MachineError(
-            f"{name} is gated: accept its terms on {page}, and set HF_TOKEN to a token of that account ({token})."
+            f"{name} is gated: accept its terms on {page}, and set HF_TOKEN to a token of the account that "
+            f"accepted them ({token})."
         ) from None
     except RepositoryNotFoundError:
         raise ParamsError(f"params.yaml: {section}.id: {page} does not exist, or is private ({token}).") from None
     except RevisionNotFoundError:
         raise ParamsError(
-            f"params.yaml: {section}.revision: {name} has no revision {revision}. Set it to a branch (main), and run "
-            "`recipe pin`."
+            f"params.yaml: {section}.revision: {name} has no revision {revision}. Set it to a branch (such as main) "
+            "and run `recipe pin`."
         ) from None
     except RemoteEntryNotFoundError as error:
         raise MachineError(

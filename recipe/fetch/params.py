@@ -8,7 +8,7 @@ from recipe.core.config import Section
 
 
 class DataParams(Section):
-    """Where the rows come from. DVC tracks the complete section, and the source itself."""
+    """Where the rows come from. DVC tracks this whole section, and also the source."""
 
     RENAMED: ClassVar = {"train": "train_split", "validation": "validation_split"}
     source: str = Field(min_length=1, description="a file or folder of rows, or `hub`")
@@ -25,7 +25,7 @@ class DataParams(Section):
 
     @property
     def splits(self) -> dict[str, str]:
-        """The requested splits: {our name: the source's name}."""
+        """The requested splits as {our name: name in the source}."""
         return {"train": self.train_split} | (
             {} if self.validation_split is None else {"validation": self.validation_split}
         )

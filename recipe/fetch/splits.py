@@ -1,4 +1,4 @@
-"""Finds the files of a split: by name in a local source, by the rules of `datasets` in a dataset on the Hub."""
+"""Finds the files of a split: by file name in a local source, or by the rules of `datasets` in a dataset on the Hub."""
 
 import fnmatch
 import json
@@ -25,7 +25,10 @@ def split_files(source: Path, split: str) -> list[Path]:
 
 
 def local_split_files(folder: Path, source: str, wanted: dict[str, str]) -> dict[str, list[Path]]:
-    """The files of each split in `wanted`, {our name: the source's name}; `source` is data.source, a file or folder."""
+    """The files of each split in `wanted`, {our name: name in the source}.
+
+    `source` is data.source, a file or a folder, relative to `folder`.
+    """
     path = folder / source
     if not path.exists():
         raise DataError(f"data.source: {source} does not exist (looked in {folder.resolve()}).")
@@ -58,10 +61,10 @@ def dataset_splits(
 def hub_split_files(
     name: str, paths: list[str], card_folder: Path, subset: str | None, wanted: dict[str, str]
 ) -> dict[str, list[str]]:
-    """The repository paths of each split in `wanted`, {our name: the dataset's name}, in the dataset's order.
+    """The repository paths of each split in `wanted`, {our name: name in the dataset}, in the dataset's order.
 
-    `datasets` implements the rules (`configs` in the card, else the names and folders of the files). It is given a
-    folder with the repository's card and an empty file for each path, so it decides by names alone.
+    The `datasets` library implements the rules (`configs` in the card, else the names and folders of the files). It is
+    given a folder with the repository's card and an empty file for each path, so it decides by the names alone.
     """
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary).resolve()
@@ -91,7 +94,7 @@ def hub_split_files(
 
 
 def _reject_urls(name: str, card: Path) -> None:
-    """Raise DataError if the card's splits contain a URL: `datasets` would download from there."""
+    """Raise DataError if the splits in the card contain a URL, because `datasets` would download from it."""
     from huggingface_hub import RepoCard
 
     stated = RepoCard.load(card, ignore_metadata_errors=True).data.to_dict().get("configs")
@@ -116,7 +119,7 @@ def _resolve(name: str, root: Path, subset: str | None) -> dict[str, list[str]]:
         builder = datasets.load_dataset_builder(str(root), name=subset)
     except (datasets.exceptions.DataFilesNotFoundError, FileNotFoundError):
         raise DataError(f"{name} contains no data files that `datasets` recognizes.") from None
-    except ValueError as error:  # an unknown subset, or none given although there are several
+    except ValueError as error:  # the subset is unknown, or there are several and none is given
         reason = " ".join(str(error).replace(str(root), name).split())
         raise ParamsError(f"params.yaml: data.subset is {subset!r}: {reason[:600]}") from None
     files = builder.config.data_files or {}

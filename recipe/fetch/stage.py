@@ -1,11 +1,11 @@
 """Stage fetch: gets the rows (`fetch data`) or the base model (`fetch model`), and lists their files in a manifest.
 
 fetch data   copies the data files unchanged to data/raw/, and lists them in manifest.json
-fetch model  saves the tokenizer in models/base/tokenizer/; the weights stay where they are, and manifest.json lists
-             them by path or commit, size and sha256
+fetch model  saves the tokenizer in models/base/tokenizer/; the weights stay where they are, and manifest.json records
+             where that is (a path or a commit), and the size and sha256 of each file
 
-A source is a path, or `hub`: then id and revision name a commit on the Hugging Face Hub, whose files are downloaded
-to the Hub's cache. The rows are copied from there; the weights stay there.
+A source is a path or `hub`. With `hub`, id and revision name a commit on the Hugging Face Hub, whose files are
+downloaded to the local Hub cache. The rows are copied from the cache; the weights stay in it.
 
     recipe fetch data
 """
@@ -40,7 +40,10 @@ MANIFEST = "manifest.json"
 
 
 def check_sha256(params: DataParams, actual: dict[str, str]) -> None:
-    """Compare the sha256 of each file, {name: sha256}, with the values in the params."""
+    """Check the sha256 of each file against data.sha256. `actual` is {name: sha256}.
+
+    Raises DataError for a mismatch, and ParamsError if data.sha256 does not have one value for each file.
+    """
     if params.sha256 is None:
         return
     if isinstance(params.sha256, str):
@@ -54,7 +57,7 @@ def check_sha256(params: DataParams, actual: dict[str, str]) -> None:
             raise ParamsError(f"params.yaml: data.sha256 lacks {', '.join(missing)}.")
     for name, sha256 in wanted.items():
         if name not in actual:
-            raise ParamsError(f"params.yaml: data.sha256 names {name}; the source's files are {', '.join(actual)}.")
+            raise ParamsError(f"params.yaml: data.sha256 names {name}, but the source has only {', '.join(actual)}.")
         if sha256.lower() != actual[name]:
             raise DataError(f"{name} does not match data.sha256: expected {sha256}, found {actual[name]}.")
 
@@ -84,16 +87,17 @@ def fetch_data(params: DataParams, paths: Paths) -> None:
 
 
 def _rows_from_hub(params: DataParams, name: str, revision: str) -> tuple[Path, dict[str, list[Path]]]:
-    """Download the splits' files; returns the snapshot folder in the Hub's cache, and the files in it by split."""
+    """Download the files of the splits; returns their snapshot folder in the local Hub cache, and {split: files}."""
     listing, splits = dataset_splits(name, revision, params.subset, params.splits)
     root = download("dataset", name, revision, [listing.files[path] for names in splits.values() for path in names])
     return root, {split: [root / path for path in names] for split, names in splits.items()}
 
 
 def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapshot: None) -> None:
-    """Write a manifest of the base model's files to paths.base, and save its tokenizer there with a padding token.
+    """Write a manifest of the base model's files to paths.base, and save the tokenizer there, with a padding token.
 
-    `check` gets the folder with the config before the weights are downloaded, and may raise.
+    Before weights are downloaded from the Hub, `check` is called with the folder that contains the config. It may raise
+    an error to prevent the download.
     """
     if params.source == HUB:
         _, revision = check_pinned("model", params.id, params.revision)
@@ -176,9 +180,10 @@ def model_from_hub(name: str, revision: str, check: Check, *, code: bool) -> tup
 
 
 def reject_code(name: str, snapshot: Path, *, allowed: bool) -> list[str]:
-    """The Python files of a model that needs remote code; raises ParamsError if the params do not allow it.
+    """The names of a model's Python files if its config needs remote code, else an empty list.
 
-    The remote code of an XGen model's tokenizer is not needed: recipe/fetch/xgen_tokenizer.py replaces it.
+    Raises ParamsError if remote code is needed but not `allowed`. The remote code of XGen's tokenizer is never needed:
+    recipe/fetch/xgen_tokenizer.py replaces it.
     """
     configs = configs_with_remote_code(snapshot)
     if "tokenizer_config.json" in configs and is_xgen(read_json(snapshot / "tokenizer_config.json")):
@@ -193,7 +198,7 @@ def reject_code(name: str, snapshot: Path, *, allowed: bool) -> list[str]:
 
 
 def base_tokenizer(snapshot: Path, *, code: bool) -> Any:
-    """The base model's tokenizer. XGen's is built from GPT-2's vocabulary, in the snapshot or else from the Hub."""
+    """The base model's tokenizer. XGen's is built from GPT-2's files, in the snapshot or else on the Hub."""
     config = snapshot / "tokenizer_config.json"
     if config.is_file() and is_xgen(read_json(config)):
         if all((snapshot / name).is_file() for name in GPT2_FILES):
@@ -203,6 +208,6 @@ def base_tokenizer(snapshot: Path, *, code: bool) -> Any:
         return build_tokenizer(download("model", GPT2, GPT2_REVISION, wanted))
     tokenizer = load_tokenizer(snapshot, trust_remote_code=code)
     if code and not tokenizer.is_fast:
-        raise DataError(f"{snapshot}: its tokenizer is remote Python code, which later stages do not run.")
+        raise DataError(f"{snapshot}: the tokenizer needs remote Python code, which later stages do not run.")
     tokenizer.init_kwargs.pop("auto_map", None)
     return tokenizer

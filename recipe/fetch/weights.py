@@ -1,4 +1,4 @@
-"""The weight files of a base model: selects them, checks them, and converts .bin to safetensors."""
+"""Selects and checks the weight files of a base model, and converts .bin files to safetensors."""
 
 import fnmatch
 import shutil
@@ -15,7 +15,7 @@ SAFETENSORS_INDEX = "model.safetensors.index.json"
 SUMS = "sha256.json"  # the sha256 of the files that convert wrote, by name
 BIN_INDEX = "pytorch_model.bin.index.json"
 CONFIGS = ("config.json", "generation_config.json")
-# The files that transformers 5 reads a tokenizer from.
+# The files from which transformers 5 loads a tokenizer.
 TOKENIZERS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
@@ -25,7 +25,7 @@ TOKENIZERS = (
 def weight_names(names: Iterable[str]) -> list[str]:
     """The weight files among a repository's file names: safetensors if there are any, else PyTorch's .bin.
 
-    Files in subfolders (other formats, checkpoints) and additional copies (`consolidated.safetensors` in some
+    Files in subfolders (other formats, checkpoints) and duplicates of the weights (`consolidated.safetensors` in some
     repositories) are left out. Raises DataError if there are no weights.
     """
     top = sorted(name for name in names if "/" not in name)
@@ -67,8 +67,9 @@ def check_index(index: Path, files: list[Path]) -> None:
 def convert(source: Path, names: list[str], destination: Path) -> None:
     """Convert PyTorch's .bin shards to safetensors, one shard in memory at a time, and copy the configs.
 
-    Shards are loaded as weights only: a pickle that would run code is rejected. Tensors keep their dtype and bytes;
-    tensors that share memory (tied embeddings) are written separately, as safetensors has no aliases.
+    Shards are loaded with `weights_only`, which rejects pickles that would run code. Tensors keep their dtype and
+    bytes; tensors that share memory (tied embeddings) are written separately, because safetensors does not support
+    aliases.
     """
     shards = [name for name in names if name.endswith(".bin")]
     check_index(source / BIN_INDEX, [source / name for name in shards])
@@ -98,14 +99,14 @@ def is_converted(folder: Path) -> bool:
 
 
 def _convert_shard(source: Path, destination: Path) -> tuple[list[str], int]:
-    """Convert one shard; returns the names of its tensors and their total bytes."""
+    """Convert one shard; returns the names of its tensors and their total size in bytes."""
     import pickle
 
     import torch
     from safetensors.torch import save_file
 
     try:
-        # Files from before torch 1.6 are not zip archives and can't be memory-mapped: they are read completely.
+        # Files from before torch 1.6 are not zip archives and can't be memory-mapped, so they are read completely.
         mmap = zipfile.is_zipfile(source)
         loaded: Any = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -113,13 +114,13 @@ def _convert_shard(source: Path, destination: Path) -> tuple[list[str], int]:
             f"{source.name} can't be loaded as weights only ({first_line(error)}). Code in .bin files is never run."
         ) from None
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise DataError(f"{source.name} is not a weights file: it does not contain only named tensors.")
+        raise DataError(f"{source.name} is not a weights file: it contains something other than named tensors.")
     seen: set[int] = set()
     tensors = {}
     for name in sorted(loaded):
         tensor = loaded[name]
         address = tensor.untyped_storage().data_ptr()
-        # clone() only if memory is shared or strided; other tensors stay on disk until they are written.
+        # Clone only tensors that share memory or are not contiguous; the others stay on disk until they are written.
         tensors[name] = tensor.clone().contiguous() if address in seen or not tensor.is_contiguous() else tensor
         seen.add(address)
     save_file(tensors, destination, metadata={"format": "pt"})
@@ -127,7 +128,7 @@ def _convert_shard(source: Path, destination: Path) -> tuple[list[str], int]:
 
 
 def configs_with_remote_code(folder: Path) -> list[str]:
-    """The config files in a folder that need remote code (`auto_map`)."""
+    """The names of the config files in a folder that require remote code (`auto_map`)."""
     names = []
     for name in ("config.json", "tokenizer_config.json"):
         path = folder / name

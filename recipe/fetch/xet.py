@@ -1,11 +1,12 @@
-"""Xet, the Hub's storage for large files: many parallel requests for a file, by the Hub's own client, hf_xet.
+"""Downloads from Xet, the Hub's storage for large files. Its client, hf_xet, sends many requests in parallel.
 
 source = find("https://huggingface.co/owner/name/resolve/COMMIT/model.safetensors")
 if source:
     for chunk in stream(source, size, start, abort_with):  # the bytes of the file from `start` on, in order
         ...
 
-In order, so that an interrupted transfer can resume, by Xet or over plain HTTP. HF_HUB_DISABLE_XET=1 turns Xet off.
+The bytes arrive in order, so that an interrupted transfer can resume through Xet or over plain HTTP.
+HF_HUB_DISABLE_XET=1 turns Xet off.
 """
 
 import functools
@@ -13,19 +14,19 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-MIN_BYTES = 10_000_000  # for smaller files, finding the storage takes longer than the transfer
-# hf_xet's own limits add up to minutes. Storage that does not answer twice is given up; plain HTTP takes over.
+MIN_BYTES = 10_000_000  # locating a smaller file in the storage takes longer than its transfer
+# hf_xet's default limits add up to minutes. With these, plain HTTP takes over when a request and one retry have failed.
 LIMITS = {"CONNECT_TIMEOUT": "10s", "READ_TIMEOUT": "30s", "RETRY_MAX_ATTEMPTS": "1", "RETRY_BASE_DELAY": "1s"}
 
 
 class XetError(Exception):
-    """The storage failed, or its client did."""
+    """The Xet storage or its client failed."""
 
 
 def find(url: str, timeout: float) -> Any | None:
-    """Where the storage has the file with this URL on the Hub; None if it does not, or Xet is turned off.
+    """Where Xet stores the file that has this URL on the Hub; None if Xet does not have it or is turned off.
 
-    Errors of the Hub give None as well: the request over plain HTTP that follows reports them.
+    Also returns None if the Hub reports an error: the plain HTTP request that follows will raise it.
     """
     import httpx2
     from huggingface_hub import constants, get_hf_file_metadata
@@ -49,7 +50,7 @@ def _session() -> Any:
 
 
 def stream(source: Any, size: int, start: int, on_abort: Callable[[Callable[[], None]], None]) -> Iterator[bytes]:
-    """The bytes of a file of `size` bytes from `start` on. Raises XetError, or ends early.
+    """The bytes from `start` on of a file of `size` bytes. A failed transfer raises XetError, or just ends early.
 
     `on_abort` receives a function that ends the stream from another thread, even while it waits for the network.
     """

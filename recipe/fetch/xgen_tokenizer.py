@@ -1,7 +1,7 @@
-"""XGen-7B's tokenizer without remote code: GPT-2's vocabulary and XGen's own tokens on the `tokenizers` library.
+"""XGen-7B's tokenizer without remote code: GPT-2's vocabulary and XGen's own tokens, for the `tokenizers` library.
 
-XGen's repository implements it as remote code on tiktoken, which fails on every transformers since 4.34. The layout
-(Salesforce/xgen-7b-8k-base, tokenization_xgen.py):
+XGen's repository implements the tokenizer as remote code based on tiktoken, which has failed with every version of
+transformers since 4.34. The layout of the ids (Salesforce/xgen-7b-8k-base, tokenization_xgen.py):
 
     0-50255       GPT-2's ranks
     50256         <|endoftext|>
@@ -9,8 +9,8 @@ XGen's repository implements it as remote code on tiktoken, which fails on every
     50287-50294   runs of 9 to 2 tabs
     50295-50312   special tokens
 
-The runs are ranks of the byte-pair encoding, not added tokens: merging produces them within the pieces into which
-GPT-2's pattern splits a text. tests/test_xgen.py compares with tiktoken.
+The runs of spaces and tabs are ordinary tokens of the byte-pair encoding, not added tokens: merges produce them within
+the pieces into which GPT-2's pattern splits a text. tests/test_xgen.py compares the ids with tiktoken's.
 """
 
 import json
@@ -23,8 +23,8 @@ from recipe.tokens.byte_level import byte_characters
 
 GPT2 = "openai-community/gpt2"
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
-# The sha256 that tiktoken pins for OpenAI's encoder.json and vocab.bpe (tiktoken_ext/openai_public.py); the Hub's
-# vocab.json and merges.txt are the same bytes.
+# The sha256 values that tiktoken pins for OpenAI's encoder.json and vocab.bpe (tiktoken_ext/openai_public.py); the
+# Hub's vocab.json and merges.txt have the same bytes.
 GPT2_FILES = {
     "vocab.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -50,20 +50,20 @@ def is_xgen(tokenizer_config: dict[str, Any]) -> bool:
 
 
 def vocabulary(gpt2: dict[str, int]) -> dict[str, int]:
-    """Ids by token, in byte characters: GPT-2's tokens, with the end token last, then the runs."""
+    """{token: id}, with tokens in byte characters: GPT-2's tokens, ending with the end token, then the runs."""
     characters = byte_characters()
     runs = [characters[0x20] * length for length in SPACES] + [characters[0x09] * length for length in TABS]
     return gpt2 | {run: len(gpt2) + number for number, run in enumerate(runs)}
 
 
 def merges(ranks: dict[str, int]) -> list[tuple[str, str]]:
-    """All splits of every token into two tokens, in the order of the token's rank.
+    """All pairs of tokens whose concatenation is a token, in the order of that token's rank.
 
-    tiktoken merges the neighbors whose union has the lowest rank, no matter where the union is split. A merge list is
-    equivalent if it contains every pair with that union, at the union's position.
+    tiktoken merges the two adjacent tokens that form the token of lowest rank, no matter where that token is split. A
+    merge list is equivalent if it contains, for every token, all pairs that form it, in the order of the ranks.
     """
     pairs = []
-    ranks = {token: rank for token, rank in ranks.items() if token != END_TOKEN}  # not a rank: no merge produces it
+    ranks = {token: rank for token, rank in ranks.items() if token != END_TOKEN}  # no merge produces the end token
     for token in sorted(ranks, key=ranks.__getitem__):
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
@@ -73,7 +73,10 @@ def merges(ranks: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def build_tokenizer(gpt2_folder: Path) -> Any:
-    """The tokenizer as a PreTrainedTokenizerFast, from GPT-2's files in a folder. Raises DataError for other files."""
+    """The tokenizer as a PreTrainedTokenizerFast, built from GPT-2's files in a folder.
+
+    Raises DataError if a file is missing or differs from GPT-2's.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

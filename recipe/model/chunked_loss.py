@@ -1,19 +1,19 @@
-"""The loss of a frozen head in chunks of tokens, so that the full (tokens, vocabulary) logits are never in memory.
+"""Computes the loss of a frozen head in chunks of tokens, so the full (tokens, vocabulary) logits are never in memory.
 
-loss, num_correct = head_loss(hidden, head, labels)    # summed cross entropy; how often the label is ranked first
+loss, num_correct = head_loss(hidden, head, labels)    # the summed cross entropy, and the number of correct predictions
 """
 
 from typing import Any
 
 import torch
 
-# Logits per chunk: 25 MB in fp32 on a CPU, because glibc's malloc returns larger blocks to the system after every use,
-# and the page faults of new blocks take as long as a softmax; 256 MB on a GPU.
+# Number of logits per chunk. On a CPU, a chunk takes 25 MB in fp32: glibc's malloc returns larger blocks to the system
+# after every use, and the page faults of new blocks take as long as a softmax. On a GPU, a chunk takes 268 MB in fp32.
 CHUNK = {"cpu": 6 << 20, "cuda": 1 << 26}
 
 
 def chunk_tokens(vocab_size: int, device: str) -> int:
-    """Tokens per chunk."""
+    """The number of tokens per chunk, at least 1."""
     return max(1, CHUNK["cpu" if device == "cpu" else "cuda"] // vocab_size)
 
 
@@ -23,14 +23,15 @@ def is_frozen_linear(head: Any) -> bool:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Sum of -log softmax(h Wᵀ + b)[label] over h (tokens, hidden). The forward pass computes the gradient."""
+    """The sum of -log softmax(h Wᵀ + b)[label] over all tokens. The forward pass also computes the gradient."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         device = hidden.device.type
-        if torch.is_autocast_enabled(device):  # a quantized base has an fp32 head; cast it once, not for every chunk
+        # The head of a quantized base model is fp32. Cast it once, not for every chunk.
+        if torch.is_autocast_enabled(device):
             weight = weight.to(torch.get_autocast_dtype(device))
         loss = torch.zeros((), device=hidden.device)
         num_correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
@@ -40,14 +41,15 @@ class _HeadLoss(torch.autograd.Function):
             chunk, targets = hidden[start : start + size], labels[start : start + size]
             logits = torch.nn.functional.linear(chunk, weight, bias)
             rows = torch.arange(len(targets), device=targets.device)
-            gap = logits.amax(-1).float() - logits[rows, targets].float()  # (tokens,), largest logit minus the label's
+            # (tokens,): the largest logit minus the logit of the label.
+            gap = logits.amax(-1).float() - logits[rows, targets].float()
             num_correct += (gap == 0).sum()
             probabilities = torch.softmax(logits, -1, dtype=torch.float32)
             del logits
-            # -log softmax at the label, from the largest probability, whose logarithm never underflows.
+            # -log softmax at the label is the gap minus the log of the largest probability, which can't underflow.
             loss += (gap - probabilities.amax(-1).log()).sum()
             if grad is not None:
-                probabilities[rows, targets] -= 1  # d loss / d logits = softmax - 1 at the label
+                probabilities[rows, targets] -= 1  # d loss / d logits = softmax, minus 1 at the label
                 grad[start : start + size] = torch.mm(probabilities.to(weight.dtype), weight)
         if grad is not None:
             ctx.save_for_backward(grad)
@@ -61,7 +63,10 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def head_loss(hidden: torch.Tensor, head: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The summed loss (fp32) and the number of labels ranked first, for hidden (tokens, hidden), labels (tokens,)."""
+    """The summed loss (fp32) and the number of labels ranked first.
+
+    `hidden` is (tokens, hidden) and `labels` is (tokens,).
+    """
     if is_frozen_linear(head):
         loss, num_correct = _HeadLoss.apply(hidden.to(head.weight.dtype), head.weight, head.bias, labels)
         return loss, num_correct

@@ -1,12 +1,12 @@
-"""A LoRA layer that saves its input but not the dropout mask: the backward pass draws the mask again from its seed.
+"""A LoRA layer that does not save its dropout mask: the backward pass draws the mask again from the same seed.
 
-    patch_lora_layers(model)    # a PEFT model; its layers compute the same in less memory and time
-
-Under autocast the sum has the frozen layer's dtype, as in PEFT's layers for bitsandbytes.
+    patch_lora_layers(model)    # the LoRA layers of this PEFT model then need less memory and time
 
 PEFT computes y + scaling * B(A(dropout(x))) step by step, and autograd saves the mask and the masked input of every
-layer; on a CPU, torch draws the mask one number at a time. Here a single function implements both passes. It saves x,
-which neighboring layers share, and A(dropout(x)), which is small.
+layer. On a CPU, torch also draws the mask one number at a time. Here, a single autograd function implements the forward
+and backward passes. It saves x, which several layers with the same input share, and A(dropout(x)), which is small.
+
+Under autocast, the output has the dtype of the frozen layer's output, as in PEFT's layers for bitsandbytes.
 """
 
 from types import MethodType
@@ -18,16 +18,17 @@ PATCHED = {
     "Linear",
     "Linear4bit",
     "Linear8bitLt",
-}  # PEFT's layers by class name: those for bitsandbytes exist only if it is installed
+}  # names instead of classes, because PEFT's classes for bitsandbytes exist only if it is installed
 
 
 @torch.library.custom_op("recipe::sample_dropout_mask", mutates_args=())
 def sample_dropout_mask(x: torch.Tensor, p: float, seed: torch.Tensor) -> torch.Tensor:
-    """The elements of x that dropout keeps, as bool of x's shape: each with probability 1 - p, determined by the seed.
+    """The dropout mask for x, a bool tensor of the same shape: each element is True (keep) with probability 1 - p.
 
-    `seed` is a scalar int64 tensor on the CPU, so that reading it does not wait for the GPU.
-    On a CPU p is rounded to a multiple of 1/65,536: four elements share a 64-bit number from SFC64, whose stream is
-    stable across NumPy versions.
+    The seed determines the mask. It is a scalar int64 tensor on the CPU, so that reading it does not wait for the GPU.
+
+    On a CPU, p is rounded to a multiple of 1/65,536, because four elements share each 64-bit random number. The numbers
+    come from SFC64, whose stream is stable across NumPy versions.
     """
     if x.device.type == "cpu":
         import numpy as np
@@ -55,7 +56,7 @@ class AddLora(torch.autograd.Function):
         low_rank = dropped @ a.to(x.dtype).T  # (tokens, r)
         ctx.save_for_backward(x, a, b, low_rank, seed)
         ctx.scaling, ctx.p = scaling / (1 - p), p
-        if torch.is_autocast_enabled(y.device.type):  # it would cast y, fp32 from a quantized layer, to bf16
+        if torch.is_autocast_enabled(y.device.type):  # addmm would cast y to bf16, but y is fp32 in a quantized model
             return y + (low_rank @ b.to(low_rank.dtype).T) * ctx.scaling
         return torch.addmm(y, low_rank.to(y.dtype), b.to(y.dtype).T, alpha=ctx.scaling)
 
@@ -75,9 +76,9 @@ class AddLora(torch.autograd.Function):
 
 
 def patch_lora_layers(model: Any) -> int:
-    """Make the plain LoRA layers of a PEFT model with one adapter use AddLora; returns the number of patched layers.
+    """Make the plain LoRA layers of a PEFT model use AddLora. Returns the number of patched layers.
 
-    Other layers (DoRA, a LoRA bias, another adapter type) stay unchanged.
+    Layers with DoRA, a LoRA bias, several adapters or an adapter of a different type stay unchanged.
     """
     count = 0
     for module in model.modules():
@@ -103,11 +104,12 @@ def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
         return type(self).forward(self, x, *args, **kwargs)
     [adapter] = self.active_adapters
     dropout = self.lora_dropout[adapter]
-    p = getattr(dropout, "p", 0.0)  # without dropout it is nn.Identity
-    # Drawn from torch's global generator, whose state checkpoints save and activation checkpointing restores.
+    p = getattr(dropout, "p", 0.0)  # without dropout, the module is nn.Identity
+    # The seed comes from torch's global generator. Checkpoints save its state; activation checkpointing restores it.
     seed = torch.randint(1 << 62, ()) if p else torch.zeros((), dtype=torch.int64)
     y = self.base_layer(x)
-    # Flattened outside the function: some models change the output in place, which a view returned by it forbids.
+    # Reshape outside AddLora: some models change the output in place, and autograd forbids that for a view created in a
+    # custom function.
     flat_inputs = y.reshape(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
     weights = self.lora_A[adapter].weight, self.lora_B[adapter].weight
     output = AddLora.apply(*flat_inputs, *weights, self.scaling[adapter], p, seed)

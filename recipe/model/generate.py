@@ -1,4 +1,4 @@
-"""Greedy answers to rows rendered as in training; used by evaluate, `recipe chat` and the registered model."""
+"""Generates greedy answers. Used by evaluate, `recipe chat` and the registered model."""
 
 from typing import Any
 
@@ -10,7 +10,10 @@ from recipe.tokens.tokenizer import encode_prompts
 def answer(
     model: Any, prompts: list[list[int]], max_new_tokens: int, *, pad_token_id: int, end_token_ids: list[int]
 ) -> list[list[int]]:
-    """Greedy answers to prompts of token ids, cut before the first end token; prompts are padded on the left."""
+    """Greedy answers to prompts, both as token ids. Each answer is cut before its first end token.
+
+    Prompts are padded on the left.
+    """
     import torch
 
     width = max(map(len, prompts))
@@ -36,10 +39,10 @@ def answer(
 def answer_rows(
     model: Any, tokenizer: Any, meta: dict[str, Any], rows: list[dict[str, Any]], max_new_tokens: int
 ) -> list[str]:
-    """An answer for each row, with the training template (from prepare's meta.json).
+    """Answer each row, with the same template as in training. `meta` is the content of prepare's meta.json.
 
-    A row has `text` for the template `text`, `messages` for a chat, else `instruction` and optionally `input`.
-    Raises DataError if a row lacks them.
+    A row contains `text` for the template `text`, and `instruction` and optionally `input` for the other templates. The
+    chat templates also accept `messages`. Raises DataError if a row is invalid.
     """
     chat = ChatTemplate(tokenizer, meta["chat_template"]) if meta["chat_template"] is not None else None
     template = make_template(meta["template"], meta["columns"], chat)

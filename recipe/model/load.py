@@ -1,7 +1,7 @@
-"""Loads the base model from its manifest, checks it, and loads an adapter onto it.
+"""Finds the base model that a manifest describes, checks its files, loads it, and adds an adapter.
 
-Used by train, evaluate, `recipe chat` and the registered model. The stages pin the CPU's instruction set, so that the
-same inputs give the same bytes on any x86-64 processor with AVX2.
+Used by train, evaluate, `recipe chat` and the registered model. The stages fix the CPU's instruction set, so that the
+same inputs produce the same bytes on any x86-64 processor with AVX2.
 """
 
 import json
@@ -23,7 +23,10 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def find_base(manifest: dict[str, Any], folder: Path) -> Path:
-    """The folder with the base model's files; checks the size and sha256 of each against the manifest."""
+    """Find the folder with the base model's files, and check the size and sha256 of each file against the manifest.
+
+    Raises MachineError if a file is missing, and DataError if it differs.
+    """
     from_hub = manifest["path"] is None
     source = base_folder(manifest, folder)
     restore = "Run `recipe fetch model` to restore it (no output changes)" if from_hub else "Restore the file"
@@ -37,8 +40,7 @@ def find_base(manifest: dict[str, Any], folder: Path) -> Path:
         if path.stat().st_size != file["bytes"] or sha256_file(path) != file["sha256"]:
             raise DataError(
                 f"{path} does not match the file that was fetched for {manifest['id']} (expected sha256 "
-                f"{file['sha256']}) and that the adapter was trained on. {restore}"
-                + ("." if from_hub else ", or run `dvc repro` to use the new file.")
+                f"{file['sha256']}). {restore}" + ("." if from_hub else ", or run `dvc repro` to use the new file.")
             )
     return source
 
@@ -47,13 +49,15 @@ def load_base(
     manifest: dict[str, Any], folder: Path, num_tokens: int, quantization: Quantization = "none", *,
     dtype: Dtype = "auto", packed: bool = False,
 ) -> Any:  # fmt: skip
-    """The base model of a manifest, checked, in `torch_dtype(dtype)`. Its path is relative to `folder`.
+    """Load the base model that a manifest describes, in `torch_dtype(dtype)`, after checking its files.
 
-    `packed` is for training on packed sequences: it selects the attention, and raises ParamsError for a model that
-    can't keep the examples of a sequence apart.
+    A local path in the manifest is relative to `folder`.
 
-    If the tokenizer has more tokens (`num_tokens`) than the embeddings have rows, the embeddings are enlarged. The new
-    rows are the mean of the old ones, so that no random number is drawn; they are not trained.
+    Set `packed` for training on packed sequences. The model then uses `by_document` attention if it supports this.
+    Raises ParamsError if the model can't keep the examples of a packed sequence apart.
+
+    If the tokenizer has more tokens (`num_tokens`) than the embeddings have rows, rows are added. Each new row is the
+    mean of the old rows, so that no random numbers are needed. New rows are not trained.
     """
     import torch
     from transformers import GenerationConfig
@@ -75,17 +79,17 @@ def load_base(
         options["quantization_config"] = quantization_config(quantization)
     model = None
     if attention is not None:
-        with suppress(KeyError):  # a family that looks up its attention in its own table
+        with suppress(KeyError):  # some model families look up attention in a table of their own
             model = _from_pretrained(source, options)
     if model is None or (packed and not packing_is_isolated(model)):
-        model = None  # freed before loading another: two may not fit in memory
+        model = None  # free it before loading it again: two copies may not fit in memory
         model = _from_pretrained(source, {**options, "attn_implementation": None})
     if packed and not packing_is_isolated(model):
         raise ParamsError(
-            f"params.yaml: sequence.packing is on, but {type(model).__name__} can't keep the examples of a packed "
-            "sequence apart. Set it to false."
+            f"params.yaml: sequence.packing is true, but {type(model).__name__} can't keep the examples of a packed "
+            "sequence apart. Set sequence.packing: false."
         )
-    # The base's generation settings (such as a repetition penalty) would change greedy answers.
+    # The base model's generation settings (such as a repetition penalty) would change greedy answers.
     model.generation_config = GenerationConfig()
     embeddings = model.get_input_embeddings().weight
     if num_tokens > embeddings.shape[0]:
@@ -98,7 +102,7 @@ def load_base(
 
 
 def _from_pretrained(source: Path, options: dict[str, Any]) -> Any:
-    """The model loaded with transformers, in evaluation mode; raises DataError if that fails."""
+    """Load the model with transformers, in evaluation mode. Raises DataError if that fails."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -107,15 +111,15 @@ def _from_pretrained(source: Path, options: dict[str, Any]) -> Any:
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise DataError(f"transformers can't load the base model in {source}: {first_line(error)}") from None
     for module in model.modules():
-        # In evaluation mode, bitsandbytes repacks nf4 weights for AVX512-BF16. The kernel that it then uses, also in
-        # training, has no gradient, and its results differ from those on processors without AVX512-BF16.
+        # In evaluation mode, bitsandbytes repacks nf4 weights for AVX512-BF16. From then on, even in training, it uses
+        # a kernel that has no gradient and whose results differ from those on processors without AVX512-BF16.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
 
 
 def quantization_config(quantization: Quantization) -> Any:
-    """bitsandbytes' configuration: int8, or nf4 with double quantization and bf16 compute (as in QLoRA)."""
+    """The bitsandbytes configuration: int8, or nf4 with double quantization and bf16 compute (as in QLoRA)."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -137,13 +141,13 @@ def check_target_modules(model: Any, target_modules: str | tuple[str, ...]) -> N
     unknown = [name for name in target_modules if name not in names]
     if unknown:
         raise ParamsError(
-            f"params.yaml: lora.target_modules names {', '.join(unknown)}, which {type(model).__name__} does not have. "
-            f"Its linear layers are {', '.join(sorted(names))}; `all-linear` selects all except the head."
+            f"params.yaml: lora.target_modules lists {', '.join(unknown)}, which {type(model).__name__} does not have. "
+            f"Its linear layers are {', '.join(sorted(names))}; `all-linear` selects all of them except the head."
         )
 
 
 def peft_config(lora: Any) -> Any:
-    """PEFT's configuration of an adapter. `lora` is the section of params.yaml."""
+    """The PEFT configuration of the adapter, from the `lora` section of params.yaml."""
     from peft import LoraConfig
 
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
@@ -153,14 +157,15 @@ def peft_config(lora: Any) -> Any:
 
 
 def _is_linear(module: Any) -> bool:
-    """Whether a module is a linear layer; GPT-2's Conv1D is a linear layer too."""
+    """Whether a module is a linear layer. GPT-2's Conv1D and the layers of bitsandbytes also count."""
     return type(module).__name__ in {"Linear", "Conv1D", "Linear8bitLt", "Linear4bit"}
 
 
 def save_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the adapter in PEFT's layout, without anything that differs between machines and runs.
+    """Write the adapter in PEFT's format, without anything that differs between machines or runs.
 
-    PEFT writes the base's path, its own version, the target modules in the order of a set, and a README.
+    PEFT alone would also write the base model's local path, its own version and a README, and would list the target
+    modules in the arbitrary order of a set.
     """
     model.save_pretrained(folder, save_embedding_layers=False)
     path = folder / "adapter_config.json"
@@ -176,29 +181,32 @@ def save_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def base_name(manifest: dict[str, Any]) -> str:
-    """The base's name in adapter_config.json: id@revision, or id@sha256:<first 16 digits> without a revision."""
+    """The base model's name in adapter_config.json: id@revision, or id@sha256:<first 16 digits> without a revision."""
     return f"{manifest['id']}@{manifest['revision'] or 'sha256:' + manifest['sha256'][:16]}"
 
 
 def check_base_of_adapter(folder: Path, manifest: dict[str, Any]) -> None:
-    """Raise DataError if the adapter in a folder was trained for another base than the manifest's."""
+    """Raise DataError if the adapter in `folder` was not trained for the base model in the manifest."""
     config = read_json(folder / "adapter_config.json")
     if config["base_model_name_or_path"] != base_name(manifest):
         raise DataError(
-            f"the adapter in {folder} was trained for {config['base_model_name_or_path']}, but this base is "
+            f"the adapter in {folder} was trained for {config['base_model_name_or_path']}, but the base model is "
             f"{base_name(manifest)}. Run `dvc repro`."
         )
 
 
 def load_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> Any:
-    """The base model with the adapter, in evaluation mode. Raises DataError for an adapter of another base."""
+    """Add the adapter in `folder` to the base model, in evaluation mode.
+
+    Raises DataError if the adapter was trained for a different base model, or if its weights are missing or invalid.
+    """
     from peft import PeftModel
     from safetensors import SafetensorError
 
     check_base_of_adapter(folder, manifest)
     weights = folder / "adapter_model.safetensors"
     with reading(weights, SafetensorError):
-        if not weights.is_file():  # PEFT would look for it on the Hub
+        if not weights.is_file():  # PEFT would look for the file on the Hub
             raise FileNotFoundError
         return PeftModel.from_pretrained(model, folder).eval()
 
@@ -206,9 +214,9 @@ def load_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> Any:
 def load_trained(
     manifest: dict[str, Any], folder: Path, tokenizer_folder: Path, adapter: Path | None, quantization: Quantization
 ) -> tuple[Any, Any]:
-    """The tokenizer, and the base model with its adapter as in training; without an adapter if that is None.
+    """Load the tokenizer and the base model, with the adapter unless `adapter` is None.
 
-    The manifest's path is relative to `folder`.
+    A local path in the manifest is relative to `folder`.
     """
     tokenizer = load_tokenizer(tokenizer_folder)
     model = load_base(manifest, folder, len(tokenizer), quantization)

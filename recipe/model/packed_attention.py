@@ -1,9 +1,10 @@
 """Attention by document: each example of a packed sequence attends only to itself, without a (seq, seq) mask.
 
-transformers isolates packed examples with a dense mask, with which `scaled_dot_product_attention` computes every pair
-of positions in a sequence. On a CPU, a loop over the examples computes the same without the masked pairs. On CUDA, it
-is a single call of torch's variable-length attention (Flash), with the cu_seqlens that `add_cu_seqlens` adds to the
-batch. Models whose attention is more than plain causal attention train with the dense mask.
+transformers isolates packed examples with a dense mask, so `scaled_dot_product_attention` computes every pair of
+positions in a sequence, even the masked pairs. This module computes the same attention without the pairs that belong to
+different examples. On a CPU, it loops over the examples. On CUDA, it makes a single call to torch's variable-length
+attention (Flash), with the cu_seqlens that `add_cu_seqlens` adds to the batch. Models that need more than plain causal
+attention are trained with the dense mask.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,16 +14,18 @@ if TYPE_CHECKING:
 
 NAME = "by_document"
 CU_SEQLENS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-LEAK = 1e-4  # relative to the effect; an isolated example changes only by rounding, about 1e-7 in fp32
-# Arguments that a model may pass to its attention and that plain causal attention does not implement.
+# Examples are isolated if changing a token changes the logits that must not depend on it by less than this fraction of
+# the change in its own logits. In fp32, rounding is about 1e-7.
+LEAK = 1e-4
+# Attention arguments that some models pass but plain causal attention does not support.
 MORE_THAN_CAUSAL = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
 def add_cu_seqlens(batch: "dict[str, torch.Tensor]") -> dict[str, Any]:
-    """A collated batch with its cu_seqlens, under the argument names that transformers passes on to the attention.
+    """Add cu_seqlens to a collated batch, under the argument names that transformers passes on to the attention.
 
-    Computed on the CPU, so that no layer has to wait for the GPU: cu_seqlens, int32 (examples + 1,), and the longest
-    example's length.
+    cu_seqlens is int32 (examples + 1,). The length of the longest example is added as well. Both are computed on the
+    CPU, so that no layer has to wait for the GPU.
     """
     import torch
 
@@ -34,9 +37,11 @@ def add_cu_seqlens(batch: "dict[str, torch.Tensor]") -> dict[str, Any]:
 
 
 def choose_attention(config: Any, *, cuda: bool) -> str | None:
-    """The attention for training on packed sequences: `by_document` if it is exact, else None (transformers' choice).
+    """The attention for training on packed sequences: `by_document`, or None for the default of transformers.
 
-    Also None for attention with dropout on CUDA: variable-length Flash does not support it, and a loop would be slow.
+    Returns None for models that need more than plain causal attention, which `by_document` does not implement. Also
+    returns None on CUDA for models with attention dropout: variable-length Flash attention does not support dropout,
+    and a loop over the examples would be slow.
     """
     special = ("sliding_window", "attn_logit_softcapping", "attention_chunk_size")
     plain = all(getattr(config, name, None) is None for name in special)
@@ -46,9 +51,9 @@ def choose_attention(config: Any, *, cuda: bool) -> str | None:
 
 
 def packing_is_isolated(model: Any) -> bool:
-    """Whether the model, given two packed examples, keeps them apart and stays causal.
+    """Whether the model keeps two packed examples apart and stays causal.
 
-    Determined by running it: a model with its own attention code may ignore the positions or need a mask.
+    Runs the model to find out, because a model with its own attention code may ignore the positions or need a mask.
     """
     import torch
 
@@ -64,18 +69,19 @@ def packing_is_isolated(model: Any) -> bool:
                 outputs.append(model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits[0].float())
             except (torch.OutOfMemoryError, torch.AcceleratorError):
                 raise
-            # What a model's code raises for arguments that it can't use; RuntimeError: its kernel rejected the input.
+            # Errors that a model raises for arguments it can't use. RuntimeError: its kernel rejected the input.
             except (AssertionError, AttributeError, KeyError, TypeError, RuntimeError):
                 return False
     whole, first, last = outputs
-    # The change at positions that must not change, relative to the change at the token itself: rounding or a leak.
+    # Positions that must not depend on the changed token may differ only by rounding, relative to the effect at the
+    # changed token itself.
     leaks = [(whole - first)[5:], (whole - last)[5:], (whole - last)[:4]]
     effect = min((whole - first)[0].abs().max(), (whole - last)[4].abs().max())
     return max(leak.abs().max() for leak in leaks).item() < LEAK * effect.item()
 
 
 def register_attention() -> None:
-    """Register `by_document` with transformers, with a mask function that returns None."""
+    """Register `by_document` with transformers, together with a mask function that creates no mask."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
@@ -94,10 +100,10 @@ def attend_by_document(
     position_ids: "torch.Tensor | None" = None,
     **kwargs: Any,
 ) -> "tuple[torch.Tensor, None]":
-    """Causal attention within each run of positions that starts at 0.
+    """Causal attention within each example. An example starts wherever `position_ids` is 0.
 
-    query is (batch, heads, seq, dim), key and value (batch, key heads, seq, dim), position_ids (batch, seq) int64;
-    the result is (batch, seq, heads, dim), as transformers expects from attention functions.
+    `query` is (batch, heads, seq, dim), `key` and `value` are (batch, key heads, seq, dim), and `position_ids` is int64
+    (batch, seq). The result is (batch, seq, heads, dim), as transformers expects from attention functions.
     """
     import torch
     from torch.nn.functional import scaled_dot_product_attention
@@ -108,7 +114,7 @@ def attend_by_document(
     if query.is_cuda and dtype and not dropout:
         query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
         return _attend_varlen(query, key, value, scaling, position_ids, kwargs), None
-    if query.device.type == "cpu" and dtype:  # its kernel's backward pass takes 1.5 times as long in bf16
+    if query.device.type == "cpu" and dtype:  # the CPU kernel's backward pass takes 1.5 times as long in bf16
         with torch.autocast("cpu", enabled=False):
             query, key, value = (tensor.float() for tensor in (query, key, value))
             output, _ = attend_by_document(module, query, key, value, None, scaling, dropout, position_ids, **kwargs)
@@ -136,7 +142,8 @@ def attend_by_document(
 def flash_dtype(query: "torch.Tensor") -> "torch.dtype | None":
     """The dtype for Flash attention, which supports only bf16 and fp16; None for wider dtypes.
 
-    Under autocast it is autocast's dtype: a quantized base has fp32 norms, which make some of q, k and v fp32.
+    Under autocast, it is autocast's dtype, because the fp32 norms of a quantized base model make some of q, k and v
+    fp32.
     """
     import torch
 
@@ -149,7 +156,7 @@ def _attend_varlen(
     query: "torch.Tensor", key: "torch.Tensor", value: "torch.Tensor", scaling: float | None,
     position_ids: "torch.Tensor", kwargs: dict[str, Any],
 ) -> "torch.Tensor":  # fmt: skip
-    """Attention of all examples of a batch in one call; shapes as in `attend_by_document`."""
+    """Attention within each example of a batch, in a single call. Shapes are as in `attend_by_document`."""
     from torch.nn.attention.varlen import varlen_attn
 
     batch, heads, seq, _ = query.shape

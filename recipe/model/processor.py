@@ -1,6 +1,6 @@
-"""The settings of a CPU or GPU: the instruction set, deterministic kernels, the dtype.
+"""Settings of the CPU or GPU: the instruction set, deterministic kernels and the dtype.
 
-The stages pin these, so that the same inputs give the same bytes.
+The stages fix these settings, so that the same inputs produce the same bytes.
 """
 
 import os
@@ -13,9 +13,10 @@ Quantization = Literal["none", "int8", "nf4"]  # of the frozen base model
 
 
 def pin_processor(dtype: Dtype = "auto") -> None:
-    """Set the instruction set that ATen, oneDNN and MKL use. Call it before importing torch, which reads it then.
+    """Set the instruction set that ATen, oneDNN and MKL use. Call this function before importing torch.
 
-    For bf16, oneDNN may use AVX512-BF16 and AMX, and ATen its default, AVX512 on every processor that has those.
+    With bf16, oneDNN may use AVX512-BF16 and AMX. ATen then uses its default, which is AVX512 on every processor that
+    has either of these.
     """
     os.environ["MKL_CBWR"] = "AVX2"
     if dtype == "bfloat16":
@@ -23,10 +24,12 @@ def pin_processor(dtype: Dtype = "auto") -> None:
         os.environ.pop("ATEN_CPU_CAPABILITY", None)
     else:
         os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2")
-    # Waiting threads spin for this many rounds, then sleep. With libgomp's default, two training runs on two cores take
-    # 4 to 8 times as long as one; with this value, twice as long, and a single run is as fast (docs/RESULTS.md).
+    # Waiting threads spin for this many iterations, then sleep. With libgomp's default, two simultaneous training runs
+    # on two cores take 4 to 9 times as long as a single run. With this value, they take twice as long, and a single run
+    # is as fast as with the default (docs/RESULTS.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # By default, cuBLAS chooses its workspace, and so the order of sums, by stream (CUDA docs, cuBLAS, 2.1.4).
+    # By default, cuBLAS selects a workspace for each stream. This can change the order of sums (CUDA docs, cuBLAS,
+    # 2.1.4).
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
@@ -36,22 +39,22 @@ def be_deterministic(num_threads: int) -> None:
 
     torch.set_num_threads(num_threads)
     torch.use_deterministic_algorithms(True)
-    # True would fill new tensors with NaN to detect reads of uninitialized memory; not needed for equal results.
+    # True would fill new tensors with NaN to expose reads of uninitialized memory. Reproducibility does not need that.
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def torch_dtype(dtype: Dtype) -> Any:
-    """The torch dtype of frozen weights and matmuls: bf16 on CUDA, fp32 on a CPU unless `dtype` is bfloat16.
+    """The torch dtype of frozen weights and matmuls: bf16 on CUDA; on a CPU, fp32 unless `dtype` is bfloat16.
 
-    Raises MachineError for a device that can only emulate bf16.
+    Raises MachineError if bf16 is needed but the device can only emulate it.
     """
     import torch
 
     if torch.cuda.is_available():
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             raise MachineError(
-                f"{torch.cuda.get_device_name()} can't compute in bf16, which weights and nf4 use on CUDA. Use an "
-                "Ampere GPU or newer (A100, RTX 30, L4, ...), or set CUDA_VISIBLE_DEVICES='' to train on the CPU."
+                f"{torch.cuda.get_device_name()} can't compute in bf16, which recipes always use on CUDA. Use an "
+                "Ampere GPU or newer (A100, RTX 30, L4, ...), or set CUDA_VISIBLE_DEVICES='' to use the CPU."
             )
         return torch.bfloat16
     if dtype == "auto":
@@ -59,7 +62,7 @@ def torch_dtype(dtype: Dtype) -> Any:
     supported = {name for name, available in torch.cpu.get_capabilities().items() if available}
     if not supported & {"avx512_bf16", "amx_bf16"}:
         raise MachineError(
-            "this processor has no bf16 support (AVX512-BF16 or AMX) and would emulate it slowly. "
+            "this processor has no bf16 instructions (AVX512-BF16 or AMX) and would emulate them slowly. "
             "Set train.dtype: auto."
         )
     return torch.bfloat16

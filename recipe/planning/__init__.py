@@ -1,1 +1,1 @@
-"""Estimates what a recipe needs before anything is downloaded: memory, time, disk."""
+"""Estimates the memory, time and disk space that a recipe needs, before anything large is downloaded."""

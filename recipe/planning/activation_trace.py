@@ -1,8 +1,8 @@
 """Runs a model without weights and counts the bytes that a training step saves for the backward pass.
 
-The model is built on the meta device, gets its adapter, and runs on tensors without data (torch's FakeTensor), while
-every tensor that autograd would save for the backward pass is counted. The count therefore follows the actual code of
-the model, of any family, and of PEFT.
+The model is built on the meta device, receives its adapter, and runs on tensors without data (torch's FakeTensor).
+Every tensor that autograd would save for the backward pass is counted. The count therefore follows the actual code of
+PEFT and of the model, whatever its family.
 """
 
 from collections import Counter
@@ -13,14 +13,14 @@ from recipe.core.errors import ParamsError
 
 
 class Untraceable(Exception):
-    """A model whose code needs real values to run (for example, branches on them), so that it can't be traced."""
+    """The model can't be traced, because its code needs real values (for example, to branch on them)."""
 
 
 def empty_model(config: Any, dtype: Any, *, wide_attention: bool = False) -> Any:
-    """The causal LM of a transformers config on the meta device, which allocates no memory.
+    """The causal LM for a transformers config, on the meta device, which allocates no memory.
 
-    With `wide_attention`, attention is in fp32 for any dtype, as on a CPU (recipe/model/packed_attention.py).
-    Raises ParamsError if the config is not a causal LM's.
+    With `wide_attention`, attention is computed in fp32 whatever the dtype, as on a CPU
+    (recipe/model/packed_attention.py). Raises ParamsError if the config is not that of a causal LM.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -32,12 +32,12 @@ def empty_model(config: Any, dtype: Any, *, wide_attention: bool = False) -> Any
             return AutoModelForCausalLM.from_config(
                 deepcopy(config), dtype=dtype, attn_implementation=_attention(wide=wide_attention)
             )
-        except KeyError:  # a family that looks up its attention in its own table: traced with its default
+        except KeyError:  # this family looks up its attention in a table of its own; trace its default attention
             return AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype)
 
 
 def _use_fake_weights(model: Any) -> Any:
-    """Replace the weights of a model on the meta device with FakeTensors; returns the mode to run it in."""
+    """Replace the weights of a model on the meta device with FakeTensors; returns the FakeTensorMode to run it in."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -54,7 +54,7 @@ def _use_fake_weights(model: Any) -> Any:
 
 
 def _saved_bytes(model: Any, ids: Any, positions: Any) -> int:
-    """Bytes that autograd saves in one forward pass through a PEFT model, without its head."""
+    """The number of bytes that autograd saves in one forward pass through a PEFT model, without the model's head."""
     import torch
 
     weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
@@ -63,7 +63,7 @@ def _saved_bytes(model: Any, ids: Any, positions: Any) -> int:
     def pack(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            saved[storage._cdata] = tensor  # referenced, so that no other storage reuses its address
+            saved[storage._cdata] = tensor  # keep a reference, so that no other storage reuses this address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -72,7 +72,7 @@ def _saved_bytes(model: Any, ids: Any, positions: Any) -> int:
 
 
 def head_is_the_only_operation(model: Any, ids: Any, positions: Any) -> bool:
-    """Whether the model runs no operation besides its backbone and head; recipe/train/sft.py compares their numbers."""
+    """Whether the model runs only its backbone and head; recipe/train/sft.py checks the same by comparing logits."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -96,9 +96,10 @@ def head_is_the_only_operation(model: Any, ids: Any, positions: Any) -> bool:
 
 
 def trace(model: Any, micro_batch_size: int, max_length: int, *, mixed: bool) -> tuple[int, bool]:
-    """Bytes that autograd saves for a PEFT model on the meta device, and whether its logits are its head's output.
+    """The bytes that autograd saves for a PEFT model on the meta device, and whether the logits are the head's output.
 
-    `mixed` is bf16 autocast, as in the trainer on CUDA. Raises Untraceable.
+    With `mixed`, the model runs under bf16 autocast, as in the trainer on CUDA. Raises Untraceable if the model's code
+    needs real values.
     """
     import torch
 
@@ -113,7 +114,10 @@ def trace(model: Any, micro_batch_size: int, max_length: int, *, mixed: bool) ->
 
 
 def _attention(*, wide: bool) -> str:
-    """The name of an attention that saves what the fused kernels save for the backward pass: q, k, v and the output."""
+    """Register an attention function that saves the same tensors as fused kernels: q, k, v and the output.
+
+    Returns the name of the function, which computes in fp32 if `wide`.
+    """
     import torch
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface

@@ -15,10 +15,10 @@ from recipe.core.paths import Paths
 from recipe.planning.activation_trace import Untraceable
 from recipe.planning.memory_estimate import MemoryEstimate, count_parameters, estimate_training_memory
 
-AUTO_MARGIN = 1.15  # the memory estimate is accurate to 15% (tests/test_memory.py)
+AUTO_MARGIN = 1.15  # the memory estimate is accurate to within 15% (tests/test_memory.py)
 CPU_PARAMETERS = 1_000_000_000  # a larger model is too slow to train on a CPU
 MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-DEMO_HINT = "The demo needs none: run `make demo` in the repository's root."
+DEMO_HINT = "The demo needs no GPU: run `make demo` in the repository's root."
 FORCE_HINT = "To run anyway, use --force or RECIPE_FORCE=1."
 
 
@@ -33,7 +33,7 @@ def load_config(folder: Path) -> Any:
 
 
 def missing_gpu(count: int) -> str | None:
-    """Why a model of `count` parameters can't be trained without a GPU on this machine; None if it can."""
+    """The reason why a model with `count` parameters can't be trained on this machine without a GPU; None if it can."""
     import torch
 
     if torch.cuda.is_available() or count <= CPU_PARAMETERS:
@@ -49,14 +49,14 @@ def refuse_without_gpu(config: Any, name: str) -> None:
 
 
 def machine_memory() -> tuple[str, int]:
-    """The training device and its memory in bytes; for a CPU, the available memory, within a container's limit."""
+    """The training device and its memory in bytes; for a CPU, the available memory, at most the container's limit."""
     import psutil
     import torch
 
     if torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0)
         return device.name, device.total_memory
-    # psutil reports the host's memory; a container's limit is in a file of cgroups v2 or v1.
+    # psutil reports the host's memory; a container's limit is in a file of cgroup v2 or v1.
     limits = [path.read_text().strip() for path in MEMORY_LIMITS if path.is_file()]
     return "CPU", min([psutil.virtual_memory().available, *(int(limit) for limit in limits if limit.isdigit())])
 
@@ -74,7 +74,7 @@ def estimate_for(params: dict[str, Any], config: Any, trained_fraction: float, *
 def choose_checkpointing(params: dict[str, Any], config: Any, trained_fraction: float) -> dict[str, Any]:
     """The params with `activation_checkpointing: auto` resolved: off if memory allows, else on.
 
-    Also on for a model that can't be traced. Both settings give the same bytes.
+    It is also on for a model that can't be traced. Both settings produce the same adapter, byte for byte.
     """
     import torch
 
@@ -92,7 +92,7 @@ def choose_checkpointing(params: dict[str, Any], config: Any, trained_fraction: 
 
 
 def suggest_fix(params: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) -> str:
-    """The cheapest change of keys in `train` with which training fits, as a sentence."""
+    """A sentence that suggests the cheapest change that makes training fit, if possible to section `train`."""
     train, max_length = params["train"], params["sequence"].max_length
     changes: list[dict[str, Any]] = []
     one_sequence = {"micro_batch_tokens": max_length}
@@ -112,9 +112,9 @@ def suggest_fix(params: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) 
 def check_memory(
     params: dict[str, Any], config: Any, trained_fraction: float
 ) -> tuple[MemoryEstimate | None, list[str]]:
-    """The memory estimate, None for a model that can't be traced, and a list of problems: empty if training fits.
+    """The memory estimate (None for a model that can't be traced) and a list of problems, empty if training fits.
 
-    The params are those returned by `choose_checkpointing`.
+    `params` must come from `choose_checkpointing`.
     """
     import torch
 
@@ -127,7 +127,7 @@ def check_memory(
         return estimate, []
     change = suggest_fix(params, lambda fix: estimate_for(fix, config, trained_fraction, cuda=cuda).peak <= memory)
     needed, available = format_bytes(estimate.peak), format_bytes(memory)
-    return estimate, [f"training needs {needed} of memory, {device} has {available}. {change}"]
+    return estimate, [f"training needs {needed} of memory, but {device} has {available}. {change}"]
 
 
 def fit_to_machine(params: dict[str, Any], paths: Paths, *, force: bool) -> Any:
@@ -137,7 +137,7 @@ def fit_to_machine(params: dict[str, Any], paths: Paths, *, force: bool) -> Any:
     """
     folder = base_folder(read_json(paths.base / "manifest.json"), paths.folder)
     if not (folder / "config.json").is_file() or params["model"].trust_remote_code:
-        # train reports what is missing; a model with remote code can't be traced.
+        # train itself reports missing files; a model with remote code can't be traced.
         setting = params["train"].activation_checkpointing
         return params["train"].model_copy(update={"activation_checkpointing": "on" if setting == "auto" else setting})
     tokens, config = read_json(paths.prepared / "meta.json")["tokens"], load_config(folder)

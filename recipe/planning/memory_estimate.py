@@ -1,6 +1,7 @@
-"""Estimates the memory of training, from a trace of the model without data, and its floating-point operations.
+"""Estimates the memory and the floating-point operations of training, from a trace of the model without data.
 
-recipe/planning/activation_trace.py counts the activations' bytes; this module adds weights, optimizer and logits.
+recipe/planning/activation_trace.py counts the bytes of the activations; this module adds those of the weights, the
+optimizer state and the logits.
 """
 
 from dataclasses import dataclass
@@ -13,13 +14,13 @@ from recipe.planning.activation_trace import empty_model, trace
 # Bytes per parameter of a quantized linear layer. nf4: half a byte, an 8-bit scale per block of 64 parameters, and a
 # 32-bit scale per 256 of those blocks (Dettmers et al. 2023, arXiv 2305.14314, section 3).
 QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
-ADAPTER_BYTES = 16  # per fp32 parameter: the parameter, its gradient, AdamW's two moments
-CUDA_CONTEXT_BYTES = 600_000_000  # used by the driver and libraries, or unusable for the allocator
+ADAPTER_BYTES = 16  # per fp32 parameter: the parameter, its gradient, and AdamW's two moments
+CUDA_CONTEXT_BYTES = 600_000_000  # used by the driver and libraries, or not available to the allocator
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of memory by part, number of parameters, and operations per token."""
+    """The bytes of memory for each part, the numbers of parameters, and the floating-point operations per token."""
 
     weights: int
     adapter: int
@@ -47,10 +48,10 @@ def estimate_training_memory(
     config: Any, lora: Any, *, quantization: str, activation_checkpointing: bool, micro_batch_size: int,
     max_length: int, trained_fraction: float, cuda: bool, dtype: Dtype = "auto",
 ) -> MemoryEstimate:  # fmt: skip
-    """The estimate for a training step. `lora` is the section of params.yaml.
+    """The memory estimate for a training step. `lora` is the section `lora` of params.yaml.
 
     `trained_fraction` is the fraction of tokens at loss positions.
-    Raises ParamsError for target modules that the model does not have, and Untraceable.
+    Raises ParamsError for target modules that the model does not have, and Untraceable if its code needs real values.
     """
     import torch
 
@@ -62,7 +63,7 @@ def estimate_training_memory(
     weights, largest = _weight_bytes(model, quantization, weight_dtype)
     parameters = sum(weight.numel() for weight in model.parameters())
     lookup, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    embeddings = 0 if head is lookup else lookup.numel()  # a lookup needs no multiplications, a tied head does
+    embeddings = 0 if head is lookup else lookup.numel()  # a lookup needs no multiplications, but a tied head does
     model = _add_adapter(model, lora, quantized=quantization != "none")
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     tokens, size = micro_batch_size * max_length, weight_dtype.itemsize
@@ -71,11 +72,12 @@ def estimate_training_memory(
     projected = int(tokens * trained_fraction) if logits_from_head else tokens  # else TRL's loss uses every position
     chunked = logits_from_head and is_frozen_linear(model.get_base_model().get_output_embeddings())
     logits = _logits_bytes(projected, text_config, size, chunked=chunked, mixed=mixed, cuda=cuda)
-    # The peak is in the loss, or in a layer's backward pass: activation gradients, about half the activations' size.
+    # Memory peaks in the loss, or in the backward pass of a layer, whose gradients take about half as much as its
+    # activations.
     layers = text_config.num_hidden_layers
     layer = saved // layers
     if activation_checkpointing:
-        # Every layer's input is saved; the other activations exist for one layer at a time, after the logits.
+        # Every layer's input is saved; other activations exist for one layer at a time, once the logits are freed.
         # A quantized model has fp32 norms, so its layers' outputs are fp32.
         inputs = layers * tokens * text_config.hidden_size * (4 if quantization != "none" else size)
         saved = inputs + max(layer + layer // 2 - logits, 0)
@@ -84,8 +86,8 @@ def estimate_training_memory(
     # A quantized layer is dequantized while it computes.
     other = (CUDA_CONTEXT_BYTES if cuda else 0) + (largest * 2 if quantization != "none" else 0)
     if quantization != "none" and mixed:
-        other += head.numel() * 2  # the fp32 head's copy in bf16 under autocast
-    passes = 6 if activation_checkpointing else 4  # per token: 2 N forward, 2 N backward, 2 N to recompute
+        other += head.numel() * 2  # autocast's bf16 copy of the fp32 head
+    passes = 6 if activation_checkpointing else 4  # FLOP per token and parameter: 2 forward, 2 backward, 2 to recompute
     return MemoryEstimate(
         weights=weights, adapter=trainable * ADAPTER_BYTES, activations=saved, logits=logits, other=other,
         parameters=parameters, trainable=trainable,
@@ -94,7 +96,7 @@ def estimate_training_memory(
 
 
 def _add_adapter(model: Any, lora: Any, *, quantized: bool) -> Any:
-    """The model on the meta device with its adapter and our LoRA layers, as train has it."""
+    """The model on the meta device, with its adapter and our LoRA layers, as in training."""
     import torch
     from peft import get_peft_model
 
@@ -113,18 +115,18 @@ def _add_adapter(model: Any, lora: Any, *, quantized: bool) -> Any:
 
 
 def _logits_bytes(tokens: int, config: Any, size: int, *, chunked: bool, mixed: bool, cuda: bool) -> int:
-    """Bytes of the logits of `tokens` positions and of their gradients. `size` is that of a weight in bytes."""
+    """The bytes of the logits at `tokens` positions and of their gradients. `size` is the size of a weight in bytes."""
     from recipe.model.chunked_loss import chunk_tokens
 
-    if not chunked:  # logits in the model's dtype and in fp32, their log-softmax, both gradients
+    if not chunked:  # logits in the model's dtype and in fp32, the log-softmax, and both gradients
         return tokens * config.vocab_size * (2 * size + 8 if mixed else 12)
-    # For a chunk of tokens: logits, an fp32 copy on CUDA, and the softmax; for all tokens: the gradient.
+    # For a chunk: logits, an fp32 copy if mixed, and the softmax; for all tokens: the gradient of the hidden states.
     chunk = min(tokens, chunk_tokens(config.vocab_size, "cuda" if cuda else "cpu"))
     return chunk * config.vocab_size * (size + 8 if mixed else 8) + 2 * tokens * config.hidden_size * size
 
 
 def _weight_bytes(model: Any, quantization: str, dtype: Any) -> tuple[int, int]:
-    """Bytes of the frozen weights, and the number of parameters of the largest quantized layer."""
+    """The bytes of the frozen weights, and the number of parameters in the largest quantized layer."""
     if quantization == "none":
         return sum(weight.numel() for weight in model.parameters()) * dtype.itemsize, 0
     layers = _quantized_layers(model)

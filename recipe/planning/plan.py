@@ -23,8 +23,8 @@ from recipe.planning.token_estimate import hub_text, local_text, text_tokens
 from recipe.prepare.examples import check_columns
 from recipe.text.templates import TEMPLATES
 
-EFFICIENCY = 0.5  # of a training step relative to a matmul; 0.61 was measured on a CPU (docs/RESULTS.md)
-TRAINED_FRACTION = 0.5  # of tokens at loss positions, assumed until prepare has counted them
+EFFICIENCY = 0.5  # speed of a training step relative to a matmul; 0.61 was measured on a CPU (docs/RESULTS.md)
+TRAINED_FRACTION = 0.5  # share of tokens at loss positions, assumed until prepare has counted them
 PARTS = {
     "weights": "weights of the frozen base model",
     "adapter": "adapter, its gradients and optimizer state",
@@ -42,7 +42,7 @@ class Plan:
     problems: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        """The plan as a table, followed by its verdict."""
+        """The plan as a table, followed by the verdict."""
         rows = [f"{name:<10}{value}" for name, value in self.lines]
         verdict = [f"does not fit: {problem}" for problem in self.problems] or ["fits this machine"]
         return "\n".join([*rows, "", *verdict])
@@ -59,7 +59,7 @@ def matmul_flops(dtype: Any, size: int | None = None) -> float:
     size = size or (8192 if cuda else 1024)
     device = "cuda" if cuda else "cpu"
     left, right = (torch.randn((size, size), dtype=dtype, device=device) for _ in range(2))
-    repeats = 4 if cuda else 1  # so that waiting for the GPU counts little
+    repeats = 4 if cuda else 1  # so that synchronizing with the GPU adds little
     best = 0.0
     for _ in range(8):
         started = time.perf_counter()
@@ -72,7 +72,7 @@ def matmul_flops(dtype: Any, size: int | None = None) -> float:
 
 
 def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
-    """The plan of a recipe folder. Downloads only listings, Parquet footers and the model's config from the Hub."""
+    """The plan of a recipe folder. From the Hub, it downloads only listings, cards, Parquet footers and configs."""
     plan = Plan()
     rows, tokens, download_bytes = _plan_data(plan, params, folder)
     config_folder = _plan_model(plan, params, folder, download_bytes)
@@ -102,7 +102,7 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
 
 
 def _plan_memory_and_time(plan: Plan, params: dict[str, Any], config: Any, fraction: float, tokens: int) -> Plan:
-    """Add the lines about memory and time. `fraction` of the training `tokens` are at loss positions."""
+    """Add the lines about memory and time. `fraction` is the share of the training `tokens` at loss positions."""
     train = params["train"]
     params = choose_checkpointing(params, config, fraction)
     estimate, problems = check_memory(params, config, fraction)
@@ -164,7 +164,10 @@ def _plan_data(plan: Plan, params: dict[str, Any], folder: Path) -> tuple[int, i
 
 
 def _plan_model(plan: Plan, params: dict[str, Any], folder: Path, data_bytes: int) -> Path:
-    """Add the lines about the model and the disk, with `data_bytes` for the rows; returns the folder of its config."""
+    """Add the lines about the model and the disk; returns the folder with the config.
+
+    `data_bytes` is the disk space that the rows need.
+    """
     from huggingface_hub.constants import HF_HOME
 
     model = params["model"]

@@ -2,8 +2,8 @@
 
     rows, size = parquet_text(read_metadata(path), {"instruction", "output"})
 
-Local files are read. A Parquet file on the Hub has both numbers in its footer, so only its last bytes are downloaded;
-for other formats on the Hub, only the file size is known.
+Local files are read. A Parquet file on the Hub has both numbers in its footer, so only its last bytes are downloaded.
+For other formats on the Hub, only the file size is known; it is used as the amount of text.
 """
 
 import io
@@ -17,18 +17,18 @@ from recipe.text.readers import Row, read_rows
 from recipe.text.templates import TEMPLATES
 
 BYTES_A_TOKEN = 4.3  # for English text (Alpaca) with GPT-2's vocabulary
-FOOTER_BYTES = 65_536  # read from the end of a Parquet file; Alpaca's footer has 7,000
+FOOTER_BYTES = 65_536  # read from the end of a Parquet file; Alpaca's footer has 7,000 bytes
 MAX_FOOTERS = 8  # read per dataset; further files are assumed to be similar
-LENGTH_BYTES = 4  # stored by Parquet for each string
+LENGTH_BYTES = 4  # that Parquet stores for each string in addition to the text
 
 
 def text_tokens(template: str, rows: int, size: int) -> int:
-    """Estimated tokens of `size` bytes of text in `rows` rows, including the template's text around each row."""
+    """The estimated tokens in `size` bytes of text in `rows` rows, including the template's text around each row."""
     return int((size + rows * TEMPLATES[template].CHARS_AROUND) / BYTES_A_TOKEN)
 
 
 def parquet_text(metadata: Any, columns: set[str]) -> tuple[int, int]:
-    """Rows, and bytes of text in the given columns, from a Parquet file's metadata (pyarrow's FileMetaData)."""
+    """The number of rows and bytes of text in `columns`, from a Parquet file's metadata (pyarrow's FileMetaData)."""
     size = 0
     for group in range(metadata.num_row_groups):
         chunks = metadata.row_group(group)
@@ -40,7 +40,7 @@ def parquet_text(metadata: Any, columns: set[str]) -> tuple[int, int]:
 
 
 def local_text(files: list[Path], columns: set[str]) -> tuple[int, int, set[str]]:
-    """Rows, bytes of text in the given columns, and the names of all columns, of local files."""
+    """The number of rows in local files, the bytes of text in `columns`, and the names of all columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -73,7 +73,7 @@ def _text_bytes(value: object) -> int:
 
 
 def hub_text(name: str, revision: str, files: list[RemoteFile], columns: set[str]) -> tuple[int, int]:
-    """Rows (0 if unknown) and bytes of text of a dataset's files on the Hub; downloads only Parquet footers."""
+    """The number of rows (0 if unknown) and the bytes of text in files on the Hub; downloads only Parquet footers."""
     total = sum(file.size for file in files)
     if not all(file.path.endswith(".parquet") for file in files):
         return 0, total
@@ -85,7 +85,10 @@ def hub_text(name: str, revision: str, files: list[RemoteFile], columns: set[str
 
 
 def _footer(name: str, revision: str, file: RemoteFile) -> Any:
-    """The metadata at the end of a Parquet file on the Hub; the last 8 bytes are its length and `PAR1`."""
+    """The metadata at the end of a Parquet file on the Hub.
+
+    The last 8 bytes of the file are the length of the metadata and `PAR1`.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Turns rows into examples: reads and checks them, applies the template, and assigns train or validation."""
+"""Turns rows into examples: reads and checks the rows, applies the template, and assigns each example to a split."""
 
 import hashlib
 from collections.abc import Iterator
@@ -24,28 +24,31 @@ class Example:
 
     @property
     def num_chars(self) -> int:
-        """Characters of prompts and completions."""
+        """The number of characters in all prompts and completions."""
         return sum(len(turn.prompt) + len(turn.completion) for turn in self.turns)
 
     @property
     def prompt_key(self) -> bytes:
-        """A digest that rows with the same prompt share; for a row without a prompt, the digest of its completion."""
+        """A digest shared by rows with the same prompt; for a row without a prompt, a digest of its completion."""
         return hashlib.sha256((self.prompt or self.turns[-1].completion).encode()).digest()
 
     @property
     def prompt(self) -> str:
-        """All text before the last answer, because many chats open with the same greeting."""
+        """All text before the last answer. The first prompt is not enough: many chats open with the same greeting."""
         before = "".join(turn.prompt + turn.completion + (turn.end or "") for turn in self.turns[:-1])
         return before + self.turns[-1].prompt
 
 
 def in_validation(prompt_key: bytes, fraction: float) -> bool:
-    """Whether a row belongs to validation. Depends only on the content of its prompt."""
+    """Whether a row belongs to the validation split, which depends only on its prompt and `fraction`."""
     return int.from_bytes(prompt_key[:8], "big") < fraction * 2**64
 
 
 def read_examples(files: dict[str, Path], template: Template, columns: dict[str, str]) -> Iterator[Example | BadRow]:
-    """The rows of the files ({name: path}), one at a time: an example, or a BadRow that the template cannot use."""
+    """Yield each row of the files ({name: path}) as an Example, or as a BadRow if it is malformed.
+
+    Raises DataError at the end if a column is missing from all rows (see check_columns).
+    """
     seen: dict[str, None] = {}
     for name, path in files.items():
         for row in read_rows(path, name):
@@ -63,9 +66,9 @@ def read_examples(files: dict[str, Path], template: Template, columns: dict[str,
 
 
 def check_columns(required: tuple[str, ...], columns: dict[str, str], seen: set[str], files: list[str]) -> None:
-    """Raise DataError if no row has a column that is required, or that params.yaml maps to another name (a typo).
+    """Raise DataError if a column is missing from all rows, but required or renamed in params.yaml (probably a typo).
 
-    An optional column with the default name, such as Alpaca's `input`, may be missing everywhere.
+    An optional column with its default name, such as Alpaca's `input`, may be missing.
     """
     for name, column in columns.items():
         if column not in seen and (name != column or name in required) and seen:
@@ -76,7 +79,7 @@ def check_columns(required: tuple[str, ...], columns: dict[str, str], seen: set[
 
 
 def report_bad_rows(bad: list[BadRow]) -> str:
-    """One message about all bad rows: the first SHOWN_MISTAKES in full, and the number of the others."""
+    """A message about all bad rows: a line for each of the first SHOWN_MISTAKES rows, and the number of the rest."""
     lines = [f"  {row.file}, {row.place}: {row.reason}" for row in bad[:SHOWN_MISTAKES]]
     if len(bad) > SHOWN_MISTAKES:
         lines.append(f"  and {len(bad) - SHOWN_MISTAKES} more")
@@ -85,20 +88,20 @@ def report_bad_rows(bad: list[BadRow]) -> str:
 
 
 class Splitter:
-    """Assigns examples to splits, and checks that no prompt is in both.
+    """Assigns examples to splits, and checks that no prompt is in both splits.
 
-    If no validation split is given, a `fraction` of the prompts is held out as one. A given validation split must be
-    assigned before the training rows.
+    If the source has a validation split, its rows must be assigned before the training rows. Otherwise, a `fraction` of
+    the prompts is held out for validation.
     """
 
     def __init__(self, fraction: float, *, validation_is_given: bool) -> None:
         self.fraction, self.given = fraction, validation_is_given
         self.count = {"train": 0, "validation": 0}
-        self._validation: dict[bytes, list[str]] = {}  # places of each prompt in a given validation split
-        self._leaks: dict[bytes, str] = {}  # place of the same prompt in the training rows
+        self._validation: dict[bytes, list[str]] = {}  # where each prompt occurs in the source's validation split
+        self._leaks: dict[bytes, str] = {}  # where such a prompt also occurs in the training rows
 
     def assign(self, split: str, example: Example) -> str:
-        """`train` or `validation`, for an example from the source split `split`."""
+        """Assign an example from `split` in the source; returns `train` or `validation`."""
         key = example.prompt_key
         if self.given:
             place = f"{example.file}, {example.place}"

@@ -34,5 +34,5 @@ class SequenceParams(Section):
         if missing:
             raise ValueError(f"columns: the template {self.template} needs {', '.join(missing)}")
         if unknown:
-            raise ValueError(f"columns: the template {self.template} has no {', '.join(unknown)}")
+            raise ValueError(f"columns: the template {self.template} does not use {', '.join(unknown)}")
         return self

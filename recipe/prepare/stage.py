@@ -4,8 +4,8 @@ Reads data/raw/ and models/base/tokenizer/. Writes data/prepared/:
     train.arrow         packed sequences: input_ids, completion_mask (the tokens in the loss), seq_lengths
     validation.arrow    one example per sequence, in the order of validation.jsonl
     validation.jsonl    the prompts, completions and categories of the validation examples
-    rows.arrow          every valid row: split, file, place, category, numbers of characters, tokens, prompt tokens
-    quarantine.jsonl    the rows that were dropped, and why (with on_bad_row: drop)
+    rows.arrow          every valid row: split, file, place, category, num_chars, num_tokens, num_before
+    quarantine.jsonl    the malformed rows, each with the reason why it was dropped (with on_bad_row: drop)
     meta.json           the settings and the counts
 
     recipe prepare
@@ -63,7 +63,7 @@ def prepare(params: SequenceParams, paths: Paths, progress: Progress) -> dict[st
 def settings_meta(
     params: SequenceParams, tokenizer: Any, tokenizer_folder: Path, chat: ChatTemplate | None
 ) -> dict[str, Any]:
-    """What later stages need to know about the template and the tokenizer, for meta.json."""
+    """The part of meta.json that tells later stages about the template and the tokenizer."""
     return {
         "template": params.template,
         "chat_template": chat.source if chat else None,
@@ -81,7 +81,7 @@ def settings_meta(
 
 
 def counts_meta(rows: TokenizedRows, num_sequences: int, max_length: int) -> dict[str, Any]:
-    """The numbers of rows, tokens and sequences, and the sha256 of the validation tokens, for meta.json."""
+    """The part of meta.json with the numbers of rows, tokens and sequences, and the sha256 of the validation tokens."""
     train, validation = rows.splits["train"], rows.splits["validation"]
     validation_examples = validation.sequences(_unpacked(validation))
     return {
@@ -102,7 +102,7 @@ def counts_meta(rows: TokenizedRows, num_sequences: int, max_length: int) -> dic
             "train": num_sequences,
             "filled": round(train.num_tokens / (num_sequences * max_length), 4),
         },
-        # Validation losses of two adapters can be compared if the rows, tokens and mask are the same.
+        # The validation losses of two adapters are comparable if this hash of the tokens and masks is the same.
         "validation_sha256": sha256_bytes(
             b"".join(
                 ids.astype("<u4").tobytes() + completion_mask.tobytes()
@@ -113,7 +113,7 @@ def counts_meta(rows: TokenizedRows, num_sequences: int, max_length: int) -> dic
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
-    """`prepare`: a two-line summary of the counts."""
+    """Run `prepare`; returns a two-line summary of the counts."""
     meta = prepare(params["sequence"], paths, services.progress)
     rows, tokens, sequences = meta["rows"], meta["tokens"], meta["sequences"]
     excluded = rows["quarantined"] + rows["dropped_overlong"] + rows["dropped_without_answer"]
@@ -125,7 +125,7 @@ def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
 
 
 def _unpacked(rows: SplitTokens) -> list[list[int]]:
-    """One sequence per kept row."""
+    """The row numbers of the sequences without packing: one kept row per sequence."""
     return [[index] for index in range(len(rows.lengths))]
 
 

@@ -1,34 +1,37 @@
-"""Encodes text with tiktoken's core where it provably gives the tokenizer's ids: byte-level BPE and ASCII text.
+"""Encodes text with tiktoken where it provably produces the tokenizer's ids: for byte-level BPE and ASCII text.
 
     encode = rank_encoder(tokenizer)    # texts -> ids, several times as fast; None if the ids could differ
 
-Both libraries split a text into pieces, then repeatedly join two adjacent tokens of a piece. They differ in which pair
-they join next. tiktoken takes the pair whose joined bytes are the token of lowest rank (its id); the tokenizers library
-takes the pair that comes first in its list of merges. The results are the same if condition 1 holds, and 2 or 3:
+Both libraries split a text into pieces, and then repeatedly join two adjacent tokens of a piece. They differ in which
+pair they join next. tiktoken joins the pair whose joined bytes form the token of lowest rank (the token's id); the
+tokenizers library joins the pair that comes first in the tokenizer's list of merges. Both libraries produce the same
+ids if condition 1 and at least one of conditions 2 and 3 hold:
 
-1. Ids follow the merges: a token's id grows with the position of every merge that produces it.
-2. For every token that a merge produces, merging the token's own text gives that token again.
-3. Every pair of tokens whose joined bytes are a token is a merge.
+1. The ids follow the order of the merges: no merge produces a token with a smaller id than an earlier merge does.
+2. For every token that a merge produces, merging the text of that token alone produces the token itself.
+3. Every pair of tokens whose joined bytes form a token is in the list of merges.
 
-By 1, both libraries rank the pairs that are merges in the same order. It remains to show that tiktoken joins no others.
+By condition 1, both libraries rank the pairs in the list of merges in the same order. It remains to show that tiktoken
+never joins a pair that is not in the list.
 
-With 3, there are no others. One difference remains: two adjacent pairs may produce the same token, as in a run of
-spaces. tiktoken then joins the left pair, the tokenizers library the pair that comes first in its list. The tests
-compare such runs.
+If condition 3 holds, there are no such pairs. One difference remains: two overlapping pairs may produce the same token,
+as in a run of spaces. tiktoken then joins the left pair, and the tokenizers library joins the pair that comes first in
+the list. The tests compare the ids of such runs.
 
-With 2, assume that tiktoken joins a and b into t although (a, b) is not a merge. Nothing was joined across the borders
-of t before, so the joins inside t are the same as when t's text is merged alone. That then ends with a and b, not with
-t, which contradicts 2. Among pairs of equal rank, both libraries join the leftmost.
+If condition 2 holds, consider the first time that tiktoken joins a pair (a, b) that is not in the list, into a token t.
+No earlier join crossed the borders of t, so the joins inside t were the same as if the text of t were merged alone. But
+merging that text alone would then end with a and b instead of t, which contradicts condition 2. Among pairs of equal
+rank, both libraries join the leftmost pair first.
 
-If a whole piece is a token, tiktoken takes it without joining; by 2, merging gives the same token. Tokenizers with
-`ignore_merges` do this too. That hides what the merges alone would give, so for them 2 cannot be checked, and 3 is
-required.
+If a whole piece is a token, tiktoken encodes it as that token without joining anything; by condition 2, merging
+produces the same token. Tokenizers with `ignore_merges` skip the merges of such a piece as well. Since this hides what
+the merges alone would produce, condition 2 can't be checked for these tokenizers, so condition 3 is required.
 
-The pieces depend on Unicode tables, which the two libraries take from different sources, and on how each reads a
-pattern: tiktoken drops text that no alternative matches, and reads `{1,3}+` and `$` differently. So only two patterns
-are accepted, and only ASCII text, for which the tests compare the pieces. The look-ahead after white space in GPT-2's
-pattern would take two thirds of the time. For that pattern, longer white space is therefore cut out first, and the
-texts of a batch are encoded together, separated by NUL.
+The split into pieces depends on Unicode tables, which the two libraries take from different sources, and on how each
+library interprets a pattern: tiktoken drops text that no alternative matches, and interprets `{1,3}+` and `$`
+differently. Therefore, only two patterns are accepted, and only ASCII text, for which the tests compare the pieces. The
+look-ahead after white space in GPT-2's pattern would take two thirds of the encoding time. With that pattern, longer
+runs of white space are therefore cut out first, and the texts of a batch are encoded together, separated by NUL.
 """
 
 import re
@@ -43,24 +46,28 @@ import numpy as np
 from recipe.tokens.byte_level import byte_characters
 
 Encode = Callable[[list[str]], list[np.ndarray]]
-# GPT-2's pattern, which ByteLevel of the tokenizers library uses, and an equivalent for text that is_simple accepts.
+# GPT-2's pattern, which ByteLevel in the tokenizers library uses, and an equivalent for text that is_simple accepts.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT2_PATTERN_SIMPLE = r"'(?:[stmd]|re|ve|ll)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9\x00]+|\s|\x00"
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# White space that GPT-2's pattern takes as one piece: a run without its last character, or with it at the text's end.
+# White space of two or more characters that is one piece in GPT-2's pattern: a run without its last character, or, at
+# the end of a text, the whole run.
 WHITESPACE_RUN = re.compile(r"([\t-\r ][\t-\r ]+(?:(?=[\t-\r ][^\t-\r ])|\Z))")
 SPACES = bytes.maketrans(b"\t\n\v\f\r", b"     ")
 NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
-JOINED_CHARS = 1 << 20  # texts encoded together; more is not faster, and would keep several copies of long texts
-MAX_CACHED_RUN_CHARS = 100  # longer white space is rare
-MAX_BACKTRACKING_CHARS = 100_000  # of a text, for a pattern that backtracks: the engine's stack overflows after 500,000
+JOINED_CHARS = 1 << 20  # characters encoded at once; more are not faster, and would keep several copies of long texts
+MAX_CACHED_RUN_CHARS = 100  # longer runs of white space are rare
+MAX_BACKTRACKING_CHARS = 100_000  # per text; a pattern that backtracks overflows the engine's stack after 500,000
 
 
 def rank_encoder(tokenizer: Any) -> Encode | None:
-    """A function from texts to ids (uint32) that adds no tokens and reads special tokens as plain text; or None."""
+    """A function that encodes texts to ids (uint32), without adding tokens, and with special tokens read as plain text.
+
+    None if the tokenizer is not supported.
+    """
     try:
         import orjson
         import tiktoken  # noqa: F401 - RankEncoder needs it
@@ -75,14 +82,15 @@ def rank_encoder(tokenizer: Any) -> Encode | None:
 
 
 class RankEncoder:
-    """Encodes each part of a text by the fastest of four encoders that gives the tokenizer's ids for it."""
+    """Encodes each part of a text with the fastest of four encoders that produces the tokenizer's ids for that part."""
 
     def __init__(self, backend: Any, pattern: str, ranks: dict[bytes, int]) -> None:
         import tiktoken
 
         self.backend, self.is_gpt2 = backend, pattern == GPT2_PATTERN
         core_pattern = GPT2_PATTERN_SIMPLE if self.is_gpt2 else pattern
-        # A special token that is never allowed: without any, encode_to_numpy stops at every character to look for one.
+        # A special token that is never allowed. Without any special token, encode_to_numpy would stop at every
+        # character to look for one.
         never = {"<|never|>": 1 + max(ranks.values())}
         core = tiktoken.Encoding("recipe", pat_str=core_pattern, mergeable_ranks=ranks, special_tokens=never)
         self.ordinary = partial(core.encode_to_numpy, allowed_special=set(), disallowed_special=())
@@ -104,7 +112,7 @@ class RankEncoder:
         return [arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for arrays in ids]
 
     def assign_encoders(self, text: str) -> Iterator[tuple[Encode, str]]:
-        """The parts of a text in order, each with its encoder."""
+        """Yield the parts of a text in order, each with the encoder to use for it."""
         if not self.is_gpt2:
             is_safe = text.isascii() and len(text) <= MAX_BACKTRACKING_CHARS
             yield self.separately if is_safe else self.plain, text
@@ -118,7 +126,7 @@ class RankEncoder:
                 yield from zip(cycle((self.together, self.runs)), WHITESPACE_RUN.split(part), strict=False)
 
     def plain(self, texts: list[str]) -> list[np.ndarray]:
-        """By the tokenizers library: as recipe.tokens.tokenizer.encode, without the offsets, which are not needed."""
+        """Encode with the tokenizers library, like recipe.tokens.tokenizer.encode but without computing offsets."""
         self.backend.no_truncation()
         self.backend.no_padding()
         self.backend.encode_special_tokens = True
@@ -126,11 +134,11 @@ class RankEncoder:
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def separately(self, texts: list[str]) -> list[np.ndarray]:
-        """By tiktoken, one text at a time."""
+        """Encode with tiktoken, one text at a time."""
         return [self.ordinary(text) for text in texts]
 
     def together(self, texts: list[str]) -> list[np.ndarray]:
-        """By tiktoken, all texts at once, separated by NUL."""
+        """Encode with tiktoken, all texts at once, separated by NUL."""
         encoded = []
         for joined_texts in joined(texts):
             ids, start = self.ordinary(joined_texts), 0
@@ -140,17 +148,17 @@ class RankEncoder:
         return encoded
 
     def runs(self, texts: list[str]) -> list[np.ndarray]:
-        """Runs of white space, each one piece, by the tokenizers library's merges."""
+        """Encode runs of white space, each of which is one piece, with the tokenizers library's merges."""
         return [self.cached_run(text) if len(text) <= MAX_CACHED_RUN_CHARS else self.run(text) for text in texts]
 
     def run(self, text: str) -> np.ndarray:
-        """One run of white space."""
+        """Encode one run of white space."""
         piece = "".join(self.letters[byte] for byte in text.encode())
         return np.array([token.id for token in self.backend.model.tokenize(piece)], np.uint32)
 
 
 def joined(texts: list[str]) -> Iterator[str]:
-    """The texts, each followed by NUL, in strings of about JOINED_CHARS characters."""
+    """Yield the texts, each followed by NUL, joined into strings of about JOINED_CHARS characters."""
     parts, size = [], 0
     for text in texts:
         parts.append(f"{text}\0")
@@ -164,9 +172,9 @@ def joined(texts: list[str]) -> Iterator[str]:
 def is_simple(text: str) -> bool:
     """Whether a text is ASCII without NUL, and GPT2_PATTERN_SIMPLE finds the same pieces in it as GPT-2's pattern.
 
-    Before another character, GPT-2's pattern takes n - 1 of a run of n white spaces as one piece and leaves the last;
-    at the end of a text it takes all n. These pieces are single characters for n up to 2, and at the end for n = 1.
-    WHITESPACE_RUN matches the longer ones.
+    Of a run of n white-space characters, GPT-2's pattern takes the first n - 1 as one piece if another character
+    follows, and all n at the end of a text. GPT2_PATTERN_SIMPLE takes each of these characters as a piece, which is the
+    same if n is at most 2, or 1 at the end of a text. WHITESPACE_RUN matches the longer pieces.
     """
     if not text.isascii() or "\0" in text:
         return False
@@ -177,14 +185,14 @@ def is_simple(text: str) -> bool:
 def cuts_at(text: str, at: int) -> bool:
     """Whether GPT-2's pattern finds the same pieces in text[:at] and text[at:] as in the whole text.
 
-    This holds before a single space between two printable ASCII characters: no piece continues across that space, and
-    only pieces of white space look further ahead.
+    This is true before a single space between two printable ASCII characters: no piece extends from the left into that
+    space, and only pieces of white space look further ahead.
     """
     return text[at] == " " and "!" <= text[at - 1 : at] <= "~" and "!" <= text[at + 1 : at + 2] <= "~"
 
 
 def split_ascii(text: str) -> list[str]:
-    """The text in parts that can be encoded separately: ASCII parts, and parts around words that are not ASCII."""
+    """Split a text into parts that can be encoded separately: ASCII parts, and parts that contain non-ASCII words."""
     parts, done = [], 0
     for match in NOT_ASCII.finditer(text):
         if match.start() < done:
@@ -202,9 +210,9 @@ def split_ascii(text: str) -> list[str]:
 
 
 def _pattern(config: dict[str, Any]) -> str | None:
-    """GPT-2's or Llama 3's pattern, if the tokenizer splits text by it and does nothing else before BPE."""
+    """GPT-2's or Llama 3's pattern if the tokenizer splits text with it and does nothing else before BPE; else None."""
     if config["normalizer"] is not None or not all(token["special"] for token in config["added_tokens"]):
-        return None  # an added token that is not special is also matched in plain text
+        return None  # added tokens that are not special are also matched in plain text
     pre_tokenizer = config["pre_tokenizer"] or {}
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
     last = steps[-1] if steps else {}
@@ -222,7 +230,7 @@ def _pattern(config: dict[str, Any]) -> str | None:
 
 
 def _ranks(config: dict[str, Any], backend: Any) -> dict[bytes, int] | None:
-    """The bytes and ids of the tokens, if the conditions in the module's docstring hold."""
+    """{bytes: id} of all tokens if the conditions in the module's docstring hold, else None."""
     bpe = config["model"]
     is_plain = all(not bpe.get(name) for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
     if bpe["type"] != "BPE" or not is_plain or bpe.get("byte_fallback"):
@@ -238,16 +246,17 @@ def _ranks(config: dict[str, Any], backend: Any) -> dict[bytes, int] | None:
     if vocab.keys() - added - set(tokens):
         return None  # a token that no merge produces
     if max(vocab[letter] for letter in letters) > min(ids, default=len(vocab)):
-        return None  # single bytes need no merge, so their ranks must come first
+        return None  # no merge produces the single bytes, so their ranks must come first
     if bpe.get("ignore_merges"):
         unmerged = (vocab.keys() & added) - set(tokens)
         if any(len(backend.pre_tokenizer.pre_tokenize_str(token)) < 2 for token in unmerged):
-            return None  # a special token that is also taken whole in plain text
+            return None  # ignore_merges would encode this special token as itself even in plain text
         pairs = ((token[:cut], token[cut:]) for token in dict.fromkeys(merged) for cut in range(1, len(token)))
         known, all_merges = set(tokens), set(merges)
         if any(pair not in all_merges and pair[0] in known and pair[1] in known for pair in pairs):
             return None
     elif any(len(backend.model.tokenize(token)) != 1 for token in dict.fromkeys(merged)):
         return None
-    to_bytes = {ord(letter): byte for letter, byte in letters.items()}  # as Latin-1, whose characters are the bytes
+    # Map each letter to the character with the value of its byte, so that encoding as Latin-1 produces the bytes.
+    to_bytes = {ord(letter): byte for letter, byte in letters.items()}
     return {token.translate(to_bytes).encode("latin-1"): vocab[token] for token in tokens}

@@ -1,4 +1,4 @@
-"""Stores the tokens of a split in columns, so that a million rows need little memory."""
+"""Stores the rows of a split and their tokens in columns, so that a million rows need little memory."""
 
 from array import array
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from recipe.tokens.packing import token_dtype
 
 
 class SplitTokens:
-    """The rows of one split as columns. There is no object per row, so that a million rows need little memory.
+    """The rows of one split, stored in columns instead of one object per row to save memory.
 
-    Rows longer than max_length are handled as `on_overlong` says, and counted. A row that truncation would leave
-    without a completion token is dropped.
+    Rows longer than max_length are truncated, dropped or reported, depending on `on_overlong`, and counted. A row is
+    also dropped if truncation would leave no token in the loss.
     """
 
     def __init__(self, max_length: int, on_overlong: Literal["truncate", "drop", "error"], vocab_size: int) -> None:
@@ -31,13 +31,13 @@ class SplitTokens:
         self._num_chars, self._num_tokens, self._num_before = array("I"), array("I"), array("I")
 
     def add(self, example: Example, input_ids: np.ndarray, completion_mask: np.ndarray) -> bool:
-        """Add a row. True if it is kept."""
+        """Add a row; returns whether it is kept."""
         self._files.append(example.file)
         self._places.append(example.place)
         self._categories.append(example.category)
         self._num_chars.append(example.num_chars)
         self._num_tokens.append(len(input_ids))
-        # No token precedes the first token of an example, so nothing predicts it.
+        # The first token of an example is never in the loss: no preceding token could predict it.
         before = 1 + int(completion_mask[1:].argmax()) if len(completion_mask) > 1 else 1
         self._num_before.append(before)
         if len(input_ids) > self.max_length:
@@ -59,22 +59,22 @@ class SplitTokens:
 
     @property
     def lengths(self) -> list[int]:
-        """Number of tokens of every kept row."""
+        """The number of tokens in each kept row."""
         return np.diff(np.frombuffer(self._ends, np.int64)).tolist()
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens of all kept rows."""
+        """The number of tokens in all kept rows together."""
         return self._ends[-1]
 
     @property
     def num_loss_tokens(self) -> int:
-        """Tokens in the loss: those in the completion mask, except each row's first, which nothing predicts."""
+        """The number of loss positions: the tokens in the mask, except each row's first, which nothing predicts."""
         completion_mask, starts = np.frombuffer(self._completion_mask, bool), np.frombuffer(self._ends, np.int64)[:-1]
         return int(np.count_nonzero(completion_mask) - np.count_nonzero(completion_mask[starts]))
 
     def sequences(self, packed: list[list[int]]) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-        """(input_ids, completion_mask) of the kept rows in each sequence of row numbers."""
+        """Yield each sequence in `packed`, a list of row numbers, as the (input_ids, completion_mask) of these rows."""
         ids, completion_mask = np.frombuffer(self._ids, self.dtype), np.frombuffer(self._completion_mask, bool)
         for indices in packed:
             places = [slice(self._ends[index], self._ends[index + 1]) for index in indices]
@@ -95,10 +95,10 @@ class SplitTokens:
 
 
 def check_overlong(too_long: list[str], max_length: int) -> None:
-    """Raise DataError for the rows collected in `too_long` with on_overlong: error, if any."""
+    """Raise DataError if `too_long` is not empty; SplitTokens fills it if `on_overlong` is error."""
     if too_long:
         raise DataError(
-            f"{len(too_long)} rows are longer than sequence.max_length, {max_length} tokens. Raise it, or set "
+            f"{len(too_long)} rows are longer than sequence.max_length, {max_length} tokens. Raise the limit, or set "
             "sequence.on_overlong to truncate or drop.\n" + "\n".join(too_long[:SHOWN_MISTAKES])
         )
 

@@ -1,4 +1,4 @@
-"""Turns rows into tokens: reads them in batches, encodes their turns, marks the tokens in the loss, assigns a split.
+"""Tokenizes rows: reads them in batches, encodes their turns, marks the tokens in the loss, and assigns the splits.
 
 rows = tokenize_rows(params, files, tokenizer, template, chat, progress)
 rows.splits["train"].lengths, rows.answers, rows.bad
@@ -29,16 +29,16 @@ from recipe.tokens.tokenizer import encode, leading_ids
 
 BATCH_ROWS = 2000
 GC_THRESHOLD = 200_000  # new objects between two runs of the garbage collector
-MIN_ROWS_FOR_RANKS = 2000  # with fewer, building the faster encoder takes longer than encoding with the plain one
+MIN_ROWS_FOR_RANKS = 2000  # with fewer rows, building the faster encoder takes longer than it saves
 
 
 def tokenize(
     turns: list[list[Turn]], tokenizer: Any, *, loss_on: str, chat: bool = False, plain: Encode | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The input_ids (uint32) and completion mask (bool) of each row: prompt, completion and end token of every turn.
+    """Yield the input_ids (uint32) and completion mask (bool) of each row: the prompt, completion and end of each turn.
 
-    The end token is in the mask. Prompt and completion are encoded separately, as in inference. `plain` is a faster
-    encoder for text in which special tokens are plain text.
+    The mask includes the end token. Prompt and completion are encoded separately, as in inference. `plain` is a faster
+    encoder, used where special tokens in a text are to be read as plain text.
     """
     if not turns:
         return
@@ -59,7 +59,7 @@ def tokenize(
             parts += [next(prompts), next(completions), ends[turn.end]]
         in_mask += [loss_on == "all", *[loss_on == "all", True, True] * len(row)]
         sizes.append(1 + 3 * len(row))
-    # One array for all rows, and views of it: creating an array per row would take as long as encoding its text.
+    # Create one array for all rows and yield views of it: an array per row would take as long as encoding the text.
     lengths = [len(part) for part in parts]
     ids, completion_mask = np.concatenate(parts), np.repeat(in_mask, lengths)
     borders = np.cumsum([0, *lengths])[np.cumsum([0, *sizes])].tolist()
@@ -73,9 +73,9 @@ def _end_id(tokenizer: Any, end: str | None) -> int:
 
 @contextmanager
 def infrequent_gc() -> Iterator[None]:
-    """Run the garbage collector rarely: scanning all modules and rows repeatedly would take a fifth of the time.
+    """Run the garbage collector rarely: scanning all modules and rows repeatedly would take a fifth of the run time.
 
-    It only frees reference cycles. Rows have none, so they are freed without it.
+    The collector only frees reference cycles. Rows contain none, so they are freed without it.
     """
     thresholds = gc.get_threshold()
     gc.freeze()
@@ -89,7 +89,7 @@ def infrequent_gc() -> Iterator[None]:
 
 @dataclass
 class TokenizedRows:
-    """The tokens of each split, the prompt, completion and category of each validation row, and the bad rows."""
+    """The tokens of each split; the prompt, completion and category of each validation row; and the bad rows."""
 
     splits: dict[str, SplitTokens]
     answers: list[dict[str, str]] = field(default_factory=list)
@@ -97,7 +97,7 @@ class TokenizedRows:
     num_read: int = 0
 
     def add(self, split: str, example: Example, ids: np.ndarray, completion_mask: np.ndarray) -> None:
-        """Store an example's tokens unless it is too long; of a validation row, also the answer."""
+        """Store an example's tokens unless it is too long; for a validation row, also store the prompt and answer."""
         if self.splits[split].add(example, ids, completion_mask) and split == "validation":
             completion = example.turns[-1].completion
             self.answers.append({"prompt": example.prompt, "completion": completion, "category": example.category})
@@ -107,9 +107,10 @@ def tokenize_rows(
     params: SequenceParams, files: dict[str, dict[str, Path]], tokenizer: Any, template: Template,
     chat: ChatTemplate | None, progress: Progress,
 ) -> TokenizedRows:  # fmt: skip
-    """Tokenize the rows of `files`, {split: {name: path}}; without a validation split, rows are split by their prompts.
+    """Tokenize the rows of `files`, {split: {name: path}}; without validation files, rows are split by their prompts.
 
-    Raises DataError for bad rows (unless they are to be dropped), prompts in both splits, and empty splits.
+    Raises DataError for malformed or overlong rows (unless they are to be dropped or truncated), for prompts in both
+    splits, and for empty splits.
     """
     num_ids = 1 + max(tokenizer.get_vocab().values())  # exceeds the number of tokens if the ids have gaps
     rows = TokenizedRows(
@@ -119,12 +120,12 @@ def tokenize_rows(
     splitter = Splitter(params.validation_fraction, validation_is_given=bool(files["validation"]))
     plain, looked_for_ranks = None, False
     with infrequent_gc():
-        for split in ("validation", "train"):  # in this order, for the splitter
+        for split in ("validation", "train"):  # the splitter requires this order
             source = read_examples(files[split], template, params.columns) if files[split] else iter(())
             for batch in batched(progress(source, f"tokenizing {split}"), BATCH_ROWS):
                 bad[split] += [row for row in batch if isinstance(row, BadRow)]
                 if params.on_bad_row == "error" and (bad["train"] or bad["validation"]):
-                    continue  # only look for further bad rows, to report them all
+                    continue  # tokenize no further; only collect the other bad rows, to report them all
                 examples = [row for row in batch if isinstance(row, Example)]
                 if not looked_for_ranks and len(batch) >= MIN_ROWS_FOR_RANKS:
                     plain, looked_for_ranks = rank_encoder(tokenizer), True

@@ -1,4 +1,4 @@
-"""The section `registry` of params.yaml."""
+"""The `registry` section of params.yaml."""
 
 from typing import Literal
 
@@ -8,8 +8,8 @@ from recipe.core.config import Section
 
 
 class RegistryParams(Section):
-    """The registered model and its experiment."""
+    """Where the adapter is registered, and when it becomes the champion."""
 
-    name: str = Field(min_length=1, pattern=r"^[^/:.%\"']+$", description="of the registered model")
-    experiment: str = Field(min_length=1, description="the MLflow experiment")
+    name: str = Field(min_length=1, pattern=r"^[^/:.%\"']+$", description="name of the registered model")
+    experiment: str = Field(min_length=1, description="name of the MLflow experiment")
     promote: Literal["if_better", "always", "never"]

@@ -1,7 +1,8 @@
-"""Stage register: register the adapter as a model version in the MLflow registry.
+"""Stage register: registers the adapter as a model version in the MLflow registry.
 
-Reads the adapter, its metrics and reports. Writes models/registered.json, a receipt that does not depend on the server.
-On each server, an adapter is registered only once; `recipe register` with another server registers it there.
+Reads the adapter, its metrics and its reports. Writes models/registered.json, a receipt that does not depend on the
+server. An adapter is registered only once per server; run `recipe register` with a different server to register it
+there as well.
 
     recipe register
 """
@@ -25,7 +26,7 @@ from recipe.text.alpaca import question_in
 
 @dataclass(frozen=True)
 class Adapter:
-    """Everything that goes into a version. `tags` are the numbers and the lineage that the registry shows."""
+    """Everything that is stored with a version. `tags` are the scores, hashes and lineage that the registry shows."""
 
     name: str
     folder: Path
@@ -45,16 +46,16 @@ class Adapter:
 
 
 class Registry(Protocol):
-    """What this stage needs from the tracker."""
+    """The registry functions that this stage calls."""
 
     def add_version(self, adapter: Adapter) -> str:
         """Register the adapter unless it is registered already; returns its version number."""
 
     def champion(self, name: str) -> tuple[str, dict[str, str]] | None:
-        """The version that has the alias, and its tags; None if no version has it."""
+        """The number and the tags of the version with the alias `champion`; None if no version has it."""
 
     def record_promotion(self, name: str, version: str, sentence: str, *, moves: bool) -> None:
-        """Tag the version with its comparison with the champion, and move the alias to it if `moves`."""
+        """Store the sentence as a tag of the version, and move the alias to this version if `moves` is true."""
 
 
 def plain(name: str) -> str:
@@ -63,7 +64,7 @@ def plain(name: str) -> str:
 
 
 def flat(prefix: str, values: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a nested mapping, keyed by `/`-joined names."""
+    """The numbers in a nested mapping, as a flat mapping with keys such as `prefix/outer/inner`."""
     numbers: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, dict):
@@ -74,7 +75,10 @@ def flat(prefix: str, values: dict[str, Any]) -> dict[str, float]:
 
 
 def run_metrics(scores: dict[str, Any], groups: Groups, train_metrics: dict[str, Any]) -> dict[str, float]:
-    """The metrics of a run, grouped as the UI shows them. By category and length, only those of the adapter."""
+    """The metrics of the MLflow run. Their prefixes group them in the UI.
+
+    By category and length, only the adapter's scores are included.
+    """
     overall = {name: value for name, value in scores.items() if isinstance(value, dict)}
     by_group = {
         name: {group: values["adapter"] for group, values in members.items()} for name, members in groups.items()
@@ -83,7 +87,7 @@ def run_metrics(scores: dict[str, Any], groups: Groups, train_metrics: dict[str,
 
 
 def answer_row(row: dict[str, Any]) -> dict[str, Any]:
-    """An answered validation row as a row of the run's table."""
+    """A validation row with its answers, under the column names of the table in the MLflow run."""
     return {
         "asked": question_in(row["prompt"]), "wanted": row["completion"],
         "base": row["base"], "adapter": row["adapter"],
@@ -130,7 +134,7 @@ def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], regi
     )
     champion = registry.champion(params.name)
     moves, sentence = decide(params.promote, version, tags, champion)
-    if champion is None or champion[0] != version:  # keep the sentence that says how it became champion
+    if champion is None or champion[0] != version:  # else keep the sentence that says how it became the champion
         registry.record_promotion(params.name, version, sentence, moves=moves)
     write_json(
         paths.receipt,
@@ -141,7 +145,7 @@ def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], regi
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
-    """`register`: returns a sentence with the version and whether it is the champion."""
+    """Run the register stage; returns a sentence with the version and whether it is the champion."""
     registry = services.registry()
     lineage = {**registry.facts["tags"], "fingerprint": registry.facts["fingerprint"]}
     sentence = register(params["registry"], paths, lineage, registry)

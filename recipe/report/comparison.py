@@ -1,4 +1,4 @@
-"""Paired comparison of adapter and base model: the gain, overall and by category and length, with 95% intervals.
+"""Paired comparison of adapter and base model: the gain overall, by category and by length, with 95% intervals.
 
 low, high = interval(losses, tokens)    # 95% interval of sum(losses) / sum(tokens)
 """
@@ -12,13 +12,13 @@ import numpy as np
 
 VARIANTS = ("base", "adapter")
 MEASURES = ("loss", "exact_match", "token_accuracy")
-Groups = dict[str, dict[str, dict[str, Any]]]  # {"loss_by_category": {"sum": result of compare()}}
-# Fewer rows get no interval. If gains are normally distributed, the interval covers the true value in 90% of cases
-# with 10 rows and in 85% with 5.
+Groups = dict[str, dict[str, dict[str, Any]]]  # {"loss_by_category": {category: result of compare()}}
+# With fewer rows, no interval is reported. If gains are normally distributed, the nominal 95% interval covers the true
+# value in 90% of cases with 10 rows, and in 85% of cases with 5 rows.
 FEWEST_ROWS = 10
 RESAMPLES = 1000
 COVERED = 0.95
-AT_ONCE = 1 << 22  # numbers drawn per step: 32 MB
+AT_ONCE = 1 << 22  # number of row indices drawn per step; they take 32 MiB
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class ScoredRow:
     """The scores of a validation row. Pairs are (base, adapter)."""
 
     category: str  # "" if the dataset has no categories
-    length: int  # tokens in prompt and answer
+    length: int  # number of tokens in prompt and answer
     loss_tokens: int  # number of loss positions
     losses: tuple[float, float]  # sums over the loss positions, in nats
     right: tuple[int, int]  # number of loss positions at which the model ranks the correct token first
-    matches: tuple[bool, bool] | None  # whether the generated answer matches exactly; None if none was generated
+    matches: tuple[bool, bool] | None  # whether the generated answer is an exact match; None if none was generated
 
 
 def interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> tuple[float, float]:
@@ -51,11 +51,11 @@ def interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> t
 
 
 def compare(rows: Sequence[ScoredRow], measure: str) -> dict[str, Any] | None:
-    """A measure of base and adapter over the rows that have it, and the adapter's gain with its 95% interval.
+    """Scores of the base model and the adapter over the rows that have the measure, and the gain with its 95% interval.
 
-    The gain is positive if the adapter is better: a lower loss, or a higher share. Returns None if no row has the
-    measure. There is no interval for fewer than FEWEST_ROWS rows, nor if all rows have the same gain in exact matches:
-    resampling such rows always gives the same value, which says nothing about the uncertainty.
+    The gain is positive if the adapter is better, which means a lower loss or a higher share. Returns None if no row
+    has the measure. There is no interval for fewer than FEWEST_ROWS rows, nor if all rows have the same gain in exact
+    matches: resampling such rows always produces the same value, which says nothing about the uncertainty.
     """
     if measure == "exact_match":
         sums = [(*row.matches, 1) for row in rows if row.matches is not None]
@@ -75,7 +75,7 @@ def compare(rows: Sequence[ScoredRow], measure: str) -> dict[str, Any] | None:
 
 
 def by_group(rows: Sequence[ScoredRow]) -> Groups:
-    """Each measure by category (sorted by name) and by length (shortest first)."""
+    """Compare every measure by category (sorted by name) and by length (shortest first)."""
     labels = length_groups([row.length for row in rows])
     groupings = {
         "category": sorted(((row.category, row) for row in rows if row.category), key=lambda pair: pair[0]),
@@ -93,9 +93,9 @@ def by_group(rows: Sequence[ScoredRow]) -> Groups:
 
 
 def overall(rows: Sequence[ScoredRow]) -> dict[str, dict[str, float | None]]:
-    """All measures over all rows, for base and adapter, and the gains with their 95% intervals.
+    """All measures over all rows, for the base model and the adapter, and the gains with their 95% intervals.
 
-    Perplexity is exp(loss). A measure that no row has is None and has no gain.
+    Perplexity is exp(loss). If no row has a measure, its scores are None and it has no gain.
     """
     compared = {measure: compare(rows, measure) for measure in MEASURES}
 
@@ -124,9 +124,9 @@ def overall(rows: Sequence[ScoredRow]) -> dict[str, dict[str, float | None]]:
 
 
 def describe_gain(measure: str, gain: float, low: float | None, high: float | None) -> tuple[str, str]:
-    """A gain and its interval as text: `2.896 lower` and `2.713 to 3.102`, or `-` without an interval.
+    """A gain and its interval as two texts, such as `2.896 lower` and `2.713 to 3.102`. `-` means no interval.
 
-    Shares are in percentage points. A gain in loss is a decrease. If the gain is negative, both texts give the size of
+    Shares are in percentage points. A gain in loss is a decrease. If the gain is negative, both texts state the size of
     the deterioration.
     """
     scale, digits, unit = (1, 3, "") if measure == "loss" else (100, 1, " points")
@@ -136,20 +136,20 @@ def describe_gain(measure: str, gain: float, low: float | None, high: float | No
     if low is None or high is None:
         return text, "-"
     ends = (low, high) if gain >= 0 else (-high, -low)
-    return text, " to ".join(f"{round(scale * end, digits) + 0.0:.{digits}f}" for end in ends) + unit  # no -0.0
+    return text, " to ".join(f"{round(scale * end, digits) + 0.0:.{digits}f}" for end in ends) + unit  # avoids -0.0
 
 
 def length_groups(lengths: list[int]) -> list[str]:
-    """For each row, the label of its quartile by length, such as `up to 40 tokens`."""
+    """For each length, the label of its quartile, such as `up to 40 tokens`."""
     ordered = sorted(lengths)
     tops = sorted({ordered[(len(ordered) * quarter - 1) // 4] for quarter in range(1, 5)})
     return [f"up to {next(top for top in tops if length <= top):,} tokens" for length in lengths]
 
 
 def headline(results: dict[str, Any]) -> str:
-    """One sentence: whether the adapter is better than its base, and by how much.
+    """A sentence that says whether the adapter is better than its base model, and by how much.
 
-    If the interval of the gain in loss includes zero, the adapter is reported as not better.
+    If the interval for the gain in loss includes zero, the adapter is reported as not better.
     """
     base, adapter, gain = results["base"], results["adapter"], results["difference"]
     low = gain["loss_low"]

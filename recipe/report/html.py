@@ -1,4 +1,4 @@
-"""Self-contained HTML pages without scripts or external resources; the same content gives the same bytes.
+"""Self-contained HTML pages without scripts or external resources. The same content always produces the same bytes.
 
 page("Title", "The main result.", [Part("Heading", table(["a"], [[1]]))])
 """
@@ -71,7 +71,7 @@ a { color: var(--link); }
 </body>
 </html>
 """
-# A wide table is focusable, so that keyboard users can scroll it.
+# Tables are focusable, so that keyboard users can scroll wide tables.
 TABLE = """<div class="scroll" tabindex="0" role="group" aria-label="{{ header | join(', ') }}"><table>
 <thead><tr>
 {%- for name in header %}<th{{ number if loop.index0 in numeric }}>{{ name }}</th>{% endfor -%}
@@ -86,7 +86,7 @@ TABLE = """<div class="scroll" tabindex="0" role="group" aria-label="{{ header |
 
 @dataclass(frozen=True)
 class Part:
-    """A section of a page: its heading, its body as HTML, and an optional note between them."""
+    """A section of a page: the heading, the body as HTML, and an optional note between them."""
 
     heading: str
     body: Markup
@@ -104,7 +104,7 @@ def page(title: str, lead: str, parts: Sequence[Part]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Markup:
-    """A table. Columns that contain only numbers and percentages are right-aligned."""
+    """An HTML table. Columns that contain only numbers and percentages are right-aligned."""
     numeric = {index for index in range(len(header)) if rows and all(NUMBER.fullmatch(str(row[index])) for row in rows)}
     formatted = [[f"{value:,}" if isinstance(value, int) else value for value in row] for row in rows]
     template, number = Environment(autoescape=True).from_string(TABLE), Markup(' class="number"')
@@ -112,7 +112,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Markup:
 
 
 def preformatted(text: str) -> Markup:
-    """Preformatted text."""
+    """A `<pre>` element with the text."""
     return Markup("<pre>{}</pre>").format(text)
 
 

@@ -1,4 +1,7 @@
-"""The loss curve: a CSV file with one line per point logged by the trainer. Written by train, read by register."""
+"""The loss curve: a CSV file with a line for each point that the trainer logged.
+
+The stage train writes it, and register reads it.
+"""
 
 from pathlib import Path
 
@@ -16,8 +19,8 @@ def curve_text(history: list[dict[str, float]]) -> str:
 def last_loss(history: list[dict[str, float]], logging_steps: int) -> float:
     """The mean loss over the last logging interval.
 
-    The last point may cover fewer than `logging_steps` steps, even a single one. If so, the mean includes the steps of
-    the point before it.
+    The last point may cover fewer than `logging_steps` steps, or even a single step. If so, the mean also includes the
+    steps of the previous point.
     """
     previous: dict[str, float] = {"step": 0, "loss": 0.0}
     *_, previous, last = [previous, *history]
@@ -28,7 +31,7 @@ def last_loss(history: list[dict[str, float]], logging_steps: int) -> float:
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:
-    """The points in a loss curve file."""
+    """Read the points from a loss curve file."""
     with reading(path):
         header, *lines = path.read_text(encoding="utf-8").splitlines()
         return [dict(zip(header.split(","), map(float, line.split(",")), strict=True)) for line in lines]

@@ -1,4 +1,4 @@
-"""Charts as SVG. The same values give the same bytes, independent of the user's matplotlib settings.
+"""SVG charts. The same values always produce the same bytes, regardless of the user's matplotlib settings.
 
 histogram([3, 5, 8], num_bins=10, label="tokens in a row", mark=(4, "max_length 4"))
 """
@@ -19,8 +19,8 @@ BLUE, RED, INK, GRAY = "#3b6fb6", "#b3261e", "#3d4248", "#9aa2ab"
 def histogram_edges(values: Sequence[int], num_bins: int) -> tuple[list[float], bool]:
     """The edges of the bars, and whether they are spaced logarithmically.
 
-    They are if the largest value exceeds LONG_TAIL times the median: with linear spacing, almost all values would
-    fall into the first bar.
+    The spacing is logarithmic if the largest value exceeds LONG_TAIL times the median, because with linear spacing
+    almost all values would fall into the first bar.
     """
     import numpy as np
 
@@ -31,7 +31,7 @@ def histogram_edges(values: Sequence[int], num_bins: int) -> tuple[list[float], 
 
 
 def cumulative(values: Sequence[int], num_bins: int) -> list[tuple[int, int, float]]:
-    """The bars of the histogram as (largest value, rows, cumulative share of rows)."""
+    """For each bar of the histogram: its largest value, its number of rows, and the cumulative share of rows."""
     import numpy as np
 
     edges, _ = histogram_edges(values, num_bins)
@@ -42,7 +42,7 @@ def cumulative(values: Sequence[int], num_bins: int) -> list[tuple[int, int, flo
 
 
 def histogram(values: Sequence[int], num_bins: int, label: str, mark: tuple[int, str] | None = None) -> str:
-    """A histogram with its cumulative curve and a labeled line at `mark` (value, label)."""
+    """A histogram with a cumulative curve and, optionally, a labeled vertical line at `mark`: (value, label)."""
     import numpy as np
 
     with _drawing(7.5, 2.6) as (axes, text):
@@ -69,7 +69,10 @@ def histogram(values: Sequence[int], num_bins: int, label: str, mark: tuple[int,
 def pairs_of_bars(
     groups: Mapping[str, tuple[float, float]], names: tuple[str, str], label: str, *, shares: bool = False
 ) -> str:
-    """Two horizontal bars per group, one below the other: {group: (first, second)}. Shares are shown in percent."""
+    """A bar chart with two horizontal bars per group, one below the other. `groups` is {group: (first, second)}.
+
+    `names` are the legend's entries for the first and second bars. With `shares`, values are shown as percentages.
+    """
     with _drawing(7.5, 0.8 + 0.42 * len(groups)) as (axes, text):
         for side, (name, color) in enumerate(zip(names, (GRAY, BLUE), strict=True)):
             positions = [index + (side - 0.5) * 0.38 for index in range(len(groups))]
@@ -88,22 +91,22 @@ def pairs_of_bars(
 
 
 def _label(name: str) -> str:
-    """A name as a label: on one line, without control characters, shortened to LONGEST_LABEL characters."""
+    """A name as the label of a group: without line breaks or control characters, cut to LONGEST_LABEL characters."""
     printable = "".join(char if char.isprintable() else " " for char in name)
     return shorten(printable, LONGEST_LABEL)
 
 
 @contextmanager
 def _drawing(width: float, height: float) -> Iterator[tuple[Any, io.StringIO]]:
-    """Axes to draw on, `width` by `height` inches, and a buffer that contains the SVG after the block."""
+    """Yield axes of `width` by `height` inches to draw on, and a buffer that contains the SVG after the block."""
     from matplotlib import rc_context, rcParamsDefault
     from matplotlib.figure import Figure
 
-    # Ignore the user's matplotlibrc, except for the backend: nothing is drawn on a screen.
+    # Ignore the user's matplotlibrc, except for the backend, which has no effect because nothing is drawn on a screen.
     defaults = {name: value for name, value in rcParamsDefault.items() if not name.startswith("backend")}
     text = io.StringIO()
-    # Fixed ids and no date make the bytes reproducible; text is not converted to paths. The background is white, so
-    # that a standalone figure is readable on a dark page.
+    # The ids are fixed and the date is omitted, so that the bytes are reproducible. Text is not converted to paths. The
+    # background is white, so that a standalone figure is readable on a dark page.
     fixed = {"text.parse_math": False, "svg.hashsalt": "recipe", "svg.fonttype": "none", "font.family": "sans-serif"}
     with rc_context({**defaults, **fixed}):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")

@@ -1,7 +1,7 @@
-"""Chats: lists of messages, rendered by a tokenizer's chat template into turns of prompt and completion.
+"""Renders chats (lists of messages) with a tokenizer's chat template, as turns of prompt and completion.
 
-The loss covers the assistant's messages, including their end-of-turn tokens. A template is accepted only after a round
-trip: it must write every message exactly once and in order, and the text of a message must not depend on later
+The loss covers the assistant's messages, including their end-of-turn tokens. A template is accepted only if it passes a
+round trip: it must write every message exactly once and in order, and the text of a message must not depend on later
 messages, because those do not exist yet when the model answers.
 """
 
@@ -12,9 +12,10 @@ from recipe.core.errors import DataError, ParamsError
 from recipe.text.readers import is_utf8
 from recipe.text.turns import Turn
 
-Message = dict[str, str]  # role and content
+Message = dict[str, str]  # with the keys role and content
 
-# For tokenizers without a template, or to replace theirs. `chatml` needs a tokenizer with its two special tokens.
+# For tokenizers that have no template, or to replace their template. `chatml` works only with tokenizers that have its
+# two special tokens, <|im_start|> and <|im_end|>.
 TEMPLATES = {
     "chatml": (
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -32,10 +33,10 @@ PROBE = [("user", "Xq one"), ("assistant", "Xq two"), ("user", "Xq three"), ("as
 
 
 def read_messages(value: object) -> list[Message] | str:
-    """A row's messages up to the assistant's last, or the reason why they are invalid.
+    """A row's messages up to the assistant's last message, or the reason why they are invalid.
 
-    A message is {role, content}, or ShareGPT's {from, value}. Messages without text, unknown roles, and chats without
-    an answer are invalid.
+    Each message is {role, content}, or {from, value} as in ShareGPT. Messages without text, unknown roles, and chats
+    without an answer are invalid.
     """
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         return "the messages are not a list of objects with role and content"
@@ -57,9 +58,9 @@ def read_messages(value: object) -> list[Message] | str:
 
 
 class _FixedClock(datetime):
-    """A fixed date for templates that write today's date into the prompt, so that the tokens are the same every day.
+    """A datetime class with a fixed current date: templates that write today's date render the same text every day.
 
-    It is the date that Llama 3.1's template writes if none is given.
+    The date is the default in Llama 3.1's template.
     """
 
     @classmethod
@@ -69,10 +70,16 @@ class _FixedClock(datetime):
 
 
 class ChatTemplate:
-    """A chat template that passed the round trip. `source` is its Jinja text; `ends` are the ids that end a turn."""
+    """A chat template that passed the round trip.
+
+    `source` is its Jinja text. `ends` are the ids of the tokens that end a turn.
+    """
 
     def __init__(self, tokenizer: Any, chat_template: str | None) -> None:
-        """`chat_template` is None (use the tokenizer's), a name in TEMPLATES, or Jinja text. Raises ParamsError."""
+        """`chat_template` is None (use the tokenizer's template), a name in TEMPLATES, or Jinja text.
+
+        Raises ParamsError if there is no template or it fails the round trip.
+        """
         source = tokenizer.chat_template if chat_template is None else TEMPLATES.get(chat_template, chat_template)
         if not isinstance(source, str) or "{" not in source:
             problem = (
@@ -85,7 +92,7 @@ class ChatTemplate:
                 f"({', '.join(TEMPLATES)}) or to Jinja text."
             )
         self.tokenizer, self.source = tokenizer, source
-        # Not every added token is special: some vocabularies add runs of newlines, or <think>, as plain text.
+        # Not every added token is special: some vocabularies add <think> or runs of newlines as ordinary tokens.
         added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.specials = sorted(added | set(tokenizer.all_special_tokens))
         self.ends = self._check_round_trip()
@@ -96,9 +103,10 @@ class ChatTemplate:
         return self._render(messages, answering=True)
 
     def turns(self, messages: list[Message]) -> list[Turn]:
-        """One turn per answer; joined, they are the text that the template renders for the whole chat.
+        """One turn per answer. Joined, the turns are the rendered text of the chat, up to the end of the last answer.
 
-        Raises DataError, with just the reason, if the template does not render the chat faithfully.
+        Raises DataError if a message contains a special token, or if the template does not render the chat faithfully.
+        The error message contains only the reason; the caller adds the place.
         """
         self._reject_special_tokens(messages)
         turns, done = [], ""
@@ -133,7 +141,7 @@ class ChatTemplate:
         from jinja2 import TemplateError
         from transformers.utils import chat_template_utils
 
-        chat_template_utils.datetime = _FixedClock  # read by strftime_now; cannot be passed as an argument
+        chat_template_utils.datetime = _FixedClock  # strftime_now reads this global; there is no argument for it
         try:
             return self.tokenizer.apply_chat_template(
                 messages, chat_template=self.source, tokenize=False, add_generation_prompt=answering
@@ -142,7 +150,7 @@ class ChatTemplate:
             raise DataError(f"the template rejects the chat: {error}") from None
 
     def _split_end(self, text: str) -> tuple[str, str]:
-        """The text of a rendered answer, and the special token that ends it. Later text is dropped."""
+        """Split a rendered answer into its text and the special token that ends it. Any text after that is dropped."""
         matches = [(start, -len(token), token) for token in self.specials if token and (start := text.find(token)) >= 0]
         if not matches:
             raise DataError("the template ends answers without a special token, so the model could never stop")
@@ -150,7 +158,10 @@ class ChatTemplate:
         return text[:start], token
 
     def _check_round_trip(self) -> list[int]:
-        """The ids that end a turn. Raises ParamsError if a probe's messages are not all written once and in order."""
+        """Render a short test chat and return the ids of the tokens that end a turn, in ascending order.
+
+        Raises ParamsError if the template fails the round trip.
+        """
         probe = [{"role": role, "content": content} for role, content in PROBE]
         try:
             turns = self.turns(probe)

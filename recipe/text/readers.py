@@ -1,9 +1,9 @@
-"""Reads rows, with their places, from JSON, JSON lines, CSV and Parquet files, one row at a time.
+"""Reads rows one at a time from JSON, JSON Lines, CSV and Parquet files, and records each row's place in its file.
 
     for row in read_rows(Path("rows.jsonl")):    # Row(values={"instruction": ...}, file="rows.jsonl", place="line 1")
 
 A row that cannot be read, or lacks a column that the template needs, becomes a BadRow with the reason. Rows are never
-dropped here: prepare decides what to do with bad ones.
+dropped here: prepare decides what to do with bad rows.
 """
 
 import csv
@@ -21,7 +21,7 @@ FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a file. `place` is `line 12`, or `row 12` in formats without lines; both count from 1."""
+    """A row of a file. `place` is `line 12`, or `row 12` if the row has no line of its own; both count from 1."""
 
     values: dict[str, Any]
     file: str
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class BadRow:
-    """An unusable row, and the reason."""
+    """A row that cannot be used, and the reason why."""
 
     file: str
     place: str
@@ -46,17 +46,17 @@ def read_rows(path: Path, name: str = "") -> Iterator[Row | BadRow]:
     name = name or path.name
     readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
     if path.suffix not in readers:
-        raise DataError(f"{name}: rows are read from {', '.join(FORMATS)} files, not from {path.suffix!r} files.")
+        raise DataError(f"{name}: rows can be read from {', '.join(FORMATS)} files, not from {path.suffix!r} files.")
     if path.stat().st_size == 0:
         raise DataError(f"{name} is empty.")
     return readers[path.suffix](path, name)
 
 
 def pick_columns(row: Row, required: dict[str, str], optional: dict[str, str]) -> dict[str, str] | BadRow:
-    """The row's values under the template's names, all strings, or a BadRow with the reason.
+    """The row's values as strings, keyed by the template's names, or a BadRow with the reason.
 
-    `required` and `optional` map the template's names to the file's columns. Optional values may be missing or null;
-    required values must contain more than white space.
+    `required` and `optional` map the template's names to the file's columns. Optional values may be missing or null,
+    and are then empty strings. Required values must contain more than white space.
     """
     picked: dict[str, str] = {}
     for name, column in {**required, **optional}.items():
@@ -86,7 +86,7 @@ def describe_type(value: object) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be written as UTF-8. Bytes that are not UTF-8 were read as lone surrogates, which cannot."""
+    """Whether a text can be encoded as UTF-8. Invalid bytes are read as lone surrogates, which cannot be encoded."""
     if text.isascii():
         return True
     try:
@@ -101,10 +101,10 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path, name: str) -> Iterator[Row | BadRow]:
-    """A list of objects; a file that begins with an object is read as JSON lines.
+    """The rows of a JSON list of objects. A file that begins with an object is read as JSON Lines instead.
 
-    The place of a row is its line. A row that begins on the line of the previous row gets its number instead, and so
-    does the first row if the second begins on the same line.
+    The place of a row is its line, or its row number if it begins on the same line as the previous row. For the first
+    row, it is the row number if the second row begins on the same line.
     """
     text = _text(path)
     position = _skip(text, 0)
@@ -146,13 +146,14 @@ def _skip(text: str, position: int) -> int:
 
 
 def _json_lines(path: Path, name: str) -> Iterator[Row | BadRow]:
-    """One object per line; blank lines are skipped."""
+    """The rows of a file with one JSON object per line. Blank lines are skipped."""
     import orjson
 
     with path.open("rb") as file:
         for number, data in enumerate(file, 1):
-            # Lines that orjson rejects (NaN, bytes that are not UTF-8) are read by json, or it gives the reason. Lines
-            # with many brackets skip orjson: it accepts nesting that is too deep for Python to serialize again.
+            # Lines that orjson rejects (NaN, invalid UTF-8) are passed to json, which reads them or reports the reason.
+            # Lines with many brackets are not passed to orjson, because it accepts nesting that is too deep for Python
+            # to serialize again.
             if data.count(b"[") + data.count(b"{") <= MAX_BRACKETS:
                 try:
                     value = orjson.loads(data)
@@ -170,14 +171,14 @@ def _json_lines(path: Path, name: str) -> Iterator[Row | BadRow]:
                 reason = f"not valid JSON: {error.msg} at column {error.colno}"
                 yield BadRow(name, f"line {number}", reason, safe(text))
                 continue
-            except (RecursionError, ValueError) as error:  # nested too deep, or a number with thousands of digits
+            except (RecursionError, ValueError) as error:  # nested too deeply, or a number with thousands of digits
                 yield BadRow(name, f"line {number}", f"not readable JSON: {error}", safe(text))
                 continue
             yield _row(name, f"line {number}", value)
 
 
 def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
-    """RFC 4180 with a header. Quoted values may span lines; the place of a row is its first line."""
+    """The rows of a CSV file (RFC 4180) with a header. Quoted values may span lines; `place` is a row's first line."""
     csv.field_size_limit(1 << 30)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)
@@ -203,7 +204,7 @@ def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
 
 
 def _parquet(path: Path, name: str) -> Iterator[Row | BadRow]:
-    """Reads in batches, so that memory use does not grow with the file."""
+    """The rows of a Parquet file, read in batches so that memory use does not grow with the file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

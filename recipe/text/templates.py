@@ -1,11 +1,11 @@
-"""Templates, one class each, that turn a row into turns of prompt and completion.
+"""Templates, which convert a row to turns of prompt and completion. Each template is a class.
 
     template = make_template("alpaca", {"instruction": "question", "output": "answer"})
     template.turns(row)                                     # [Turn(prompt, completion)], or a BadRow
-    template.prompt({"instruction": "What is 1 + 1?"})      # the model's input in inference
+    template.prompt({"instruction": "What is 1 + 1?"})      # the model's input at inference
 
-Training, evaluation, `recipe chat` and the registered model all use them, so prompts are the same everywhere. To add a
-template, write a class here, and add its name to TEMPLATES and to TemplateName.
+Training, evaluation, `recipe chat` and the registered model all use these classes, so prompts are the same everywhere.
+To add a template, write a class here, and add its name to TEMPLATES and to TemplateName.
 """
 
 import json
@@ -22,7 +22,7 @@ TemplateName = Literal["alpaca", "text", "chat", "alpaca_chat"]
 
 
 class Sample(NamedTuple):
-    """A row as the analysis sees it: question, answer, and form (such as `with input`)."""
+    """A row as the data analysis uses it: its question, its answer, and its form (such as `with input`)."""
 
     question: str
     answer: str
@@ -30,13 +30,13 @@ class Sample(NamedTuple):
 
 
 class Template(Protocol):
-    """The interface of all templates. `columns` maps the template's names to the columns of the file."""
+    """The interface of all templates. Their field `columns` maps the template's names to the columns of the file."""
 
     REQUIRED: ClassVar[tuple[str, ...]]
     OPTIONAL: ClassVar[tuple[str, ...]]
-    USES_CHAT_TEMPLATE: ClassVar[bool]  # the tokenizer's Jinja template; special tokens in prompts are encoded as such
-    EXAMPLE: ClassVar[dict[str, str]]  # an input row for inference
-    CHARS_AROUND: ClassVar[int]  # characters that the template adds to a row's text
+    USES_CHAT_TEMPLATE: ClassVar[bool]  # if true, special tokens written out in prompts are encoded as special tokens
+    EXAMPLE: ClassVar[dict[str, str]]  # an example of an input row for inference
+    CHARS_AROUND: ClassVar[int]  # number of characters that the template adds to a row's text
 
     def turns(self, row: Row) -> list[Turn] | BadRow:
         """The turns of a training row, or a BadRow with the reason."""
@@ -45,12 +45,12 @@ class Template(Protocol):
         """The prompt for an input row, whose keys are the template's names. Raises DataError if the row is invalid."""
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """The sample of a row that `turns` accepted."""
+        """The Sample for the values of a row that `turns` accepted."""
 
 
 @dataclass(frozen=True)
 class Alpaca:
-    """Stanford Alpaca's columns (instruction, input, output) and its two prompts."""
+    """Stanford Alpaca's columns (instruction, input, output), formatted with Alpaca's two prompts."""
 
     columns: dict[str, str]
     REQUIRED: ClassVar[tuple[str, ...]] = ("instruction", "output")
@@ -60,23 +60,23 @@ class Alpaca:
     CHARS_AROUND: ClassVar[int] = len(ALPACA_WITHOUT_INPUT)
 
     def turns(self, row: Row) -> list[Turn] | BadRow:
-        """One turn."""
+        """A single turn."""
         picked = _pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
         return picked if isinstance(picked, BadRow) else alpaca_turns(picked)
 
     def prompt(self, row: dict[str, Any]) -> str:
-        """One of Alpaca's two prompts."""
+        """Alpaca's prompt, which depends on whether the row has an input."""
         _require(row, "instruction")
         return alpaca_prompt(row)
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """Instruction and input are the question."""
+        """The question is the instruction followed by the input."""
         return _alpaca_sample(self.columns, values)
 
 
 @dataclass(frozen=True)
 class Text:
-    """A single column of text; all of it is in the loss."""
+    """A single column of text. The loss covers the whole text."""
 
     columns: dict[str, str]
     REQUIRED: ClassVar[tuple[str, ...]] = ("text",)
@@ -86,7 +86,7 @@ class Text:
     CHARS_AROUND: ClassVar[int] = 0
 
     def turns(self, row: Row) -> list[Turn] | BadRow:
-        """One turn without a prompt."""
+        """A single turn with an empty prompt."""
         picked = _pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
         return picked if isinstance(picked, BadRow) else [Turn("", picked["text"])]
 
@@ -95,16 +95,16 @@ class Text:
         return _require(row, "text")
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """The text is the answer."""
+        """The answer is the text, and the question is empty."""
         return Sample("", values[self.columns["text"]], "text")
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A column of messages, rendered by a chat template; the assistant's messages are in the loss."""
+    """A column of messages, rendered by a chat template. The loss covers the assistant's messages."""
 
     columns: dict[str, str]
-    chat: ChatTemplate | None = None  # only `sample` works without one
+    chat: ChatTemplate | None = None  # may be None if only `sample` is called
     REQUIRED: ClassVar[tuple[str, ...]] = ("messages",)
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     USES_CHAT_TEMPLATE: ClassVar[bool] = True
@@ -112,7 +112,7 @@ class Chat:
     CHARS_AROUND: ClassVar[int] = 0
 
     def turns(self, row: Row) -> list[Turn] | BadRow:
-        """One turn per answer of the assistant."""
+        """One turn per assistant message."""
         column = self.columns["messages"]
         if column not in row.values:
             return _bad_row(row, f"the column {column!r} is missing; the row has {', '.join(map(repr, row.values))}")
@@ -120,11 +120,11 @@ class Chat:
         return _bad_row(row, messages) if isinstance(messages, str) else _chat_turns(self.chat, row, messages)
 
     def prompt(self, row: dict[str, Any]) -> str:
-        """The messages so far, or an instruction as the only message."""
+        """The prompt for the messages so far, or for an instruction as the only message."""
         return _chat_prompt(self.chat, row)
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """All messages before the last answer are the question."""
+        """The answer is the last message; the question is all messages before it."""
         messages = read_messages(values[self.columns["messages"]])
         assert not isinstance(messages, str), messages
         answers = sum(message["role"] == "assistant" for message in messages)
@@ -138,7 +138,7 @@ class AlpacaChat:
     """Alpaca's columns as a chat of two messages, rendered by a chat template."""
 
     columns: dict[str, str]
-    chat: ChatTemplate | None = None  # only `sample` works without one
+    chat: ChatTemplate | None = None  # may be None if only `sample` is called
     REQUIRED: ClassVar[tuple[str, ...]] = Alpaca.REQUIRED
     OPTIONAL: ClassVar[tuple[str, ...]] = Alpaca.OPTIONAL
     USES_CHAT_TEMPLATE: ClassVar[bool] = True
@@ -146,16 +146,16 @@ class AlpacaChat:
     CHARS_AROUND: ClassVar[int] = Alpaca.CHARS_AROUND
 
     def turns(self, row: Row) -> list[Turn] | BadRow:
-        """One turn."""
+        """A single turn."""
         picked = _pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
         return picked if isinstance(picked, BadRow) else _chat_turns(self.chat, row, alpaca_messages(picked))
 
     def prompt(self, row: dict[str, Any]) -> str:
-        """The instruction and input as one message, or the messages so far."""
+        """The prompt for an instruction and its input in a single message, or for the messages so far."""
         return _chat_prompt(self.chat, row)
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """Instruction and input are the question."""
+        """The question is the instruction followed by the input."""
         return _alpaca_sample(self.columns, values)
 
 
@@ -168,7 +168,7 @@ TEMPLATES: dict[str, type[Alpaca] | type[Text] | type[Chat] | type[AlpacaChat]] 
 
 
 def make_template(name: str, columns: dict[str, str], chat: ChatTemplate | None = None) -> Template:
-    """The template with this name in params.yaml. `chat` is for templates with USES_CHAT_TEMPLATE."""
+    """Create the template with this name. `chat` is only used by templates with USES_CHAT_TEMPLATE."""
     template = TEMPLATES[name]
     if issubclass(template, Chat | AlpacaChat):
         return template(columns, chat)
@@ -178,7 +178,7 @@ def make_template(name: str, columns: dict[str, str], chat: ChatTemplate | None 
 def _pick(
     row: Row, columns: dict[str, str], required: tuple[str, ...], optional: tuple[str, ...]
 ) -> dict[str, str] | BadRow:
-    """A row's text under the template's names, or a BadRow with the reason."""
+    """The values that a template needs from a row, keyed by the template's names, or a BadRow with the reason."""
     required_columns = {name: columns[name] for name in required}
     return pick_columns(row, required_columns, {name: columns[name] for name in optional if name in columns})
 
@@ -211,7 +211,7 @@ def _chat_turns(chat: ChatTemplate | None, row: Row, messages: list[dict[str, st
 def _chat_prompt(chat: ChatTemplate | None, row: dict[str, Any]) -> str:
     assert chat is not None
     if row.get("messages"):
-        # read_messages requires an answer.
+        # Add an answer, because read_messages rejects chats without one.
         messages = read_messages([*row["messages"], {"role": "assistant", "content": "-"}])
         if isinstance(messages, str):
             raise DataError(f"the input row is invalid: {messages}.")

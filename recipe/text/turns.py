@@ -1,13 +1,14 @@
-"""Turns: a prompt, which the model reads, and a completion, which it is trained to produce."""
+"""A turn: a prompt, which the model reads, and a completion, which the model is trained to produce."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A prompt and the completion that follows it. In a chat's prompt, special tokens are encoded as such.
+    """A prompt and the completion that follows it.
 
-    `end` is the special token that ends the completion; None means the tokenizer's end token.
+    Special tokens written out in the prompt of a chat are encoded as special tokens, not as plain text. `end` is the
+    special token that ends the completion; None means the tokenizer's end token (eos_token).
     """
 
     prompt: str

@@ -2,7 +2,11 @@
 
 
 def byte_characters() -> dict[int, str]:
-    """GPT-2's character for each byte: itself if printable, else the next character from 256 on, in byte order."""
+    """GPT-2's character for each byte.
+
+    Printable bytes map to the character with the same code point. The other bytes, in ascending order, map to the
+    characters from code point 256 on.
+    """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     characters = {byte: chr(byte) for byte in printable}
     rest = [byte for byte in range(256) if byte not in characters]

@@ -1,7 +1,7 @@
 """Packs examples into sequences, stores them in Arrow files, and collates them into tensors.
 
-A packed sequence is a concatenation of examples. `seq_lengths` contains their lengths. `position_ids` restart at 0 in
-each example; from these, transformers finds the borders and keeps examples from attending to each other.
+A packed sequence is a concatenation of examples, whose lengths are in `seq_lengths`. `position_ids` restart at 0 at the
+start of each example; from them, the attention code derives the boundaries across which tokens must not attend.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,15 +19,16 @@ IGNORED = -100  # the label that torch's cross entropy skips
 
 
 def pack_best_fit(lengths: list[int], max_length: int) -> list[list[int]]:
-    """Best-fit decreasing: the examples (by index) of each sequence of at most `max_length` tokens.
+    """Assign examples to sequences of at most `max_length` tokens. Returns the indices of each sequence's examples.
 
-    Examples are placed from longest to shortest, each into the fullest sequence with enough room; equal lengths keep
-    their order. The result has at most 11/9 OPT + 4 sequences, where OPT is the minimum (Johnson et al. 1974, SIAM J.
-    Comput. 3).
+    The algorithm is best-fit decreasing: examples are placed from longest to shortest, each into the fullest sequence
+    with enough room. Examples of equal length keep their order.
+
+    The result has at most 11/9 OPT + 4 sequences, where OPT is the minimum (Johnson et al. 1974, SIAM J. Comput. 3).
     """
     sequences: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(max_length + 1)]
-    rooms = 0  # bit r is set if by_room[r] has a sequence; finds the tightest fit in one step
+    rooms = 0  # bit r is set if by_room[r] is not empty; finds the tightest fit in a single step
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         length = lengths[index]
         assert 0 < length <= max_length, (length, max_length)
@@ -47,10 +48,10 @@ def pack_best_fit(lengths: list[int], max_length: int) -> list[list[int]]:
 
 
 def write_sequences(path: Path, sequences: Iterable[list[tuple[np.ndarray, np.ndarray]]], vocab_size: int) -> None:
-    """Write sequences of (input_ids, completion_mask) examples as an Arrow stream that `datasets` reads by mmap.
+    """Write sequences of (input_ids, completion_mask) examples as an Arrow stream that `datasets` can memory-map.
 
-    Columns: `input_ids` list of uint16 (uint32 from 65,536 tokens on), `completion_mask` list of bool, of the
-    same length, and `seq_lengths` list of uint32, the lengths of the examples.
+    The columns are lists: `input_ids` of uint16 (uint32 if the vocabulary has more than 65,536 tokens),
+    `completion_mask` of bool, with the same length, and `seq_lengths` of uint32, the lengths of the examples.
     """
     import pyarrow as pa
 
@@ -83,7 +84,7 @@ def write_sequences(path: Path, sequences: Iterable[list[tuple[np.ndarray, np.nd
 
 
 def read_sequences(path: Path) -> Any:
-    """The sequences as a `datasets.Dataset`, memory-mapped, with rows of numpy arrays."""
+    """The sequences as a memory-mapped `datasets.Dataset`, whose rows contain numpy arrays."""
     from datasets import Dataset
 
     with reading(path):
@@ -93,8 +94,8 @@ def read_sequences(path: Path) -> Any:
 def collate(rows: list[dict[str, Any]], pad_token_id: int) -> "dict[str, torch.Tensor]":
     """A batch of sequences as int64 tensors (batch, seq): `input_ids`, `labels` and `position_ids`.
 
-    Labels are IGNORED outside the completion mask, and at an example's first token, which no token precedes. Shorter
-    sequences are filled with the padding token, which forms one more example without labels.
+    Labels are IGNORED outside the completion mask, and at the first token of each example, because no token precedes
+    it. Shorter sequences are padded; the padding forms an additional example without labels.
     """
     import torch
 
@@ -116,9 +117,10 @@ def collate(rows: list[dict[str, Any]], pad_token_id: int) -> "dict[str, torch.T
 
 
 def add_loss_positions(batch: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """A collated batch with `loss_positions`: int64 (tokens,), the indices in the flat batch that predict a label.
+    """A collated batch with `loss_positions` added: the indices in the flattened batch of tokens that predict a label.
 
-    Computed on the CPU: on a GPU, selecting by a mask forces a synchronization to report the number of positions.
+    The tensor is int64 of shape (num_loss_positions,). It is computed on the CPU, because on a GPU selecting by a mask
+    forces a synchronization to determine the number of positions.
     """
     completion_mask = batch["labels"].new_zeros(batch["labels"].shape, dtype=bool)
     completion_mask[:, :-1] = batch["labels"][:, 1:] != IGNORED
@@ -131,7 +133,7 @@ def token_dtype(vocab_size: int) -> type:
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` items; the last may be shorter."""
+    """Yield the items in lists of `size` items. The last list may be shorter."""
     batch: list[Any] = []
     for item in items:
         batch.append(item)

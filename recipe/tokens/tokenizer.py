@@ -10,12 +10,15 @@ PADDING_TOKEN = "<|pad|>"
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer in a folder, read by transformers without network access. Only fetch may allow remote code."""
+    """Load the tokenizer in a folder without network access. Only the fetch stage may allow remote code.
+
+    Raises DataError if transformers cannot read the tokenizer, or if it has no end token.
+    """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except Exception as error:  # noqa: BLE001 - for invalid files, the libraries raise KeyError, TypeError, Exception
+    except Exception as error:  # noqa: BLE001 - for invalid files, the libraries raise KeyError, TypeError or Exception
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise DataError(f"{folder} does not contain a tokenizer that transformers can read: {reason}") from None
     if tokenizer.eos_token_id is None:
@@ -29,24 +32,24 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 def give_padding_token(tokenizer: Any) -> None:
     """Set a padding token that is not the end token.
 
-    If they are the same, as in the tutorial, masking padding by its id also removes the end token from the loss, and
-    the model never learns to stop.
+    If both are the same token, as in the tutorial that this project grew from, then masking the padding by its token id
+    also removes the end token from the loss, and the model never learns to stop.
     """
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PADDING_TOKEN})
 
 
 def leading_ids(tokenizer: Any) -> list[int]:
-    """The ids that the tokenizer puts before every text: its begin token, or none."""
+    """The ids that the tokenizer adds before every text: its begin token (bos_token), or nothing."""
     ids = list(tokenizer("")["input_ids"])
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id else ids
 
 
 def encode(tokenizer: Any, texts: list[str], *, special_tokens: bool = False) -> list[list[int]]:
-    """The token ids of each text, without added tokens.
+    """The token ids of each text. The tokenizer adds no special tokens.
 
-    Special tokens spelled out in a text are plain text, unless `special_tokens` is set, for text that a chat template
-    rendered.
+    Special tokens written out in a text are encoded as plain text unless `special_tokens` is true, which is meant for
+    text that a chat template rendered.
     """
     if not texts:
         return []
@@ -55,7 +58,10 @@ def encode(tokenizer: Any, texts: list[str], *, special_tokens: bool = False) ->
 
 
 def encode_prompts(tokenizer: Any, prompts: list[str], *, chat: bool) -> list[list[int]]:
-    """The ids of prompts for inference, which begin as in training: a chat template writes its own begin token."""
+    """The token ids of prompts for inference, which begin with the same ids as in training.
+
+    Nothing is added to the prompts of a chat, because the chat template writes the begin token itself.
+    """
     if chat:
         return encode(tokenizer, prompts, special_tokens=True)
     leading = leading_ids(tokenizer)

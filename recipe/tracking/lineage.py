@@ -7,13 +7,14 @@ from pathlib import Path
 from recipe.core.environment import LOCKS, installed_lock
 from recipe.core.io import sha256_file
 
-SOURCES = ("recipe", "dvc.yaml", "*params.yaml", "requirements", "demo")  # what a commit identifies: not the outputs
+# The tag git_changed says whether these files differ from the commit. Outputs are not included.
+SOURCES = ("recipe", "dvc.yaml", "*params.yaml", "requirements", "demo")
 
 
 def lineage(repository: Path) -> dict[str, str]:
     """Tags for code, environment and image: the git commit, the lock's sha256, the image's id."""
     tags = {"lock_sha256": installed_lock(), "image": os.environ.get("RECIPE_IMAGE", "none")}
-    # A repository above this one, around an unpacked archive, knows nothing of these files.
+    # If an archive is unpacked inside another repository, that repository's commit does not identify these files.
     commit = _git(repository, "rev-parse", "HEAD") if (repository / ".git").exists() else ""
     if commit:
         changed = _git(repository, "status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
@@ -27,7 +28,7 @@ def lineage(repository: Path) -> dict[str, str]:
 
 
 def _git(repository: Path, *arguments: str) -> str:
-    """The output of git, or an empty string without git or outside a repository."""
+    """The output of git; an empty string if git is not installed or the folder is not in a repository."""
     try:
         done = subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:

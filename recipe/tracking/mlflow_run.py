@@ -1,7 +1,7 @@
-"""MLflow tracking: one run per training; in a sweep, a child run of the sweep's run.
+"""MLflow tracking: each training run is one MLflow run; in a sweep, it is a child of the sweep's run.
 
-The store is MLFLOW_TRACKING_URI if set, else SQLite in mlflow/ of the repository. Training continues if the server is
-unreachable: register then creates the run afterwards from the loss curve and the metrics.
+The store is MLFLOW_TRACKING_URI if set, otherwise SQLite in the repository's mlflow/ folder. Training continues if the
+server is unreachable; register then creates the run from the loss curve and the metrics.
 """
 
 import logging
@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-# No telemetry, no pickle from artifacts, and give up on an unreachable server after seconds instead of minutes.
+# Disable telemetry and unpickling of artifacts; give up on an unreachable server after seconds instead of minutes.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -36,11 +36,11 @@ from recipe.tracking.lineage import lineage
 # Raised if the store is unreachable, its address is misspelled, or its driver is missing.
 AWAY = (MlflowException, ImportError, OSError)
 
-# Makes the UI open runs and charts instead of agent traces, and describes the runs.
+# These tags make the UI open runs and charts instead of agent traces, and describe the runs.
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.note.content": "Each run is one training run. Its description says whether the adapter is better than its "
-    "base; its artifacts contain the data report and the evaluation report.",
+    "base model; its artifacts contain the data report and the evaluation report.",
 }
 SYSTEM_METRICS_SECONDS = 5
 MAX_PARAM_CHARS = 6000  # MLflow's limit
@@ -50,7 +50,7 @@ class Tracker:
     """An experiment on a tracking server. Connects on first use."""
 
     def __init__(self, repository: Path, experiment: str, run_facts: dict[str, Any]) -> None:
-        """`run_facts`: name, fingerprint, params ({key: value}), tags and datasets ([{name, digest, context}])."""
+        """`run_facts`: name, fingerprint, params ({key: value}), tags and datasets ([{name, sha256, context}])."""
         self.repository, self.experiment, self.facts = repository, experiment, run_facts
         store = home(repository) / "mlflow"
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store / 'mlflow.db'}"
@@ -68,7 +68,7 @@ class Tracker:
         return MlflowClient(self.uri)
 
     def experiment_id(self) -> str:
-        """The experiment's id; a missing experiment is created. Raises TrackingError if it was deleted."""
+        """The experiment's id; creates the experiment if it is missing. Raises TrackingError if it was deleted."""
         experiment = self.client.get_experiment_by_name(self.experiment)
         if experiment is None:
             return self.client.create_experiment(
@@ -82,7 +82,7 @@ class Tracker:
         return experiment.experiment_id
 
     def find_run(self, *, finished: bool) -> str | None:
-        """The newest finished run of this training, or its newest interrupted or stopped run if not `finished`."""
+        """The id of this training's newest finished run or, if not `finished`, newest run to resume. May be None."""
         for status in ("FINISHED",) if finished else ("RUNNING", "KILLED"):
             runs = self.client.search_runs(
                 [self.experiment_id()],
@@ -94,7 +94,7 @@ class Tracker:
         return None
 
     def start(self, run_id: str | None, *, system_metrics: bool) -> str:
-        """Resume the run, or without a `run_id` start one with params, tags and datasets. Returns its id."""
+        """Resume the run, or if `run_id` is None, start a run with params, tags and datasets. Returns the run's id."""
         name, experiment_id = self.facts["name"], self.experiment_id()
         run = mlflow.start_run(
             run_id=run_id,
@@ -116,25 +116,23 @@ class Tracker:
         return run.info.run_id
 
     def _sweep_tags(self) -> dict[str, str]:
-        """Tags that make a run of `dvc exp run` a child of its sweep: the experiments from the same commit."""
+        """Tags that make a run of `dvc exp run` a child of its sweep (all experiments from the same commit)."""
         baseline, name = os.environ.get("DVC_EXP_BASELINE_REV"), os.environ.get("DVC_EXP_NAME", "")
         if not baseline:
             return {}
         parent = self._sweep(baseline)
         if parent is None:
-            note = (
-                f"The runs of `dvc exp run` from commit `{baseline}`. Select some of its child runs and click Compare."
-            )
+            note = f"The runs of `dvc exp run` from commit `{baseline}`. Select several child runs and click Compare."
             tags = {"sweep": baseline, "mlflow.note.content": note}
             created = self.client.create_run(self.experiment_id(), tags=tags, run_name=f"sweep from {baseline[:7]}")
             self.client.set_terminated(created.info.run_id)
             parent = self._sweep(baseline)
-            if parent != created.info.run_id:  # another run of the sweep started concurrently and was first
+            if parent != created.info.run_id:  # another experiment created it at the same time, and earlier
                 self.client.delete_run(created.info.run_id)
         return {"mlflow.parentRunId": str(parent), "dvc_experiment": name}
 
     def _sweep(self, baseline: str) -> str | None:
-        """The id of the first sweep run of a commit, or None."""
+        """The id of a commit's oldest sweep run, or None."""
         oldest_first = ["attributes.start_time ASC", "attributes.run_id ASC"]
         runs = self.client.search_runs(
             [self.experiment_id()], f"tags.sweep = '{baseline}'", max_results=1, order_by=oldest_first
@@ -143,7 +141,7 @@ class Tracker:
 
     @contextmanager
     def training(self) -> Iterator[Callable[[dict[str, float], int], None]]:
-        """Open a run for the block and yield the function that logs metrics at a step. Continues without the server."""
+        """Open a run for the block; yield a function that logs metrics. If MLflow fails, training continues."""
         alive = True
 
         def report_failure(error: Exception) -> None:
@@ -168,7 +166,7 @@ class Tracker:
         status = "FAILED"
         try:
             yield log
-            # A run with a gap is marked as failed: register logs a complete one from the curve.
+            # A run with missing points is marked as failed; register then logs a complete run from the loss curve.
             status = "FINISHED" if alive else "FAILED"
         except Stopped:
             status = "KILLED" if alive else "FAILED"
@@ -181,14 +179,14 @@ class Tracker:
                     report_failure(error)
 
     def link(self, run_id: str) -> str:
-        """The address of a run, or how to open it."""
+        """The address of a run, or how to open it if the store is local."""
         if self.uri.startswith("http"):
             return run_address(shown(self.uri), self.experiment_id(), run_id)
         return f"{self.facts['name']} in experiment {self.experiment} (`make mlflow-ui` opens it)"
 
 
 def run_facts(params: dict[str, Any], paths: Paths) -> tuple[Path, str, dict[str, Any]]:
-    """The arguments of Tracker for a recipe folder: the repository, the experiment and the facts of the run."""
+    """The arguments of Tracker for a recipe folder: the repository, the experiment's name and the run's facts."""
     flat = {
         f"{section}.{key}": value
         for section, values in params.items()
@@ -214,7 +212,7 @@ def run_facts(params: dict[str, Any], paths: Paths) -> tuple[Path, str, dict[str
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Raise MLflow's errors as a TrackingError of one line."""
+    """Turn MLflow's errors into a TrackingError with a one-line message."""
     try:
         yield
     except AWAY as error:

@@ -3,7 +3,8 @@
     worker = Worker(json.dumps({"code": "FOLDER/recipe", "adapter": ..., "tokenizer": ...}))
     worker.answer([{"instruction": "What is 12 + 30?"}], max_new_tokens=64)
 
-This file is also the program of that process. A copy is part of every version, so only the process imports the package.
+This file is also the program that runs in that process. Every version contains a copy of it, so that the calling
+program does not have to import the package.
 """
 
 import importlib.util
@@ -23,7 +24,7 @@ class Worker:
     """A process that loads a model and answers rows, one request at a time, as JSON lines over pipes."""
 
     def __init__(self, *arguments: str) -> None:
-        """Start the process and wait until the model is loaded. Raises ValueError with its message if loading fails."""
+        """Start the process and wait until the model is loaded. Raises ValueError with the reason if that fails."""
         self._process = subprocess.Popen(
             [sys.executable, "-P", __file__, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -31,7 +32,7 @@ class Worker:
         self._receive()
 
     def answer(self, rows: list[dict[str, Any]], max_new_tokens: int) -> list[str]:
-        """Answer each row. Raises ValueError with the message of the process."""
+        """Answer each row. Raises ValueError with the process's error message if that fails."""
         with self._lock:
             assert self._process.stdin
             self._process.stdin.write(json.dumps({"rows": rows, "max_new_tokens": max_new_tokens}) + "\n")
@@ -49,7 +50,7 @@ class Worker:
         return received["answers"]
 
     def __del__(self) -> None:
-        """Close the input of the process, which ends it."""
+        """Close the process's standard input, which ends the process."""
         process = getattr(self, "_process", None)
         if process is not None and process.stdin:
             process.stdin.close()
@@ -58,7 +59,7 @@ class Worker:
 def serve(load: Any) -> None:
     """Answer requests from standard input with the function that `load` returns, until the input ends."""
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # keep what libraries print out of the replies
+    os.dup2(2, 1)  # what libraries print goes to stderr, not into the replies
 
     def reply(value: dict[str, Any]) -> None:
         replies.write(json.dumps(value) + "\n")
@@ -79,7 +80,7 @@ def serve(load: Any) -> None:
 
 
 def load_version(artifacts: dict[str, str]) -> Any:
-    """A function from rows to answers that uses the code in artifacts["code"]. Runs in the model's process."""
+    """Load a version with its own code; returns a function that answers rows. Runs in the model's process."""
     folder = artifacts["code"]
     spec = importlib.util.spec_from_file_location(
         "recipe", f"{folder}/__init__.py", submodule_search_locations=[folder]

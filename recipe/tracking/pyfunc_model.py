@@ -1,11 +1,11 @@
-"""The registered model, as MLflow loads it: base model, adapter and tokenizer, answering rows.
+"""The registered model as MLflow loads it: base model, adapter and tokenizer, which together answer rows.
 
     mlflow.pyfunc.load_model("models:/recipe-demo@champion").predict([{"instruction": "What is 12 + 30?"}])
 
 Each version runs the code that it was registered with, in a separate process (model_process.py). So versions with
-different code can be loaded in one program, even if it has imported a different `recipe`. MLflow copies this file into
-the version and runs it. The base model is not part of the version: it is loaded from the path in the manifest or from
-the folder that RECIPE_BASE_MODEL names, and is rejected if its sha256 differs.
+different code can be loaded in one program, even if that program has imported a different `recipe`. MLflow copies this
+file into the version and runs it. The base model is not part of the version: it is loaded from the folder that
+RECIPE_BASE_MODEL names, from the path in the manifest or from the Hub's cache, and is rejected if its sha256 differs.
 """
 
 import json
@@ -21,13 +21,13 @@ MAX_NEW_TOKENS = 256
 
 
 class AdapterModel(PythonModel):
-    """Answers rows with `instruction` and optionally `input`, with `text`, or with `messages`."""
+    """Answers rows that contain `instruction` (and optionally `input`), `text`, or `messages`."""
 
-    # Else MLflow 3.17 warns, at every load, that type hints could define the schema; the logged signature defines it.
+    # Otherwise MLflow 3.17 warns at every load that type hints could define the schema; the logged signature does.
     _skip_type_hint_validation = True
 
     def load_context(self, context: Any) -> None:
-        """Start the process that loads tokenizer, base model and adapter of this version."""
+        """Start the process that loads this version's tokenizer, base model and adapter."""
         program = runpy.run_path(f"{context.artifacts['code']}/tracking/model_process.py")
         try:
             self.worker = program["Worker"](json.dumps(dict(context.artifacts)))
@@ -35,7 +35,7 @@ class AdapterModel(PythonModel):
             raise MlflowException(str(error)) from None
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """Answer each row. `params`: max_new_tokens. (No type hints: MLflow would read them as a schema.)"""
+        """Answer each row; `params` may set max_new_tokens. (No type hints: MLflow would read them as a schema.)"""
         rows = model_input.to_dict("records") if hasattr(model_input, "to_dict") else model_input
         # pandas fills missing inputs with NaN; drop them.
         rows = [{name: value for name, value in row.items() if isinstance(value, str | list)} for row in rows]

@@ -1,7 +1,7 @@
 """Finds the checkpoint from which an interrupted training run resumes.
 
-transformers' Trainer resumes from the newest folder, even if the process died while writing it. Here a checkpoint is
-complete only if it contains a list of its files and their sha256, which is written last.
+transformers' Trainer resumes from the newest folder, even if the process died while writing it. Here, a checkpoint is
+complete only if it contains a list of its files with their sha256. This list is written last.
 """
 
 import json

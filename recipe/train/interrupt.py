@@ -1,7 +1,7 @@
-"""Stops training at its next checkpoint on SIGINT or SIGTERM: Ctrl-C, `docker stop`, a killed `dvc`.
+"""Lets training stop with a checkpoint after SIGINT or SIGTERM: on Ctrl-C, on `docker stop`, or when `dvc` is killed.
 
 with Stop() as stop:
-    ...  # stop.signal_number is the signal's number once it was received, else None
+    ...  # stop.signal_number is None until a signal arrives, then the number of that signal
 """
 
 import signal
@@ -12,9 +12,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """Records the first signal received in the block. A second SIGINT interrupts immediately.
+    """Records the first signal that arrives in the `with` block. A later SIGINT interrupts training immediately.
 
-    A second SIGTERM is ignored: two processes may each send one.
+    A later SIGTERM is ignored, because two processes may each send one.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Stop:
     def _record(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is None:
             self.signal_number = number
-            with suppress(OSError, RuntimeError):  # the reader may be gone, or the signal interrupted another print
+            with suppress(OSError, RuntimeError):  # stdout's reader may be gone, or another print was interrupted
                 print("stopping at the next checkpoint (press Ctrl-C again to stop immediately)", flush=True)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The sections `lora` and `train` of params.yaml."""
+"""The `lora` and `train` sections of params.yaml."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -10,7 +10,7 @@ from recipe.model.processor import Dtype, Quantization
 
 
 class LoraParams(Section):
-    """The adapter: W + alpha / r * B A in every target module (Hu et al. 2021, arXiv 2106.09685)."""
+    """The adapter. It adds alpha / r * B A to the weight of every target module (Hu et al. 2021, arXiv 2106.09685)."""
 
     r: int = Field(ge=1, description="rank of the update")
     alpha: float = Field(gt=0)
@@ -24,7 +24,7 @@ class TrainParams(Section):
     RENAMED: ClassVar = {"batch_size": "global_batch_size"}
     num_epochs: float = Field(gt=0)
     global_batch_size: int = Field(ge=1, description="packed sequences per optimizer step")
-    micro_batch_tokens: int = Field(ge=8, description="tokens per micro-batch, in whole sequences")
+    micro_batch_tokens: int = Field(ge=8, description="maximum number of tokens per micro-batch")
     learning_rate: float = Field(gt=0)
     lr_schedule: Literal["linear", "cosine", "constant"]
     warmup_ratio: float = Field(ge=0, lt=1)
@@ -41,12 +41,17 @@ class TrainParams(Section):
     @model_validator(mode="after")
     def _steps_fit(self) -> "TrainParams":
         if self.save_steps % self.logging_steps:
-            # A logged loss is the mean since the previous log point; a checkpoint between two would lose a part.
+            # A logged loss is the mean over the steps since the previous log point. Checkpoints do not store the
+            # running sum, so resuming from a checkpoint between two log points would lose part of the loss.
             raise ValueError(f"save_steps {self.save_steps} is not a multiple of logging_steps {self.logging_steps}")
         return self
 
     def micro_batch_size(self, max_length: int) -> int:
-        """Sequences per micro-batch: the largest divisor of the global batch size within micro_batch_tokens."""
+        """The number of sequences per micro-batch.
+
+        It is the largest divisor of the global batch size for which a micro-batch has no more than micro_batch_tokens.
+        Raises ParamsError if a single sequence has more tokens than that.
+        """
         divisors = [size for size in range(1, self.global_batch_size + 1) if self.global_batch_size % size == 0]
         fitting = [size for size in divisors if size * max_length <= self.micro_batch_tokens]
         if not fitting:

@@ -1,6 +1,6 @@
-"""TRL's SFTTrainer with logits at loss positions only, and the callback that shows, logs and checks training.
+"""TRL's SFTTrainer, with logits at loss positions only, and a callback that shows, logs and checks its progress.
 
-The train stage imports this module inside a function: torch and trl take seconds to load.
+The train stage imports this module inside a function, because torch and trl take seconds to load.
 """
 
 import math
@@ -29,7 +29,7 @@ from recipe.train.params import TrainParams
 
 
 def sft_config(params: TrainParams, max_length: int, checkpoints: Path) -> Any:
-    """SFTConfig for sequences that prepare has packed: TRL does not tokenize, pack or pad."""
+    """The SFTConfig for sequences that prepare has already packed: TRL does not tokenize, pack or pad them."""
     cuda, micro_batch_size = torch.cuda.is_available(), params.micro_batch_size(max_length)
     schedule = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}[params.lr_schedule]
     return SFTConfig(
@@ -51,24 +51,24 @@ def sft_config(params: TrainParams, max_length: int, checkpoints: Path) -> Any:
         logging_steps=params.logging_steps,
         logging_nan_inf_filter=False,  # the filter would log the last finite loss instead of NaN
         save_steps=params.save_steps,
-        save_total_limit=2,  # a kill may leave the last one incomplete
+        save_total_limit=2,  # a kill may leave the newest checkpoint incomplete
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=cuda,
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
         remove_unused_columns=False,
-        completion_only_loss=False,  # the labels already contain the completion mask
+        completion_only_loss=False,  # the completion mask is already applied to the labels
     )
 
 
 class PackedTrainer(SFTTrainer):
-    """SFTTrainer that computes logits at loss positions only.
+    """An SFTTrainer that computes logits at loss positions only.
 
-    With the loss on completions, most positions belong to prompts. TRL 1.16 computes their logits and loss too (on a
-    CPU even those of padding) and multiplies them by 0. The loss is the same. If a model's logits are more than the
-    output of a linear head (a soft cap, a scale, an auxiliary loss), TRL's own loss is used; `__init__` compares the
-    two to decide.
+    With the loss on completions only, most positions belong to prompts. TRL 1.16 computes the logits and the loss at
+    those positions too (on a CPU, even at padding) and multiplies this loss by 0, so the result here is the same.
+    TRL's own loss is used for models with an auxiliary loss, and for models whose logits are not simply the output of
+    the head, for example because of a soft cap or a scale. `__init__` decides this by comparing logits.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -80,12 +80,12 @@ class PackedTrainer(SFTTrainer):
         plain_loss = self.accelerator.num_processes == 1 and not self.aux_loss_enabled
         self.loss_positions_only = plain_loss and logits_are_head_of_backbone(self.model, self.backbone, self.head)
         if not self.loss_positions_only:
-            print("this model's logits are not just the output of a linear head: computing the loss at every position")
+            print("this model has an auxiliary loss or modifies its head's output: computing logits at every position")
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The summed cross entropy at loss positions, divided by their number in the whole optimizer step."""
+        """The summed cross entropy at loss positions, divided by the number of loss positions in the optimizer step."""
         cu_seqlens = {name: inputs.pop(name) for name in CU_SEQLENS if name in inputs}
         attention_inputs = cu_seqlens if self.model.config._attn_implementation == NAME else {}
         positions = inputs.pop("loss_positions")
@@ -103,7 +103,7 @@ class PackedTrainer(SFTTrainer):
         return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the fraction of loss positions predicted correctly (the label ranked first) since the last log point."""
+        """Add the fraction of loss positions since the last log point at which the label was ranked first."""
         if self.loss_positions_only and self.num_scored:
             logs["mean_token_accuracy"] = self.num_correct.item() / self.num_scored
             self.num_correct.zero_()
@@ -112,7 +112,7 @@ class PackedTrainer(SFTTrainer):
 
 
 def logits_are_head_of_backbone(model: Any, backbone: Any, head: Any) -> bool:
-    """Whether the model's logits equal its head applied to its backbone's hidden states; compares the numbers."""
+    """Whether the model's logits equal the head's output for the backbone's hidden states, tested on a short input."""
     ids = torch.arange(8, device=model.device)[None]
     was_training = model.training
     model.eval()
@@ -126,7 +126,7 @@ def logits_are_head_of_backbone(model: Any, backbone: Any, head: Any) -> bool:
 
 
 class Progress(TrainerCallback):
-    """Shows and logs progress, marks complete checkpoints, and stops on a signal or a loss that is not finite."""
+    """Shows and logs progress, marks complete checkpoints, and stops on a signal or a non-finite loss."""
 
     def __init__(self, checkpoints: Path, log: Log, tokens_per_step: float, stop: Stop) -> None:
         self.checkpoints, self.log, self.tokens_per_step, self.stop = checkpoints, log, tokens_per_step, stop
@@ -140,17 +140,21 @@ class Progress(TrainerCallback):
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Advance the bar; log the last step, however few there are; after a signal, save a checkpoint and stop."""
+        """Advance the bar; log after the last step; after a signal, save a checkpoint and stop at a log point."""
         if self.bar:
             self.bar.update(state.global_step - self.bar.n)
         if state.global_step >= state.max_steps:
             control.should_log = True
-        # Only at a log point: a logged loss is the mean since the previous one, and checkpoints do not store its sum.
+        # A logged loss is the mean over the steps since the previous log point. Checkpoints do not store the running
+        # sum, so stop only at a log point.
         if self.stop.signal_number and state.global_step % args.logging_steps == 0:
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        """Log the metrics and the speed since the previous log point; raises TrainingError at a non-finite loss."""
+        """Log the metrics and the speed since the previous log point.
+
+        Raises TrainingError if the loss or the gradient norm is not finite.
+        """
         if "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]) or not math.isfinite(logs["grad_norm"]):

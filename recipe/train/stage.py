@@ -1,8 +1,8 @@
-"""Stage train: LoRA on the packed sequences, with TRL's SFTTrainer.
+"""Stage train: trains a LoRA adapter on the packed sequences, with TRL's SFTTrainer.
 
-Reads data/prepared/ and models/base/. Writes models/adapter/ (PEFT's layout), metrics/train.json and metrics/loss.csv.
-A killed run resumes from its last complete checkpoint in .recipe/checkpoints/ and ends with the same bytes. SIGINT and
-SIGTERM stop it at its next log point, with a checkpoint.
+Reads data/prepared/ and models/base/. Writes models/adapter/ (PEFT's format), metrics/train.json and metrics/loss.csv.
+A killed run resumes from its last complete checkpoint in .recipe/checkpoints/ and produces the same bytes as an
+uninterrupted run. After SIGINT or SIGTERM, a run saves a checkpoint at its next log point and stops.
 
     recipe train
 """
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 
 def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path, log: Log) -> dict[str, Any]:
-    """Train the adapter and write it with its metrics; returns run metadata (seconds, peak memory)."""
+    """Train the adapter, then write it and its metrics. Returns run metadata (seconds, peak memory in bytes)."""
     import torch
 
-    # PEFT warns that it may save the embeddings; it would do so only if resized, and nothing trains them.
+    # PEFT warns when it saves resized embeddings in a checkpoint. Saving them is harmless, because they are frozen.
     warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")
     be_deterministic(params.num_threads)
     stop = Stop()
@@ -57,13 +57,16 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
 def make_trainer(
     lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path, log: Log, stop: Stop
 ) -> "PackedTrainer":
-    """The trainer with the base model, a new adapter and the packed sequences. Raises ParamsError if they don't fit."""
+    """The trainer with the base model, a new adapter and the packed sequences.
+
+    Raises ParamsError if the model does not support the settings in params.yaml.
+    """
     from peft import prepare_model_for_kbit_training
     from transformers import PrinterCallback
 
     from recipe.train.sft import PackedTrainer, Progress, sft_config
 
-    assert params.activation_checkpointing != "auto"  # `run` resolves it to on or off for this machine
+    assert params.activation_checkpointing != "auto"  # `run` has resolved `auto` to on or off for this machine
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
     tokenizer = load_tokenizer(paths.base / "tokenizer")
     model = load_base(
@@ -95,12 +98,15 @@ def make_trainer(
 
 
 def fit(trainer: "PackedTrainer", params: TrainParams, checkpoints: Path, stop: Stop) -> None:
-    """Train to the last step, from the newest checkpoint. Raises Stopped if a signal ended it before."""
+    """Train to the last step, resuming from the newest complete checkpoint if there is one.
+
+    Raises Stopped if a signal ended training early, and TrainingError if memory ran out.
+    """
     import torch
 
     newest = newest_complete(checkpoints)
     if newest and is_last(newest):
-        # Resuming after the last step, the Trainer would run one more step if num_epochs is not an integer.
+        # If num_epochs is not an integer, a Trainer that resumes after the last step would run an extra step.
         shutil.rmtree(newest)
         newest = newest_complete(checkpoints)
     if newest:
@@ -123,7 +129,7 @@ def fit(trainer: "PackedTrainer", params: TrainParams, checkpoints: Path, stop: 
 def train_metrics(
     trainer: "PackedTrainer", history: list[dict[str, float]], params: TrainParams, meta: dict[str, Any]
 ) -> dict[str, Any]:
-    """What metrics/train.json contains. `history` is the trainer's log of losses."""
+    """The content of metrics/train.json. `history` contains the trainer's log entries that have a loss."""
     weights = list(trainer.model.parameters())
     return {
         "last_loss": round(last_loss(history, params.logging_steps), 6) if history else None,

@@ -1,8 +1,9 @@
 """Support for versions registered before the package had subpackages, in a process that has imported this package.
 
-Such a version contains a file that MLflow runs. It does `from recipe.answering import answer_rows` and imports two more
-modules by their old names. `recipe/__init__.py` adds this folder to the package's search path; these functions pass the
-work to a process that runs the version's code. If this package is not imported, such a version loads its own code.
+Such a version contains a file that MLflow runs. That file does `from recipe.answering import answer_rows` and imports
+two more modules by their old names. `recipe/__init__.py` adds this folder to the package's search path, so the imports
+find the modules here, which pass the work to a process that runs the version's code. If this package has not been
+imported, such a version loads its own code.
 """
 
 from typing import Any

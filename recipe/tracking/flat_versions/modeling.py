@@ -11,7 +11,7 @@ def load_base(manifest: Any, folder: Path, num_tokens: int, quantization: str) -
 
 
 def load_adapter(base: None, folder: Path, manifest: Any) -> FlatVersion:
-    """The version that contains the adapter folder, with its process started."""
+    """The version that contains the adapter in `folder`, with its process started."""
     version = FlatVersion(folder.parents[1])
     version.start()
     return version

@@ -6,5 +6,5 @@ from recipe.tracking.flat_versions.version import FlatVersion
 
 
 def load_tokenizer(folder: Path) -> FlatVersion:
-    """The version that contains the tokenizer folder. The version's file loads the tokenizer first."""
+    """The version that contains the tokenizer in `folder`. The version's file calls this function first."""
     return FlatVersion(folder.parents[1])

@@ -8,25 +8,25 @@ from typing import Any
 
 
 class FlatVersion:
-    """Such a version in its folder, which contains MLmodel, code/ and served.py."""
+    """A version from before the package had subpackages. Its folder contains MLmodel, code/ and served.py."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.worker: Any = None
 
     def __len__(self) -> int:
-        """For `len(tokenizer)`, which the version's file calls; the value is not used."""
+        """Support `len(tokenizer)`, which the version's file calls; the value is not used."""
         return 0
 
     def start(self) -> None:
-        """Start the process. Raises ValueError with its message if loading fails."""
+        """Start the process. Raises ValueError with its error message if that fails."""
         from recipe.tracking.model_process import FLAT, Worker
 
         self.worker = Worker(FLAT, str(self.folder))
 
 
 def load_flat_version(folder: Path) -> Any:
-    """A function from rows to answers that uses the version's code. Runs in the version's process."""
+    """Load a version with its own code; returns a function that answers rows. Runs in the version's process."""
     import yaml
 
     flavor = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))["flavors"]["python_function"]
