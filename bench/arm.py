@@ -130,7 +130,7 @@ def peak_bytes() -> int:
 
 
 def tutorial(plan: dict[str, Any], out: Path) -> None:
-    """Train with the tutorial's settings: the arm `tutorial`."""
+    """Train with the tutorial's settings: the `tutorial` arm."""
     import torch
     from datasets import load_dataset
     from peft import LoraConfig
@@ -195,7 +195,7 @@ def trl_sft(plan: dict[str, Any], out: Path, *, tuned: bool) -> None:
 
 
 def run_recipe(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on: str) -> None:
-    """Run the recipe's fetch, prepare and train stages in this process: the arms `recipe*`."""
+    """Run the recipe's fetch, prepare and train stages in this process (the `recipe*` arms)."""
     from recipe.core.paths import Paths
     from recipe.fetch.params import DataParams, ModelParams
     from recipe.fetch.stage import fetch_data, fetch_model

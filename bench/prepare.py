@@ -1,6 +1,6 @@
 """Compares prepare with SFTTrainer's preparation: rows per second from a file to packed sequences, and peak memory.
 
-The arm `analyze` measures the stage after prepare, which reports on the prepared rows.
+The `analyze` arm measures the stage after prepare, which reports on the prepared rows.
 
     python -m bench.prepare                                        the demo's rows and tokenizer
     python -m bench.prepare --data rows.json --vocabulary FOLDER   GPT-2's vocabulary, as in bench.train

@@ -1,4 +1,4 @@
-"""The section `analyze` of params.yaml."""
+"""The `analyze` section of params.yaml."""
 
 from pydantic import Field
 

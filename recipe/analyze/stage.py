@@ -1,4 +1,4 @@
-"""Stage analyze: reports what the rows look like, how long they are, and what may be wrong with them.
+"""The analyze stage: reports what the rows look like, how long they are, and what may be wrong with them.
 
 Reads data/raw/, data/prepared/ and models/base/tokenizer/. Writes reports/analysis/:
     index.html      the report

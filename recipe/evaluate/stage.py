@@ -1,4 +1,4 @@
-"""Stage evaluate: compares the base model and the adapter on the validation rows.
+"""The evaluate stage: compares the base model and the adapter on the validation rows.
 
 Reads data/prepared/, models/base/ and models/adapter/, and metrics/train.json. Writes:
     metrics/evaluate.json                   loss, perplexity, token accuracy and exact match of both variants, the

@@ -1,4 +1,4 @@
-"""The sections `data` and `model` of params.yaml."""
+"""The `data` and `model` sections of params.yaml."""
 
 from typing import ClassVar
 

@@ -1,4 +1,4 @@
-"""Stage fetch: gets the rows (`fetch data`) or the base model (`fetch model`), and lists their files in a manifest.
+"""The fetch stage: gets the rows (`fetch data`) or the base model (`fetch model`), and lists their files in a manifest.
 
 fetch data   copies the data files unchanged to data/raw/, and lists them in manifest.json
 fetch model  saves the tokenizer in models/base/tokenizer/; the weights stay where they are, and manifest.json records

@@ -48,7 +48,7 @@ def estimate_training_memory(
     config: Any, lora: Any, *, quantization: str, activation_checkpointing: bool, micro_batch_size: int,
     max_length: int, trained_fraction: float, cuda: bool, dtype: Dtype = "auto",
 ) -> MemoryEstimate:  # fmt: skip
-    """The memory estimate for a training step. `lora` is the section `lora` of params.yaml.
+    """The memory estimate for a training step. `lora` is the `lora` section of params.yaml.
 
     `trained_fraction` is the fraction of tokens at loss positions.
     Raises ParamsError for target modules that the model does not have, and Untraceable if its code needs real values.

@@ -1,4 +1,4 @@
-"""The section `sequence` of params.yaml."""
+"""The `sequence` section of params.yaml."""
 
 from typing import ClassVar, Literal
 

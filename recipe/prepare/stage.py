@@ -1,4 +1,4 @@
-"""Stage prepare: turns rows into token sequences.
+"""The prepare stage: turns rows into token sequences.
 
 Reads data/raw/ and models/base/tokenizer/. Writes data/prepared/:
     train.arrow         packed sequences: input_ids, completion_mask (the tokens in the loss), seq_lengths

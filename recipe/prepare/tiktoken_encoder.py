@@ -2,28 +2,28 @@
 
     encode = rank_encoder(tokenizer)    # texts -> ids, several times as fast; None if the ids could differ
 
-Both libraries split a text into pieces, and then repeatedly join two adjacent tokens of a piece. They differ in which
-pair they join next. tiktoken joins the pair whose joined bytes form the token of lowest rank (the token's id); the
-tokenizers library joins the pair that comes first in the tokenizer's list of merges. Both libraries produce the same
-ids if condition 1 and at least one of conditions 2 and 3 hold:
+Both libraries split a text into pieces, and then repeatedly merge two adjacent tokens of a piece. They differ in which
+pair they merge next. tiktoken merges the pair whose concatenated bytes form the token of lowest rank (the token's id);
+the tokenizers library merges the pair that comes first in the tokenizer's list of merges. Both libraries produce the
+same ids if condition 1 and at least one of conditions 2 and 3 hold:
 
 1. The ids follow the order of the merges: no merge produces a token with a smaller id than an earlier merge does.
 2. For every token that a merge produces, merging the text of that token alone produces the token itself.
-3. Every pair of tokens whose joined bytes form a token is in the list of merges.
+3. Every pair of tokens whose concatenated bytes form a token is in the list of merges.
 
 By condition 1, both libraries rank the pairs in the list of merges in the same order. It remains to show that tiktoken
-never joins a pair that is not in the list.
+never merges a pair that is not in the list.
 
 If condition 3 holds, there are no such pairs. One difference remains: two overlapping pairs may produce the same token,
-as in a run of spaces. tiktoken then joins the left pair, and the tokenizers library joins the pair that comes first in
+as in a run of spaces. tiktoken then merges the left pair, and the tokenizers library merges the pair that comes first in
 the list. The tests compare the ids of such runs.
 
-If condition 2 holds, consider the first time that tiktoken joins a pair (a, b) that is not in the list, into a token t.
-No earlier join crossed the borders of t, so the joins inside t were the same as if the text of t were merged alone. But
-merging that text alone would then end with a and b instead of t, which contradicts condition 2. Among pairs of equal
-rank, both libraries join the leftmost pair first.
+If condition 2 holds, consider the first time that tiktoken merges a pair (a, b) that is not in the list, into a token
+t. No earlier merge crossed the borders of t, so the merges inside t were the same as if the text of t were merged
+alone. But merging that text alone would then end with a and b instead of t, which contradicts condition 2. Among pairs
+of equal rank, both libraries merge the leftmost pair first.
 
-If a whole piece is a token, tiktoken encodes it as that token without joining anything; by condition 2, merging
+If a whole piece is a token, tiktoken encodes it as that token without merging anything; by condition 2, merging
 produces the same token. Tokenizers with `ignore_merges` skip the merges of such a piece as well. Since this hides what
 the merges alone would produce, condition 2 can't be checked for these tokenizers, so condition 3 is required.
 

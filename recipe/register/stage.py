@@ -1,4 +1,4 @@
-"""Stage register: registers the adapter as a model version in the MLflow registry.
+"""The register stage: registers the adapter as a model version in the MLflow registry.
 
 Reads the adapter, its metrics and its reports. Writes models/registered.json, a receipt that does not depend on the
 server. An adapter is registered only once per server; run `recipe register` with a different server to register it

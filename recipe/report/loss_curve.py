@@ -1,6 +1,6 @@
 """The loss curve: a CSV file with a line for each point that the trainer logged.
 
-The stage train writes it, and register reads it.
+The train stage writes the curve, and the register stage reads it.
 """
 
 from pathlib import Path

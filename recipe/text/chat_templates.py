@@ -106,7 +106,7 @@ class ChatTemplate:
         """One turn per answer. Joined, the turns are the rendered text of the chat, up to the end of the last answer.
 
         Raises DataError if a message contains a special token, or if the template does not render the chat faithfully.
-        The error message contains only the reason; the caller adds the place.
+        The error message contains only the reason; the caller adds the file and line.
         """
         self._reject_special_tokens(messages)
         turns, done = [], ""

@@ -1,4 +1,4 @@
-"""Reads rows one at a time from JSON, JSON Lines, CSV and Parquet files, and records each row's place in its file.
+"""Reads rows one at a time from JSON, JSON Lines, CSV and Parquet files, and records where in the file each row is.
 
     for row in read_rows(Path("rows.jsonl")):    # Row(values={"instruction": ...}, file="rows.jsonl", place="line 1")
 
@@ -103,8 +103,8 @@ def _text(path: Path) -> str:
 def _json(path: Path, name: str) -> Iterator[Row | BadRow]:
     """The rows of a JSON list of objects. A file that begins with an object is read as JSON Lines instead.
 
-    The place of a row is its line, or its row number if it begins on the same line as the previous row. For the first
-    row, it is the row number if the second row begins on the same line.
+    A row's `place` is its line number, or its row number if it begins on the same line as the row before or, for the
+    first row, the row after.
     """
     text = _text(path)
     position = _skip(text, 0)

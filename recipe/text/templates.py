@@ -189,7 +189,7 @@ def _bad_row(row: Row, reason: str) -> BadRow:
 
 def _require(row: dict[str, Any], name: str) -> str:
     if not row.get(name):
-        raise DataError(f"the input row needs a non-empty {name}; its keys: {', '.join(row) or 'none'}.")
+        raise DataError(f"the input row needs a non-empty {name}; the row's keys are {', '.join(row) or 'missing'}.")
     return str(row[name])
 
 

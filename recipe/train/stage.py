@@ -1,4 +1,4 @@
-"""Stage train: trains a LoRA adapter on the packed sequences, with TRL's SFTTrainer.
+"""The train stage: trains a LoRA adapter on the packed sequences, with TRL's SFTTrainer.
 
 Reads data/prepared/ and models/base/. Writes models/adapter/ (PEFT's format), metrics/train.json and metrics/loss.csv.
 A killed run resumes from its last complete checkpoint in .recipe/checkpoints/ and produces the same bytes as an
