@@ -61,7 +61,7 @@ def remember(local: Path, stage: str, facts: dict[str, Any]) -> None:
 
 @contextmanager
 def record_stage(local: Path, stage: str) -> Iterator[None]:
-    """Record the block's duration and the lock for `stage`; print a note if other stages last ran with a different lock."""
+    """Record the duration of the block and the lock for `stage`; note stages that last ran with a different lock."""
     lock = installed_lock()
     others = sorted(name for name, facts in read_notes(local).items() if facts.get("lock", lock) != lock)
     if others:

@@ -15,8 +15,8 @@ By condition 1, both libraries rank the pairs in the list of merges in the same 
 never merges a pair that is not in the list.
 
 If condition 3 holds, there are no such pairs. One difference remains: two overlapping pairs may produce the same token,
-as in a run of spaces. tiktoken then merges the left pair, and the tokenizers library merges the pair that comes first in
-the list. The tests compare the ids of such runs.
+as in a run of spaces. tiktoken then merges the left pair, and the tokenizers library merges the pair that comes first
+in the list. The tests compare the ids of such runs.
 
 If condition 2 holds, consider the first time that tiktoken merges a pair (a, b) that is not in the list, into a token
 t. No earlier merge crossed the borders of t, so the merges inside t were the same as if the text of t were merged
