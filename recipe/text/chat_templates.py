@@ -5,14 +5,13 @@ round trip: it must write every message exactly once and in order, and the text 
 messages, because those do not exist yet when the model answers.
 """
 
+import json
 from datetime import datetime
 from typing import Any
 
 from recipe.core.errors import DataError, ParamsError
-from recipe.text.readers import is_utf8
+from recipe.text.messages import Chat, Message
 from recipe.text.turns import Turn
-
-Message = dict[str, str]  # with the keys role and content
 
 # For tokenizers that have no template, or to replace their template. `chatml` works only with tokenizers that have its
 # two special tokens, <|im_start|> and <|im_end|>.
@@ -27,34 +26,7 @@ TEMPLATES = {
         "{% endfor %}{% if add_generation_prompt %}### Assistant:\n{% endif %}"
     ),
 }
-ROLES = ("system", "user", "assistant")
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 PROBE = [("user", "Xq one"), ("assistant", "Xq two"), ("user", "Xq three"), ("assistant", "Xq four")]
-
-
-def read_messages(value: object) -> list[Message] | str:
-    """A row's messages up to the assistant's last message, or the reason why they are invalid.
-
-    Each message is {role, content}, or {from, value} as in ShareGPT. Messages without text, unknown roles, and chats
-    without an answer are invalid.
-    """
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        return "the messages are not a list of objects with role and content"
-    messages = []
-    for number, message in enumerate(value, 1):
-        role = message.get("role", message.get("from"))
-        content = message.get("content", message.get("value"))
-        role = SHAREGPT_ROLES.get(str(role), role)
-        if role not in ROLES:
-            return f"message {number} has the role {role!r}; valid roles are {', '.join(ROLES)}"
-        if not isinstance(content, str) or not content.strip():
-            return f"message {number} ({role}) has no text"
-        if not is_utf8(content):
-            return f"message {number} ({role}) is not UTF-8"
-        messages.append({"role": role, "content": content})
-    while messages and messages[-1]["role"] != "assistant":
-        messages.pop()
-    return messages or "the chat has no message from the assistant"
 
 
 class _FixedClock(datetime):
@@ -97,54 +69,76 @@ class ChatTemplate:
         self.specials = sorted(added | set(tokenizer.all_special_tokens))
         self.ends = self._check_round_trip()
 
-    def prompt(self, messages: list[Message]) -> str:
+    def prompt(self, messages: list[Message], tools: list[dict[str, Any]] | None = None) -> str:
         """The text that the model reads before it answers. Raises DataError if a message contains a special token."""
-        self._reject_special_tokens(messages)
-        return self._render(messages, answering=True)
+        self._reject_special_tokens(Chat(messages, tools or []))
+        text = self._render(messages, tools, answering=True)
+        self._check_tools(text, tools or [])
+        return text
 
-    def turns(self, messages: list[Message]) -> list[Turn]:
-        """One turn per answer. Joined, the turns are the rendered text of the chat, up to the end of the last answer.
+    def turns(self, chat: Chat) -> list[Turn]:
+        """One turn per answer that is trained. Concatenated, they are the text that the template renders for the chat.
 
-        Raises DataError if a message contains a special token, or if the template does not render the chat faithfully.
-        The error message contains only the reason; the caller adds the file and line.
+        An answer that is not trained is part of the next turn's prompt. Raises DataError with the reason if the
+        template does not render the chat faithfully.
         """
-        self._reject_special_tokens(messages)
-        turns, done = [], ""
+        self._reject_special_tokens(chat)
+        messages, turns, done, seen = chat.messages, [], 0, ""
         for number, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if message.role != "assistant":
                 continue
-            prompt, whole = self._render(messages[:number], answering=True), self._render(messages[: number + 1])
-            if not prompt.startswith(done) or not whole.startswith(prompt):
+            prompt = self._render(messages[:number], chat.tools, answering=True)
+            whole = self._render(messages[: number + 1], chat.tools)
+            if not prompt.startswith(seen) or not whole.startswith(prompt):
                 raise DataError(
                     f"the template renders the text before message {number + 1} differently when the chat continues"
                 )
+            if not seen:
+                self._check_tools(prompt, chat.tools)
             answer, end = self._split_end(whole[len(prompt) :])
-            if answer.strip() != message["content"].strip():
-                raise DataError(f"the template changes message {number + 1} (assistant)")
-            turns.append(Turn(prompt[len(done) :], answer, end))
-            done = prompt + answer + end
+            _check_answer(number + 1, message, answer)
+            seen = prompt + answer + end
+            if message.trained:
+                turns.append(Turn(prompt[done:], answer, end))
+                done = len(seen)
         position = 0
         for number, message in enumerate(messages, 1):
-            position = done.find(message["content"].strip(), position)
+            position = seen.find(message.content.strip(), position)
             if position < 0:
-                raise DataError(f"the template drops message {number} ({message['role']})")
-            position += len(message["content"].strip())
+                raise DataError(f"the template drops message {number} ({message.role})")
+            position += len(message.content.strip())
         return turns
 
-    def _reject_special_tokens(self, messages: list[Message]) -> None:
-        for number, message in enumerate(messages, 1):
-            special = next((token for token in self.specials if token and token in message["content"]), None)
-            if special is not None:
-                raise DataError(f"message {number} ({message['role']}) contains the special token {special}")
+    def _check_tools(self, prompt: str, tools: list[dict[str, Any]]) -> None:
+        """Raise DataError if the template does not write the names of all tools and their parameters."""
+        for tool in tools:
+            function = tool["function"]
+            parameters = function.get("parameters") or {}
+            names = [function["name"], *(parameters.get("properties") or {} if isinstance(parameters, dict) else {})]
+            if any(name not in prompt for name in names):
+                raise DataError(f"the template does not write the tool {function['name']}")
 
-    def _render(self, messages: list[Message], *, answering: bool = False) -> str:
+    def _reject_special_tokens(self, chat: Chat) -> None:
+        texts = [(f"message {number} ({message.role})", message.content, message.tool_calls)
+                 for number, message in enumerate(chat.messages, 1)]  # fmt: skip
+        for where, content, rest in [*texts, ("the tools", "", chat.tools)]:
+            text = content + json.dumps(rest, ensure_ascii=False) if rest else content
+            special = next((token for token in self.specials if token and token in text), None)
+            if special is not None:
+                raise DataError(f"{where} contains the special token {special}")
+
+    def _render(self, messages: list[Message], tools: list[dict[str, Any]] | None, *, answering: bool = False) -> str:
         from jinja2 import TemplateError
         from transformers.utils import chat_template_utils
 
         chat_template_utils.datetime = _FixedClock  # strftime_now reads this global; there is no argument for it
         try:
             return self.tokenizer.apply_chat_template(
-                messages, chat_template=self.source, tokenize=False, add_generation_prompt=answering
+                [message.values for message in messages],
+                tools=tools or None,
+                chat_template=self.source,
+                tokenize=False,
+                add_generation_prompt=answering,
             )
         except (TemplateError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"the template rejects the chat: {error}") from None
@@ -162,9 +156,9 @@ class ChatTemplate:
 
         Raises ParamsError if the template fails the round trip.
         """
-        probe = [{"role": role, "content": content} for role, content in PROBE]
+        probe = [Message({"role": role, "content": content}) for role, content in PROBE]
         try:
-            turns = self.turns(probe)
+            turns = self.turns(Chat(probe))
         except DataError as error:
             others = [name for name, text in TEMPLATES.items() if text != self.source]
             raise ParamsError(
@@ -179,3 +173,30 @@ class ChatTemplate:
             )
         ids = [self.tokenizer.convert_tokens_to_ids(turn.end) for turn in turns]
         return sorted({*ids, self.tokenizer.eos_token_id} - {None})
+
+
+def _check_answer(number: int, message: Message, answer: str) -> None:
+    """Raise DataError if a rendered answer is not the message's text, with its tool calls and what else it states."""
+    called = [text for call in message.tool_calls for text in (call["name"], *_leaves(call["arguments"]))]
+    missing = next((text for text in called if not any(form in answer for form in _written(text))), None)
+    if missing is not None:
+        raise DataError(f"the template drops {missing!r}, a part of a tool call of message {number}")
+    stated = [text for name, text in message.values.items() if name not in ("role", "content") and text]
+    stated = [text.strip() for text in stated if isinstance(text, str) and text.strip() in answer]
+    exact = not called and not stated  # else the answer contains more than the content
+    if answer.strip() != message.content.strip() if exact else message.content.strip() not in answer:
+        raise DataError(f"the template changes message {number} (assistant)")
+
+
+def _leaves(value: Any) -> list[Any]:
+    """The names and scalars in a JSON value."""
+    if isinstance(value, dict):
+        return [leaf for name, item in value.items() for leaf in (name, *_leaves(item))]
+    if isinstance(value, list):
+        return [leaf for item in value for leaf in _leaves(item)]
+    return [value]
+
+
+def _written(leaf: Any) -> set[str]:
+    """The ways in which templates write a scalar: as JSON, or as plain text."""
+    return {json.dumps(leaf, ensure_ascii=False).strip('"'), str(leaf)}

@@ -14,7 +14,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from recipe.core.errors import DataError
 from recipe.text.alpaca import ALPACA_WITHOUT_INPUT, alpaca_messages, alpaca_prompt, alpaca_turns
-from recipe.text.chat_templates import ChatTemplate, read_messages
+from recipe.text.chat_templates import ChatTemplate
+from recipe.text.messages import Chat as Messages
+from recipe.text.messages import Message, read_chat
 from recipe.text.readers import BadRow, Row, pick_columns
 from recipe.text.turns import Turn
 
@@ -101,23 +103,29 @@ class Text:
 
 @dataclass(frozen=True)
 class Chat:
-    """A column of messages, rendered by a chat template. The loss covers the assistant's messages."""
+    """Columns of messages, a system message and tools, rendered by a chat template. The assistant's messages are
+    in the loss, unless they are marked as not trained.
+    """
 
     columns: dict[str, str]
     chat: ChatTemplate | None = None  # may be None if only `sample` is called
     REQUIRED: ClassVar[tuple[str, ...]] = ("messages",)
-    OPTIONAL: ClassVar[tuple[str, ...]] = ()
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("system", "tools")
     USES_CHAT_TEMPLATE: ClassVar[bool] = True
     EXAMPLE: ClassVar[dict[str, str]] = {"instruction": "Name three colours."}
     CHARS_AROUND: ClassVar[int] = 0
 
     def turns(self, row: Row) -> list[Turn] | BadRow:
-        """One turn per assistant message."""
+        """One turn per message of the assistant that is trained."""
         column = self.columns["messages"]
         if column not in row.values:
             return _bad_row(row, f"the column {column!r} is missing; the row has {', '.join(map(repr, row.values))}")
-        messages = read_messages(row.values[column])
-        return _bad_row(row, messages) if isinstance(messages, str) else _chat_turns(self.chat, row, messages)
+        chat = self._read(row.values)
+        return _bad_row(row, chat) if isinstance(chat, str) else _chat_turns(self.chat, row, chat)
+
+    def _read(self, values: dict[str, Any]) -> Messages | str:
+        optional = {name: values.get(self.columns[name]) for name in self.OPTIONAL if name in self.columns}
+        return read_chat(values[self.columns["messages"]], **optional)
 
     def prompt(self, row: dict[str, Any]) -> str:
         """The prompt for the messages so far, or for an instruction as the only message."""
@@ -125,12 +133,15 @@ class Chat:
 
     def sample(self, values: dict[str, Any]) -> Sample:
         """The answer is the last message; the question is all messages before it."""
-        messages = read_messages(values[self.columns["messages"]])
-        assert not isinstance(messages, str), messages
-        answers = sum(message["role"] == "assistant" for message in messages)
-        system = ", system message" if messages[0]["role"] == "system" else ""
-        question = "\n".join(message["content"] for message in messages[:-1])
-        return Sample(question, messages[-1]["content"], f"{answers} answer{'s' if answers > 1 else ''}{system}")
+        chat = self._read(values)
+        assert not isinstance(chat, str), chat
+        messages = chat.messages
+        answers = sum(message.role == "assistant" for message in messages)
+        form = f"{answers} answer{'s' if answers > 1 else ''}"
+        form += ", system message" if messages[0].role == "system" else ""
+        form += ", tools" if chat.tools or any(message.tool_calls for message in messages) else ""
+        question = "\n".join(message.content for message in messages[:-1])
+        return Sample(question, messages[-1].content or json.dumps(messages[-1].tool_calls, ensure_ascii=False), form)
 
 
 @dataclass(frozen=True)
@@ -148,7 +159,10 @@ class AlpacaChat:
     def turns(self, row: Row) -> list[Turn] | BadRow:
         """A single turn."""
         picked = _pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
-        return picked if isinstance(picked, BadRow) else _chat_turns(self.chat, row, alpaca_messages(picked))
+        if isinstance(picked, BadRow):
+            return picked
+        messages = [Message(message) for message in alpaca_messages(picked)]
+        return _chat_turns(self.chat, row, Messages(messages))
 
     def prompt(self, row: dict[str, Any]) -> str:
         """The prompt for an instruction and its input in a single message, or for the messages so far."""
@@ -200,21 +214,24 @@ def _alpaca_sample(columns: dict[str, str], values: dict[str, Any]) -> Sample:
     return Sample(question, values[columns["output"]], "with input" if extra else "without input")
 
 
-def _chat_turns(chat: ChatTemplate | None, row: Row, messages: list[dict[str, str]]) -> list[Turn] | BadRow:
-    assert chat is not None
+def _chat_turns(template: ChatTemplate | None, row: Row, chat: Messages) -> list[Turn] | BadRow:
+    assert template is not None
     try:
-        return chat.turns(messages)
+        return template.turns(chat)
     except DataError as error:
         return _bad_row(row, str(error))
 
 
-def _chat_prompt(chat: ChatTemplate | None, row: dict[str, Any]) -> str:
-    assert chat is not None
+def _chat_prompt(template: ChatTemplate | None, row: dict[str, Any]) -> str:
+    assert template is not None
     if row.get("messages"):
-        # Add an answer, because read_messages rejects chats without one.
-        messages = read_messages([*row["messages"], {"role": "assistant", "content": "-"}])
-        if isinstance(messages, str):
-            raise DataError(f"the input row is invalid: {messages}.")
-        return chat.prompt(messages[:-1])
+        # Add an answer, because read_chat rejects chats without one.
+        chat = read_chat(
+            [*row["messages"], {"role": "assistant", "content": "-"}], system=row.get("system"), tools=row.get("tools")
+        )
+        if isinstance(chat, str):
+            raise DataError(f"the input row is invalid: {chat}.")
+        return template.prompt(chat.messages[:-1], chat.tools)
     _require(row, "instruction")
-    return chat.prompt(alpaca_messages({name: row.get(name, "") for name in ("instruction", "input")}))
+    messages = alpaca_messages({name: row.get(name, "") for name in ("instruction", "input")})
+    return template.prompt([Message(message) for message in messages])

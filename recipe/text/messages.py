@@ -1,0 +1,186 @@
+"""Reads the messages of a chat, in the formats that datasets have them, as a chat template expects them.
+
+    chat = read_chat([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}])    # Chat, or the reason
+
+Formats: OpenAI's and transformers' (role, content, tool_calls), ShareGPT's (from, value; function_call, observation),
+content as a list of parts, and marks on messages that are not to be trained (mistral-finetune's `weight`, axolotl's
+`train`, `training` and `loss_weight`).
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from recipe.text.readers import describe_type, is_utf8
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "ipython")
+# Other names for the roles: ShareGPT's and LLaMA-Factory's, and OpenAI's older `function`.
+ROLE_NAMES = {
+    "human": "user", "gpt": "assistant", "function_call": "assistant", "function": "tool", "observation": "tool",
+}  # fmt: skip
+MARKS = ("weight", "loss_weight", "train", "training")
+READ_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", *MARKS}
+NOT_TEXT = {"image": "an image", "audio": "audio", "video": "a video", "file": "a file"}
+
+
+class Invalid(Exception):
+    """The reason why a chat can't be used."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message as the template gets it: role, content, and what else the row states. `trained`: may be in the loss."""
+
+    values: dict[str, Any]
+    trained: bool = True
+
+    @property
+    def role(self) -> str:
+        """The role, one of ROLES."""
+        return self.values["role"]
+
+    @property
+    def content(self) -> str:
+        """The text; empty if the message only calls tools."""
+        return self.values["content"]
+
+    @property
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """The functions that an assistant's message calls: {name, arguments}."""
+        return [call["function"] for call in self.values.get("tool_calls", [])]
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The messages of a chat, and the tools that the assistant may call, as JSON schemas of functions."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] = field(default_factory=list)
+
+
+def read_chat(messages: object, *, system: object = None, tools: object = None) -> Chat | str:
+    """A row's chat up to the last answer that is trained, or the reason why it is invalid.
+
+    `system` is the text of a first message in a column of its own. Unknown roles, messages without text, pictures,
+    marks other than 0 and 1, and chats without an answer to train on are invalid.
+    """
+    if isinstance(messages, str):
+        messages = _parsed(messages)
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return "the messages are not a list of objects with role and content"
+    try:
+        read = [_read_message(f"message {number}", message) for number, message in enumerate(messages, 1)]
+        if system is not None and system != "":
+            text = _text("the system message", system)
+            if read and read[0].role in ("system", "developer"):
+                raise Invalid("the row has a system message in two places: in its own column and in the messages")
+            read.insert(0, Message({"role": "system", "content": text}))
+        schemas = read_tools(tools)
+    except Invalid as reason:
+        return str(reason)
+    answers = [number for number, message in enumerate(read) if message.role == "assistant"]
+    trained = [number for number in answers if read[number].trained]
+    if not answers:
+        return "the chat has no message from the assistant"
+    if not trained:
+        return "the chat has no message to train on: all messages of the assistant are marked as not trained"
+    return Chat(read[: trained[-1] + 1], schemas)
+
+
+def read_tools(value: object) -> list[dict[str, Any]]:
+    """The tools of a row, from a list or its JSON text: functions' schemas, with or without {type, function} around.
+
+    Raises Invalid.
+    """
+    if isinstance(value, str):
+        value = _parsed(value) if value.strip() else None
+    if value is None:
+        return []
+    tools = value if isinstance(value, list) else [value]
+    schemas = []
+    for number, tool in enumerate(tools, 1):
+        tool = _parsed(tool) if isinstance(tool, str) else tool
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise Invalid(f"tool {number} is not a function with a name")
+        schemas.append({**(tool if "function" in tool else {"function": tool}), "type": "function"})
+    return schemas
+
+
+def _read_message(where: str, message: dict[str, Any]) -> Message:
+    stated = message.get("role", message.get("from"))
+    role = ROLE_NAMES.get(str(stated), stated)
+    if role not in ROLES:
+        raise Invalid(f"{where} has the role {stated!r}; valid roles are {', '.join((*ROLES, *ROLE_NAMES))}")
+    where = f"{where} ({role})"
+    content = message.get("content", message.get("value"))
+    calls = message.get("tool_calls") or []
+    if stated == "function_call":
+        content, calls = None, content
+    elif message.get("function_call"):
+        calls = [message["function_call"]]
+    tool_calls = _read_tool_calls(where, calls)
+    if tool_calls and role != "assistant":
+        raise Invalid(f"{where} has tool_calls, which only the assistant can have")
+    if role == "tool" and isinstance(content, dict):
+        content = json.dumps(content, ensure_ascii=False)
+    text = "" if tool_calls and content is None else _text(where, content, may_be_empty=bool(tool_calls))
+    extra = {name: value for name, value in message.items() if name not in READ_KEYS and value is not None}
+    values = {"role": role, "content": text, **extra, **({"tool_calls": tool_calls} if tool_calls else {})}
+    return Message(values, _is_trained(where, message))
+
+
+def _text(where: str, content: object, *, may_be_empty: bool = False) -> str:
+    """The text of a message's content, whose parts are joined."""
+    parts = content if isinstance(content, list) else [content]
+    texts = []
+    for part in parts:
+        kind = str(part.get("type", "text")) if isinstance(part, dict) else "text"
+        if kind != "text":
+            what = next((name for prefix, name in NOT_TEXT.items() if prefix in kind), f"a part of the type {kind!r}")
+            raise Invalid(f"{where} contains {what}; only text can be trained")
+        text = part.get("text", part.get("value", part.get("content"))) if isinstance(part, dict) else part
+        if text is not None and not isinstance(text, str):
+            raise Invalid(f"{where} has a content that is {describe_type(text)}, not text")
+        texts.append(text or "")
+    text = "".join(texts)
+    if not text.strip() and not may_be_empty:
+        raise Invalid(f"{where} has no text")
+    if not is_utf8(text):
+        raise Invalid(f"{where} contains text that is not UTF-8")
+    return text
+
+
+def _read_tool_calls(where: str, calls: object) -> list[dict[str, Any]]:
+    """The calls as {type, id, function: {name, arguments}} with arguments as an object, as templates expect them."""
+    calls = _parsed(calls) if isinstance(calls, str) else calls
+    read = []
+    for call in calls if isinstance(calls, list) else [calls]:
+        call = call if isinstance(call, dict) else {}
+        function = call.get("function", call)
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise Invalid(f"{where} has a tool call without the name of a function")
+        arguments = function.get("arguments", {})
+        arguments = _parsed(arguments) if isinstance(arguments, str) and arguments.strip() else arguments or {}
+        if not isinstance(arguments, dict):
+            raise Invalid(f"{where} calls {function['name']} with arguments that are not a JSON object")
+        around = {name: value for name, value in call.items() if name not in ("function", "name", "arguments")}
+        read.append({**around, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
+    return read
+
+
+def _is_trained(where: str, message: dict[str, Any]) -> bool:
+    """Whether a message may be in the loss, by its marks."""
+    marks = {name: message[name] for name in MARKS if message.get(name) is not None}
+    for name, value in marks.items():
+        if value not in (0, 1):
+            raise Invalid(f"{where} has {name}: {value!r}; only 0 (not trained) and 1 (trained) can be used")
+    return all(map(bool, marks.values()))
+
+
+def _parsed(text: str) -> Any:
+    """The value of a JSON text, or None."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
