@@ -14,6 +14,8 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -21,8 +23,14 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-LFS = (".bin", ".safetensors", ".parquet")
+LFS = (".bin", ".safetensors", ".parquet", ".model")
 CHUNK_BYTES = 262_144
+UPLOAD = """
+import sys, hf_xet
+with hf_xet.XetSession().new_upload_commit(endpoint=sys.argv[1]) as commit:
+    upload = commit.start_upload_bytes(sys.stdin.buffer.read(), sha256=hf_xet.SKIP_SHA256)
+print(upload.result().xet_info.hash)
+"""
 
 
 @dataclass
@@ -90,12 +98,16 @@ class FakeHub:
 
     def store_in_xet(self, data, folder):
         """Put a file into Xet storage, so that the answer to a request for it says where it is there."""
-        import hf_xet
-
         self.xet_storage = f"local://{folder}"
-        with hf_xet.XetSession().new_upload_commit(endpoint=self.xet_storage) as commit:
-            upload = commit.start_upload_bytes(data, sha256=hf_xet.SKIP_SHA256)
-        self.xet_hashes[hashlib.sha256(data).hexdigest()] = upload.result().xet_info.hash
+        environment = {**os.environ, "HF_HOME": str(folder), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", UPLOAD, self.xet_storage],
+            input=data,
+            env=environment,
+            capture_output=True,
+            check=True,
+        )
+        self.xet_hashes[hashlib.sha256(data).hexdigest()] = done.stdout.decode().strip()
 
     def fail(self, where, what, times=1):
         """Make the next `times` GETs whose path contains `where` fail: cut, wrong, slow, stall, or an HTTP status."""

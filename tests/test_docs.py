@@ -20,7 +20,7 @@ def console_lines(page):
         yield from (
             line.removeprefix("$ ").partition(" #")[0].strip() for line in block.splitlines() if line[:2] == "$ "
         )
-    yield from re.findall(r"`((?:recipe|make) [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    yield from re.findall(r"`((?:recipe|make|dvc) [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
 
 
 def test_the_readme_is_short():

@@ -228,7 +228,7 @@ def test_the_steps_in_contributing_add_a_stage(commit, tmp_path):
     assert "fewer than count.at_least" in run(folder, "dvc", "repro", "count", check=False)
 
 
-def test_the_committed_lock_belongs_to_the_committed_code():
+def test_the_lock_belongs_to_the_code():
     """Outputs may be missing, as in a fresh clone; code, locks and params may not differ."""
     done = run(ROOT, "dvc", "status", "--json")
     changed = {

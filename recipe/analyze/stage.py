@@ -33,7 +33,7 @@ from recipe.analyze.report import (
 )
 from recipe.analyze.scan import Scan, scan_rows
 from recipe.analyze.text_checks import mask_personal_data
-from recipe.core.io import new_folder, read_json, reading, write_json, write_text
+from recipe.core.io import check_count, check_sha256, new_folder, read_json, reading, write_json, write_text
 from recipe.core.paths import Paths
 from recipe.core.services import Progress, Services
 from recipe.report.html import page
@@ -106,16 +106,19 @@ def read_table(path: Path, files: ExitStack) -> Any:
     """The table in the Arrow stream at `path`, memory-mapped; it can be read as long as `files` is open."""
     import pyarrow as pa
 
-    with reading(path):
+    with reading(path, pa.ArrowException):
         return pa.ipc.open_stream(files.enter_context(pa.memory_map(str(path)))).read_all()
 
 
 def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str, Any]:
     """Write the report and return its numbers."""
     manifest, meta = read_json(paths.raw / "manifest.json"), read_json(paths.prepared / "meta.json")
+    for file in meta["data"]:
+        check_sha256(paths.raw / file["name"], file["sha256"])
     prepared = paths.prepared
     with ExitStack() as files:
         facts, sequences = (read_table(prepared / name, files) for name in ("rows.arrow", "train.arrow"))
+        check_count(prepared / "train.arrow", len(sequences), meta["sequences"]["train"])
         scan = scan_rows(paths.raw, manifest["files"], meta, facts, max(params.num_rows, 3), progress)
         chars, tokens = facts["num_chars"].to_pylist(), facts["num_tokens"].to_pylist()
         categories = Counter(facts["category"].to_pylist())

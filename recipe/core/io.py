@@ -81,9 +81,10 @@ def read_json_lines(path: Path) -> list[Any]:
 
 @contextmanager
 def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
-    """In the block, raise MachineError if an earlier stage's output is missing, and DataError if it is damaged.
+    """Report in one line that an output of an earlier stage is missing or can't be read (MachineError) or is damaged.
 
-    OSError, ValueError (Arrow's errors are subclasses of these) and the exceptions in `damage` indicate damage.
+    Damage (DataError) shows as a ValueError, as one of `damage`, or as an OSError that is not the system's: Arrow
+    raises those, without an errno.
     """
     errors: tuple[type[Exception], ...] = (OSError, ValueError, *damage)
     try:
@@ -91,7 +92,21 @@ def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
     except FileNotFoundError:
         raise MachineError(f"{path} is missing: an earlier stage creates it. Run `dvc repro`.") from None
     except errors as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise MachineError(f"{path} can't be read: {error.strerror}.") from None
         raise DataError(f"{path} is damaged ({first_line(error)}). Run `dvc repro` to restore it.") from None
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raise DataError if a file or folder is not the one whose sha256 (see sha256_tree) an earlier stage recorded."""
+    if sha256_tree(path) != expected:
+        raise DataError(f"{path} is damaged, or was changed later (expected sha256 {expected}). Run `dvc repro`.")
+
+
+def check_count(path: Path, found: int, expected: int, what: str = "rows") -> None:
+    """Raise DataError if a file has fewer or more rows than its stage wrote. A file may be cut between two rows."""
+    if found != expected:
+        raise DataError(f"{path} is damaged ({found:,} {what} instead of {expected:,}). Run `dvc repro` to restore it.")
 
 
 def _read_output(path: Path) -> str:

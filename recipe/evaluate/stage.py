@@ -15,8 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recipe.core.errors import DataError
-from recipe.core.io import new_folder, read_json, read_json_lines, write_json, write_text
+from recipe.core.io import check_count, new_folder, read_json, read_json_lines, write_json, write_text
 from recipe.core.paths import Paths
 from recipe.core.services import Progress, Services
 from recipe.evaluate.lm_eval import load_tasks, run_tasks
@@ -112,11 +111,8 @@ def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[s
     )
     rows = read_sequences(paths.prepared / "validation.arrow")
     references = read_json_lines(paths.prepared / "validation.jsonl")
-    if len(rows) != len(references):
-        raise DataError(
-            f"{paths.prepared} has {len(rows)} validation sequences, but {len(references)} rows in validation.jsonl. "
-            "Run `dvc repro` to restore the folder."
-        )
+    check_count(paths.prepared / "validation.arrow", len(rows), meta["rows"]["validation"])
+    check_count(paths.prepared / "validation.jsonl", len(references), meta["rows"]["validation"])
 
     pad = meta["pad_token_id"]
     scores = {"adapter": score(model, rows, pad, params.batch_tokens, progress)}

@@ -122,6 +122,8 @@ def fetch_file(transfer: Transfer, folder: Path, file: RemoteFile) -> None:
             if digest == file.digest:
                 partial.replace(blobs / file.digest)
                 break
+            if use_xet:
+                print(f"{file.path} has a wrong digest; downloading it again over plain HTTP", flush=True)
             size = partial.stat().st_size
             partial.unlink()
             transfer.received(-size)
@@ -198,16 +200,21 @@ def _receive_by_xet(transfer: Transfer, url: str, target: BinaryIO, file: Remote
     source = xet.find(url, TIMEOUT)
     if source is None:
         return
-    try:
-        _write(transfer, xet.stream(source, file.size, target.tell(), transfer.on_stop), target)
-        if target.tell() < file.size:  # hf_xet 1.8 reports some failures only by ending early
+    while transfer.use_xet:
+        start = target.tell()
+        try:
+            _write(transfer, xet.stream(source, file.size, start, TIMEOUT, transfer.on_stop), target)
+            if target.tell() == file.size:
+                return
             raise xet.XetError(f"{file.path} ended after {target.tell():,} of {file.size:,} bytes")
-    except xet.XetError as error:
-        if transfer.stopped.is_set():
-            raise ConnectionError("another file of this download failed") from error
-        if transfer.use_xet:
-            print(f"Xet failed ({first_line(error, 120)}); continuing over plain HTTP", flush=True)
-        transfer.use_xet = False
+        except xet.XetError as error:
+            if transfer.stopped.is_set():
+                raise ConnectionError("another file of this download failed") from error
+            if target.tell() > start:
+                continue  # it made progress: try again from there
+            if transfer.use_xet:
+                print(f"Xet failed ({first_line(error, 120)}); continuing over plain HTTP", flush=True)
+            transfer.use_xet = False
 
 
 def _receive_by_http(transfer: Transfer, url: str, target: BinaryIO) -> None:

@@ -12,7 +12,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,12 +142,14 @@ def download(repo_type: RepoType, name: str, revision: str, files: list[RemoteFi
             transfer = Transfer(repo_type, name, revision, received)
             jobs = [pool.submit(fetch_file, transfer, folder, file) for file in incomplete]
             try:
-                for job in jobs:
-                    job.result()
+                done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+                failed = next((job for job in done if job.exception()), None)
             finally:
                 transfer.stop()  # if a transfer failed, end the others
                 for job in jobs:
                     job.cancel()
+            if failed:
+                failed.result()
     return folder
 
 

@@ -1,22 +1,25 @@
 """Downloads from Xet, the Hub's storage for large files. Its client, hf_xet, sends many requests in parallel.
 
-source = find("https://huggingface.co/owner/name/resolve/COMMIT/model.safetensors")
+source = find("https://huggingface.co/owner/name/resolve/COMMIT/model.safetensors", timeout)
 if source:
-    for chunk in stream(source, size, start, abort_with):  # the bytes of the file from `start` on, in order
+    for chunk in stream(source, size, start, timeout, on_abort):  # the bytes of the file from `start` on, in order
         ...
 
 The bytes arrive in order, so that an interrupted transfer can resume through Xet or over plain HTTP.
 HF_HUB_DISABLE_XET=1 turns Xet off.
 """
 
-import functools
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-MIN_BYTES = 10_000_000  # locating a smaller file in the storage takes longer than its transfer
-# hf_xet's default limits add up to minutes. With these, plain HTTP takes over when a request and one retry have failed.
-LIMITS = {"CONNECT_TIMEOUT": "10s", "READ_TIMEOUT": "30s", "RETRY_MAX_ATTEMPTS": "1", "RETRY_BASE_DELAY": "1s"}
+MIN_BYTES = 10_000_000  # for smaller files, locating the storage takes longer than the transfer
+# hf_xet's own limits add up to minutes. If the storage fails repeatedly, plain HTTP takes over.
+LIMITS = {"CONNECT_TIMEOUT": "10s", "READ_TIMEOUT": "20s", "RETRY_MAX_ATTEMPTS": "3", "RETRY_BASE_DELAY": "1s"}
+_LOCK = threading.Lock()
+_SHARED: dict[str, Any] = {}  # the client, and the connections by the address that refreshes them
 
 
 class XetError(Exception):
@@ -40,28 +43,53 @@ def find(url: str, timeout: float) -> Any | None:
         return None
 
 
-@functools.cache
 def _session() -> Any:
-    for name, value in LIMITS.items():
-        os.environ.setdefault(f"HF_XET_CLIENT_{name}", value)
-    from hf_xet import XetSession
+    """The client, one per process: each has its own threads, connections and buffers. The caller holds _LOCK."""
+    if "session" not in _SHARED:
+        for name, value in LIMITS.items():
+            os.environ.setdefault(f"HF_XET_CLIENT_{name}", value)
+        from hf_xet import XetSession
 
-    return XetSession()
+        _SHARED["session"] = XetSession()
+    return _SHARED["session"]
 
 
-def stream(source: Any, size: int, start: int, on_abort: Callable[[Callable[[], None]], None]) -> Iterator[bytes]:
+def _connection(route: str, timeout: float) -> dict[str, Any]:
+    """The storage's address and a token for it, from the Hub: {casUrl, accessToken, exp}, requested once per commit."""
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    known = _SHARED.get(route)
+    if known is None or known["exp"] < time.time() + 60:
+        response = get_session().get(route, headers=build_hf_headers(), timeout=timeout)
+        hf_raise_for_status(response)
+        answer = response.json()
+        _SHARED[route] = {name: answer[name] for name in ("casUrl", "accessToken", "exp")}
+    return _SHARED[route]
+
+
+def stream(
+    source: Any, size: int, start: int, timeout: float, on_abort: Callable[[Callable[[], None]], None]
+) -> Iterator[bytes]:
     """The bytes from `start` on of a file of `size` bytes. A failed transfer raises XetError, or just ends early.
 
     `on_abort` receives a function that ends the stream from another thread, even while it waits for the network.
     """
+    import httpx2
     from hf_xet import XetAuthenticationError, XetFileInfo, XetObjectNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import build_hf_headers
 
     try:
-        group = _session().new_download_stream_group(
-            token_refresh_url=source.refresh_route, token_refresh_headers=build_hf_headers()
-        )
+        with _LOCK:
+            session, storage = _session(), _connection(source.refresh_route, timeout)
+        # With an address and a token, creating the group makes no request, so the abort works from the first one on.
+        group = session.new_download_stream_group(
+            endpoint=storage["casUrl"], token=storage["accessToken"], token_expiry_unix_secs=storage["exp"],
+            token_refresh_url=source.refresh_route, token_refresh_headers=build_hf_headers(),
+        )  # fmt: skip
         on_abort(group.abort)
         yield from group.download_stream(XetFileInfo(source.file_hash, size), start=start)
+    except (HfHubHTTPError, httpx2.TransportError, KeyError, TypeError, ValueError) as error:
+        raise XetError(f"the Hub gave no access to the storage: {error}") from error
     except (OSError, RuntimeError, XetAuthenticationError, XetObjectNotFoundError) as error:
         raise XetError(str(error)) from error

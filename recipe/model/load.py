@@ -11,15 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from recipe.core.adapter import ADAPTER_FILES, base_name, check_adapter
 from recipe.core.errors import DataError, MachineError, ParamsError
 from recipe.core.format import first_line
 from recipe.core.hub_cache import base_folder
-from recipe.core.io import read_json, reading, sha256_file, write_json
+from recipe.core.io import read_json, sha256_file, write_json
 from recipe.model.packed_attention import choose_attention, packing_is_isolated, register_attention
 from recipe.model.processor import Dtype, Quantization, torch_dtype
 from recipe.tokens.tokenizer import load_tokenizer
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def find_base(manifest: dict[str, Any], folder: Path) -> Path:
@@ -180,35 +179,16 @@ def save_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> None:
             file.unlink()
 
 
-def base_name(manifest: dict[str, Any]) -> str:
-    """The base model's name in adapter_config.json: id@revision, or id@sha256:<first 16 digits> without a revision."""
-    return f"{manifest['id']}@{manifest['revision'] or 'sha256:' + manifest['sha256'][:16]}"
-
-
-def check_base_of_adapter(folder: Path, manifest: dict[str, Any]) -> None:
-    """Raise DataError if the adapter in `folder` was not trained for the base model in the manifest."""
-    config = read_json(folder / "adapter_config.json")
-    if config["base_model_name_or_path"] != base_name(manifest):
-        raise DataError(
-            f"the adapter in {folder} was trained for {config['base_model_name_or_path']}, but the base model is "
-            f"{base_name(manifest)}. Run `dvc repro`."
-        )
-
-
 def load_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> Any:
     """Add the adapter in `folder` to the base model, in evaluation mode.
 
-    Raises DataError if the adapter was trained for a different base model, or if its weights are missing or invalid.
+    Raises DataError if the adapter was trained for a different base model or its weights are damaged, and MachineError
+    if they are missing.
     """
     from peft import PeftModel
-    from safetensors import SafetensorError
 
-    check_base_of_adapter(folder, manifest)
-    weights = folder / "adapter_model.safetensors"
-    with reading(weights, SafetensorError):
-        if not weights.is_file():  # PEFT would look for the file on the Hub
-            raise FileNotFoundError
-        return PeftModel.from_pretrained(model, folder).eval()
+    check_adapter(folder, manifest)  # without its weights, PEFT would look for them on the Hub
+    return PeftModel.from_pretrained(model, folder).eval()
 
 
 def load_trained(

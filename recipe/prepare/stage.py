@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recipe.core.io import new_folder, read_json, sha256_bytes, sha256_file, sha256_listing, write_json, write_text
+from recipe.core.io import new_folder, read_json, sha256_bytes, sha256_tree, write_json, write_text
 from recipe.core.paths import Paths
 from recipe.core.services import Progress, Services
 from recipe.prepare.params import SequenceParams
@@ -72,7 +72,7 @@ def settings_meta(
         "max_length": params.max_length,
         "on_overlong": params.on_overlong,
         "packing": params.packing,
-        "tokenizer_sha256": sha256_listing({f.name: sha256_file(f) for f in sorted(tokenizer_folder.iterdir())}),
+        "tokenizer_sha256": sha256_tree(tokenizer_folder),
         "vocab_size": len(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
         "end_token_ids": chat.ends if chat else [tokenizer.eos_token_id],

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from recipe.core.io import read_json, read_json_lines, sha256_tree, write_json
+from recipe.core.adapter import check_adapter
+from recipe.core.io import check_count, check_sha256, read_json, read_json_lines, sha256_tree, write_json
 from recipe.core.paths import Paths
 from recipe.core.services import Services
-from recipe.model.load import check_base_of_adapter
 from recipe.register.card import model_card
 from recipe.register.params import RegistryParams
 from recipe.register.promotion import decide
@@ -99,7 +99,11 @@ def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], regi
     """Register the adapter, move the alias if needed, and write the receipt. Returns a sentence with the result."""
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
     train_metrics, scores = read_json(paths.train_metrics), read_json(paths.evaluate_metrics)
-    check_base_of_adapter(paths.adapter, manifest)
+    generations, curve = read_json_lines(paths.evaluation / "generations.jsonl"), read_curve(paths.loss_curve)
+    check_adapter(paths.adapter, manifest)
+    check_sha256(paths.base / "tokenizer", meta["tokenizer_sha256"])
+    check_count(paths.evaluation / "generations.jsonl", len(generations), scores["prompts"])
+    check_count(paths.loss_curve, int(curve[-1]["step"]) if curve else 0, train_metrics["steps"], "steps")
     sha256 = sha256_tree(paths.adapter)
     tags = {
         "adapter_sha256": sha256,
@@ -124,10 +128,10 @@ def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], regi
             report=paths.evaluation,
             analysis=paths.analysis,
             headline=headline(scores),
-            generations=[answer_row(row) for row in read_json_lines(paths.evaluation / "generations.jsonl")],
+            generations=[answer_row(row) for row in generations],
             template=meta["template"],
             metrics=run_metrics(scores, read_json(paths.evaluation / "groups.json"), train_metrics),
-            curve=read_curve(paths.loss_curve),
+            curve=curve,
             tags=tags,
             card=model_card(manifest, meta, train_metrics, scores, tags),
         )

@@ -85,9 +85,10 @@ def write_sequences(path: Path, sequences: Iterable[list[tuple[np.ndarray, np.nd
 
 def read_sequences(path: Path) -> Any:
     """The sequences as a memory-mapped `datasets.Dataset`, whose rows contain numpy arrays."""
+    import pyarrow as pa
     from datasets import Dataset
 
-    with reading(path):
+    with reading(path, pa.ArrowException):
         return Dataset.from_file(str(path)).with_format("numpy")
 
 

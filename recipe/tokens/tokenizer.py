@@ -23,8 +23,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         raise DataError(f"{folder} does not contain a tokenizer that transformers can read: {reason}") from None
     if tokenizer.eos_token_id is None:
         raise DataError(
-            f"the tokenizer in {folder} has no end token (eos_token in tokenizer_config.json), so answers could never "
-            "end. Choose another base model."
+            f"the tokenizer in {folder} has no end token (eos_token), so answers could never end. If its "
+            "tokenizer_config.json is missing or damaged, restore it; otherwise, choose another base model."
         )
     return tokenizer
 
@@ -35,6 +35,7 @@ def give_padding_token(tokenizer: Any) -> None:
     If both are the same token, as in the tutorial that this project grew from, then masking the padding by its token id
     also removes the end token from the loss, and the model never learns to stop.
     """
+    assert tokenizer.eos_token_id is not None
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PADDING_TOKEN})
 

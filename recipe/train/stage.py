@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipe.core.environment import installed_lock
 from recipe.core.errors import ParamsError, Stopped, TrainingError
-from recipe.core.io import new_folder, read_json, write_json, write_text
+from recipe.core.io import check_count, new_folder, read_json, write_json, write_text
 from recipe.core.paths import Paths
 from recipe.core.services import Log, Services
 from recipe.model.load import check_target_modules, load_base, peft_config, save_adapter
@@ -29,34 +29,40 @@ from recipe.train.interrupt import Stop
 from recipe.train.params import LoraParams, TrainParams
 
 if TYPE_CHECKING:
-    from recipe.train.sft import PackedTrainer
+    from recipe.train.sft import PackedTrainer, Progress
 
 
 def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path, log: Log) -> dict[str, Any]:
     """Train the adapter, then write it and its metrics. Returns run metadata (seconds, peak memory in bytes)."""
     import torch
 
+    from recipe.train.sft import Progress
+
     # PEFT warns when it saves resized embeddings in a checkpoint. Saving them is harmless, because they are frozen.
     warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")
     be_deterministic(params.num_threads)
     stop = Stop()
-    trainer = make_trainer(lora, params, paths, checkpoints, log, stop)
+    manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
+    tokens_per_step = meta["tokens"]["train"] / meta["sequences"]["train"] * params.global_batch_size
+    progress = Progress(checkpoints, log, tokens_per_step, stop)
+    trainer = make_trainer(lora, params, paths, manifest, meta, progress)
     started = time.monotonic()
     fit(trainer, params, checkpoints, stop)
     seconds = time.monotonic() - started
     with new_folder(paths.adapter) as target:
-        save_adapter(trainer.model, target, read_json(paths.base / "manifest.json"))
+        save_adapter(trainer.model, target, manifest)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     write_text(paths.loss_curve, curve_text(history))
-    write_json(paths.train_metrics, train_metrics(trainer, history, params, read_json(paths.prepared / "meta.json")))
+    write_json(paths.train_metrics, train_metrics(trainer, history, params, meta))
     shutil.rmtree(checkpoints, ignore_errors=True)
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_memory()
     return {"seconds": round(seconds, 2), "peak_memory_bytes": peak}
 
 
 def make_trainer(
-    lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path, log: Log, stop: Stop
-) -> "PackedTrainer":
+    lora: LoraParams, params: TrainParams, paths: Paths, manifest: dict[str, Any], meta: dict[str, Any],
+    progress: "Progress",
+) -> "PackedTrainer":  # fmt: skip
     """The trainer with the base model, a new adapter and the packed sequences.
 
     Raises ParamsError if the model does not support the settings in params.yaml.
@@ -64,10 +70,9 @@ def make_trainer(
     from peft import prepare_model_for_kbit_training
     from transformers import PrinterCallback
 
-    from recipe.train.sft import PackedTrainer, Progress, sft_config
+    from recipe.train.sft import PackedTrainer, sft_config
 
     assert params.activation_checkpointing != "auto"  # `run` has resolved `auto` to on or off for this machine
-    manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
     tokenizer = load_tokenizer(paths.base / "tokenizer")
     model = load_base(
         manifest, paths.folder, len(tokenizer), params.quantization, dtype=params.dtype, packed=meta["packing"]
@@ -79,11 +84,11 @@ def make_trainer(
             "positions. Lower sequence.max_length."
         )
     check_target_modules(model, lora.target_modules)
-    config = sft_config(params, meta["max_length"], checkpoints)
+    config = sft_config(params, meta["max_length"], progress.checkpoints)
     if params.quantization != "none":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.activation_checkpointing)
     sequences = read_sequences(paths.prepared / "train.arrow")
-    tokens_per_step = meta["tokens"]["train"] / len(sequences) * params.global_batch_size
+    check_count(paths.prepared / "train.arrow", len(sequences), meta["sequences"]["train"])
     trainer = PackedTrainer(
         model=model,
         args=config,
@@ -91,7 +96,7 @@ def make_trainer(
         train_dataset=sequences,
         processing_class=tokenizer,
         peft_config=peft_config(lora),
-        callbacks=[Progress(checkpoints, log, tokens_per_step, stop)],
+        callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)  # Progress prints a shorter line
     return trainer
