@@ -142,7 +142,7 @@ def test_a_family_trains_packed_only_if_its_examples_are_kept_apart(family, tmp_
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     if family in {"Bloom", "Falcon"}:  # their own attention ignores positions
-        with pytest.raises(ParamsError, match=r"sequence\.packing is on"):
+        with pytest.raises(ParamsError, match=r"sequence\.packing is true"):
             plain_base(tmp_path, 0, packed=True)
         plain_base(tmp_path, 0)
     else:
