@@ -23,7 +23,7 @@ PERMUTATIONS = 128  # the standard deviation of the estimate is 0.035 at a simil
 BANDS = 16  # of 8 values; 95% of the pairs with similarity 0.8 share a band, and all but 1 in 10,000 of those with 0.9
 AT_ONCE = 100_000  # pairs compared per step, which takes 100 MB
 # In scripts without spaces between words (Thai, Lao, Burmese, Khmer, kana, Han), each character counts as a word.
-# In other scripts, a word is a run of characters other than white space and punctuation; marks and emoji may be in it.
+# In other scripts, a word is a run of characters other than whitespace and punctuation; marks and emoji may be in it.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 WORD = re.compile(f"[{UNSPACED}]|[^{UNSPACED}\\s!-/:-@\\[-`{{-~\u00a1-\u00bf\u2000-\u206f\u3000-\u303f]+")
 

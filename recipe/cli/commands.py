@@ -194,7 +194,7 @@ def chat(base: bool) -> None:
 @main.command()
 @click.option("--server", default="http://127.0.0.1:5000", show_default=True, help="Address of the MLflow UI.")
 def link(server: str) -> None:
-    """Print the MLflow address of this recipe's last registered run.
+    """Print the MLflow URL of this recipe's last registered run.
 
     \b
         make mlflow-ui     # in the repository root; also prints the address

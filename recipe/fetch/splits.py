@@ -51,7 +51,7 @@ def local_split_files(folder: Path, source: str, wanted: dict[str, str]) -> dict
 def dataset_splits(
     name: str, revision: str, subset: str | None, wanted: dict[str, str]
 ) -> tuple[Listing, dict[str, list[str]]]:
-    """The listing of a dataset's commit on the Hub, and the paths of each requested split; downloads only the card."""
+    """The files of a dataset on the Hub at a commit, and the paths of each split. Only the card is downloaded."""
     listing = list_repository("dataset", name, revision)
     card = [listing.files[path] for path in ("README.md",) if path in listing.files]
     root = download("dataset", name, revision, card)

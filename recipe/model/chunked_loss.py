@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-# Number of logits per chunk. On a CPU, a chunk takes 25 MB in fp32: glibc's malloc returns larger blocks to the system
-# after every use, and the page faults of new blocks take as long as a softmax. On a GPU, a chunk takes 268 MB in fp32.
+# Number of logits per chunk. On a CPU, a chunk is kept to 25 MB in fp32: glibc's malloc returns larger blocks to the
+# system after every use, and the page faults on new blocks take as long as a softmax. On a GPU, it is 268 MB.
 CHUNK = {"cpu": 6 << 20, "cuda": 1 << 26}
 
 

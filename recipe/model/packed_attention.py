@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 NAME = "by_document"
 CU_SEQLENS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 # Examples are isolated if changing a token changes the logits that must not depend on it by less than this fraction of
-# the change in its own logits. In fp32, rounding is about 1e-7.
+# the change in its own logits. In fp32, the rounding error is about 1e-7.
 LEAK = 1e-4
 # Attention arguments that some models pass but plain causal attention does not support.
 MORE_THAN_CAUSAL = ("sliding_window", "softcap", "s_aux", "position_bias")

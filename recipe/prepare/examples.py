@@ -40,7 +40,7 @@ class Example:
 
 
 def in_validation(prompt_key: bytes, fraction: float) -> bool:
-    """Whether a row belongs to the validation split, which depends only on its prompt and `fraction`."""
+    """Whether a row belongs to the validation split. This depends only on the row's prompt and `fraction`."""
     return int.from_bytes(prompt_key[:8], "big") < fraction * 2**64
 
 

@@ -30,8 +30,8 @@ the merges alone would produce, condition 2 can't be checked for these tokenizer
 The split into pieces depends on Unicode tables, which the two libraries take from different sources, and on how each
 library interprets a pattern: tiktoken drops text that no alternative matches, and interprets `{1,3}+` and `$`
 differently. Therefore, only two patterns are accepted, and only ASCII text, for which the tests compare the pieces. The
-look-ahead after white space in GPT-2's pattern would take two thirds of the encoding time. With that pattern, longer
-runs of white space are therefore cut out first, and the texts of a batch are encoded together, separated by NUL.
+look-ahead after whitespace in GPT-2's pattern would take two thirds of the encoding time. With that pattern, longer
+runs of whitespace are therefore cut out first, and the texts of a batch are encoded together, separated by NUL.
 """
 
 import re
@@ -59,7 +59,7 @@ WHITESPACE_RUN = re.compile(r"([\t-\r ][\t-\r ]+(?:(?=[\t-\r ][^\t-\r ])|\Z))")
 SPACES = bytes.maketrans(b"\t\n\v\f\r", b"     ")
 NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 JOINED_CHARS = 1 << 20  # characters encoded at once; more are not faster, and would keep several copies of long texts
-MAX_CACHED_RUN_CHARS = 100  # longer runs of white space are rare
+MAX_CACHED_RUN_CHARS = 100  # longer runs of whitespace are rare
 MAX_BACKTRACKING_CHARS = 100_000  # per text; a pattern that backtracks overflows the engine's stack after 500,000
 
 
@@ -148,11 +148,11 @@ class RankEncoder:
         return encoded
 
     def runs(self, texts: list[str]) -> list[np.ndarray]:
-        """Encode runs of white space, each of which is one piece, with the tokenizers library's merges."""
+        """Encode runs of whitespace, each of which is one piece, with the tokenizers library's merges."""
         return [self.cached_run(text) if len(text) <= MAX_CACHED_RUN_CHARS else self.run(text) for text in texts]
 
     def run(self, text: str) -> np.ndarray:
-        """Encode one run of white space."""
+        """Encode one run of whitespace."""
         piece = "".join(self.letters[byte] for byte in text.encode())
         return np.array([token.id for token in self.backend.model.tokenize(piece)], np.uint32)
 
@@ -186,7 +186,7 @@ def cuts_at(text: str, at: int) -> bool:
     """Whether GPT-2's pattern finds the same pieces in text[:at] and text[at:] as in the whole text.
 
     This is true before a single space between two printable ASCII characters: no piece extends from the left into that
-    space, and only pieces of white space look further ahead.
+    space, and only pieces of whitespace look further ahead.
     """
     return text[at] == " " and "!" <= text[at - 1 : at] <= "~" and "!" <= text[at + 1 : at + 2] <= "~"
 

@@ -11,7 +11,7 @@ CURVE = ("step", "loss", "learning_rate", "grad_norm", "mean_token_accuracy")
 
 
 def curve_text(history: list[dict[str, float]]) -> str:
-    """The points of the trainer's log that have a loss, as CSV with six significant digits."""
+    """The entries in the trainer's log that have a loss, as CSV with six significant digits."""
     lines = [",".join(f"{entry[name]:.6g}" for name in CURVE) for entry in history if "loss" in entry]
     return "\n".join([",".join(CURVE), *lines]) + "\n"
 

@@ -56,7 +56,7 @@ def pick_columns(row: Row, required: dict[str, str], optional: dict[str, str]) -
     """The row's values as strings, keyed by the template's names, or a BadRow with the reason.
 
     `required` and `optional` map the template's names to the file's columns. Optional values may be missing or null,
-    and are then empty strings. Required values must contain more than white space.
+    and are then empty strings. Required values must contain more than whitespace.
     """
     picked: dict[str, str] = {}
     for name, column in {**required, **optional}.items():
@@ -139,7 +139,7 @@ def _json(path: Path, name: str) -> Iterator[Row | BadRow]:
 
 
 def _skip(text: str, position: int) -> int:
-    """The first position at or after `position` that is not JSON white space."""
+    """The first position at or after `position` that is not JSON whitespace."""
     while position < len(text) and text[position] in " \t\r\n":
         position += 1
     return position

@@ -32,7 +32,7 @@ class Sample(NamedTuple):
 
 
 class Template(Protocol):
-    """The interface of all templates. Their field `columns` maps the template's names to the columns of the file."""
+    """The interface of all templates. Their `columns` field maps the template's names to the columns of the file."""
 
     REQUIRED: ClassVar[tuple[str, ...]]
     OPTIONAL: ClassVar[tuple[str, ...]]

@@ -10,7 +10,7 @@ PADDING_TOKEN = "<|pad|>"
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """Load the tokenizer in a folder without network access. Only the fetch stage may allow remote code.
+    """Load the tokenizer from a folder, without network access. Only the fetch stage may allow remote code.
 
     Raises DataError if transformers cannot read the tokenizer, or if it has no end token.
     """
