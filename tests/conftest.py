@@ -75,6 +75,18 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
+def small_repository(folder):
+    """A repository with links to the code, the root recipe, and a folder `rows` of 40 training rows."""
+    folder.mkdir()
+    for name in ("recipe", "demo", "requirements"):
+        (folder / name).symlink_to(ROOT / name)
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, folder / name)
+    write_jsonl(folder / "rows" / "train.jsonl", toy_rows(40))
+    write_jsonl(folder / "rows" / "validation.jsonl", [alpaca(f"Tell {n}.", "x y") for n in range(3)])
+    return folder
+
+
 def toy_rows(count):
     """Rows of different lengths whose answer is in the prompt."""
     return [alpaca(f"Say number {n} and nothing else.", f"{n} " * (1 + n % 17), "x " * (n % 5)) for n in range(count)]

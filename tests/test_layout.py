@@ -10,7 +10,7 @@ import sys
 import textwrap
 
 import pytest
-from conftest import RECIPE, ROOT, alpaca, edit, toy_rows, write_jsonl
+from conftest import RECIPE, ROOT, edit, small_repository
 from ruamel.yaml import YAML
 from runs import ENVIRONMENT, run, stages_run
 
@@ -119,14 +119,7 @@ runpy.run_path(program, run_name="__main__")
 @pytest.fixture(scope="module")
 def loaded(tiny_base, tmp_path_factory):
     """{stage: files of the package that its process loaded}, with each stage run as DVC runs it, on a few rows."""
-    repository = tmp_path_factory.mktemp("layout") / "repository"
-    repository.mkdir()
-    for name in ("recipe", "demo", "requirements"):
-        (repository / name).symlink_to(ROOT / name)
-    for name in ("dvc.yaml", "params.yaml"):
-        shutil.copy(ROOT / name, repository / name)
-    write_jsonl(repository / "rows" / "train.jsonl", toy_rows(40))
-    write_jsonl(repository / "rows" / "validation.jsonl", [alpaca(f"Tell {n}.", "x y") for n in range(3)])
+    repository = small_repository(tmp_path_factory.mktemp("layout") / "repository")
     subprocess.run(
         [*RECIPE, "new", "quick", "--data", "rows", "--model", tiny_base], cwd=repository, check=True, env=ENVIRONMENT
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT, alpaca, edit, toy_rows, write_jsonl
+from conftest import ROOT, edit, small_repository
 from ruamel.yaml import YAML
 
 from recipe.cli.commands import main
@@ -37,14 +37,7 @@ def invoke(command: str):
 @pytest.fixture(scope="module")
 def complete(tiny_base, tmp_path_factory):
     """A repository whose recipe `quick` has run completely, on a few rows."""
-    repository = tmp_path_factory.mktemp("states") / "repository"
-    repository.mkdir()
-    for name in ("recipe", "demo", "requirements"):
-        (repository / name).symlink_to(ROOT / name)
-    for name in ("dvc.yaml", "params.yaml"):
-        shutil.copy(ROOT / name, repository / name)
-    write_jsonl(repository / "rows" / "train.jsonl", toy_rows(40))
-    write_jsonl(repository / "rows" / "validation.jsonl", [alpaca(f"Tell {n}.", "x y") for n in range(3)])
+    repository = small_repository(tmp_path_factory.mktemp("states") / "repository")
     before = dict(os.environ)  # the stages set variables in this process
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(repository)

@@ -16,20 +16,17 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar
+from typing import BinaryIO, Literal
 
 from recipe.core.errors import DataError
 from recipe.core.format import first_line, format_bytes
 from recipe.core.io import CHUNK_BYTES, file_lock, sha256_file
 from recipe.fetch import xet
+from recipe.fetch.retries import with_retries
 
 RepoType = Literal["model", "dataset"]
-Result = TypeVar("Result")
 
 TIMEOUT = 10.0  # seconds allowed to connect, and between two chunks of a response
-TRIES = 4
-LONGEST_WAIT = 20.0  # seconds between two tries, even if the Hub asks for more: users should not wait in silence
-TEMPORARY = {408, 429, 500, 502, 503, 504}  # HTTP status codes of errors that may not recur at the next try
 
 
 @dataclass(frozen=True)
@@ -235,36 +232,3 @@ def _receive_by_http(transfer: Transfer, url: str, target: BinaryIO) -> None:
             target.seek(target.truncate(0))
             transfer.received(-start)
         _write(transfer, response.iter_bytes(CHUNK_BYTES), target)
-
-
-def with_retries(
-    call: Callable[[], Result], progress: Callable[[], int] = lambda: 0, stop: threading.Event | None = None
-) -> Result:
-    """The result of `call`, retried after temporary errors. A try that makes progress resets the count of tries.
-
-    Once `stop` is set, even during the wait between two tries, errors are raised instead of retried.
-    """
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
-
-    tries, before, stopped = 0, progress(), stop or threading.Event()
-    while True:
-        try:
-            return call()
-        except (HfHubHTTPError, httpx2.TransportError, OSError) as error:
-            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-            if status is not None and status not in TEMPORARY:
-                raise
-            if isinstance(error, OSError) and not isinstance(error, HfHubHTTPError | ConnectionError):
-                raise
-            tries = 0 if progress() > before else tries + 1
-            before = progress()
-            if tries >= TRIES or stopped.wait(_seconds_to_wait(error, tries)):
-                raise
-
-
-def _seconds_to_wait(error: Exception, tries: int) -> float:
-    """Seconds until the next try: Retry-After if the Hub sent it, else 1, 2, then 4; at most LONGEST_WAIT."""
-    response = getattr(error, "response", None)
-    retry_after = response.headers.get("Retry-After", "") if response is not None else ""
-    return min(float(retry_after) if retry_after.isdigit() else 2.0 ** max(tries - 1, 0), LONGEST_WAIT)

@@ -30,9 +30,9 @@ from recipe.fetch.download import (
     format_bytes,
     is_complete,
     partial_size,
-    with_retries,
 )
 from recipe.fetch.hub_errors import explained
+from recipe.fetch.retries import with_retries
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 STREAMS = 4  # files downloaded at once
