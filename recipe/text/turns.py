@@ -1,6 +1,7 @@
 """A turn: a prompt, which the model reads, and a completion, which the model is trained to produce."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -14,3 +15,11 @@ class Turn:
     prompt: str
     completion: str
     end: str | None = None
+
+
+class Sample(NamedTuple):
+    """A row as the data analysis uses it: its question, its answer, and its form (such as `with input`)."""
+
+    question: str
+    answer: str
+    form: str

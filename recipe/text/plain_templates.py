@@ -1,0 +1,89 @@
+"""Templates whose prompts do not depend on the tokenizer: Alpaca's, and plain text."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from recipe.core.errors import DataError
+from recipe.text.alpaca import ALPACA_WITHOUT_INPUT, alpaca_prompt, alpaca_turns
+from recipe.text.readers import BadRow, Row, pick_columns
+from recipe.text.turns import Sample, Turn
+
+
+@dataclass(frozen=True)
+class Alpaca:
+    """Stanford Alpaca's columns (instruction, input, output), formatted with Alpaca's two prompts."""
+
+    columns: dict[str, str]
+    REQUIRED: ClassVar[tuple[str, ...]] = ("instruction", "output")
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("input",)
+    USES_CHAT_TEMPLATE: ClassVar[bool] = False
+    EXAMPLE: ClassVar[dict[str, str]] = {"instruction": "What is the sum of the numbers?", "input": "12 + 30"}
+    CHARS_AROUND: ClassVar[int] = len(ALPACA_WITHOUT_INPUT)
+
+    def turns(self, row: Row) -> list[Turn] | BadRow:
+        """A single turn."""
+        picked = pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
+        return picked if isinstance(picked, BadRow) else alpaca_turns(picked)
+
+    def prompt(self, row: dict[str, Any]) -> str:
+        """Alpaca's prompt, which depends on whether the row has an input."""
+        require(row, "instruction")
+        return alpaca_prompt(row)
+
+    def sample(self, values: dict[str, Any]) -> Sample:
+        """The question is the instruction followed by the input."""
+        return alpaca_sample(self.columns, values)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A single column of text. The loss covers the whole text."""
+
+    columns: dict[str, str]
+    REQUIRED: ClassVar[tuple[str, ...]] = ("text",)
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()
+    USES_CHAT_TEMPLATE: ClassVar[bool] = False
+    EXAMPLE: ClassVar[dict[str, str]] = {"text": "Once upon a time"}
+    CHARS_AROUND: ClassVar[int] = 0
+
+    def turns(self, row: Row) -> list[Turn] | BadRow:
+        """A single turn with an empty prompt."""
+        picked = pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
+        return picked if isinstance(picked, BadRow) else [Turn("", picked["text"])]
+
+    def prompt(self, row: dict[str, Any]) -> str:
+        """The text, which the model continues."""
+        return require(row, "text")
+
+    def sample(self, values: dict[str, Any]) -> Sample:
+        """The answer is the text, and the question is empty."""
+        return Sample("", values[self.columns["text"]], "text")
+
+
+def pick(
+    row: Row, columns: dict[str, str], required: tuple[str, ...], optional: tuple[str, ...]
+) -> dict[str, str] | BadRow:
+    """The values that a template needs from a row, keyed by the template's names, or a BadRow with the reason."""
+    required_columns = {name: columns[name] for name in required}
+    return pick_columns(row, required_columns, {name: columns[name] for name in optional if name in columns})
+
+
+def bad_row(row: Row, reason: str) -> BadRow:
+    """Return the BadRow for a row that was read but can't be used."""
+    return BadRow(row.file, row.place, reason, json.dumps(row.values, default=str))
+
+
+def require(row: dict[str, Any], name: str) -> str:
+    """Return the text of an input row's key. Raises DataError if it is missing or empty."""
+    if not row.get(name):
+        raise DataError(f"the input row needs a non-empty {name}; the row's keys are {', '.join(row) or 'missing'}.")
+    return str(row[name])
+
+
+def alpaca_sample(columns: dict[str, str], values: dict[str, Any]) -> Sample:
+    """Return the Sample of a row with Alpaca's columns."""
+    extra = values.get(columns["input"]) if "input" in columns else None
+    instruction = values[columns["instruction"]]
+    question = f"{instruction}\n{extra}" if extra else instruction
+    return Sample(question, values[columns["output"]], "with input" if extra else "without input")
