@@ -165,7 +165,7 @@ def test_invalid_messages_are_rejected_with_the_reason(value, reason):
 
 def test_sharegpt_names_are_read_and_a_final_question_is_dropped():
     messages = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]
-    assert read_chat(messages) == read("a", "b")
+    assert read_chat(messages).messages == read("a", "b").messages and len(read_chat(messages).left_out) == 1
 
 
 def test_alpaca_columns_become_a_chat():

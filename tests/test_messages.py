@@ -7,12 +7,13 @@ import pytest
 from conftest import ROOT, no_progress, paths_in
 from test_chats import tokenizer  # noqa: F401 - a fixture
 
+from recipe.cli.detect import detect
 from recipe.core.errors import DataError
 from recipe.prepare.stage import prepare
 from recipe.prepare.tokenize import tokenize
 from recipe.text.chat_templates import ChatTemplate
-from recipe.text.messages import Chat, read_chat
-from recipe.text.readers import Row
+from recipe.text.messages import read_chat
+from recipe.text.readers import BadRow, Row
 from recipe.text.templates import make_template
 
 # ChatML with tools, shaped like Hermes' and Qwen's templates.
@@ -75,7 +76,7 @@ def test_tool_calls_are_trained_as_the_template_writes_them(tokenizer, messages,
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("chatml", "the template does not write the tool weather"),
+        (WITH_TOOLS.replace("{% if tools %}", "{% if false %}"), "the template does not write the tool weather"),
         (
             WITH_TOOLS.replace("{% for call in m.tool_calls or [] %}", "{% for call in [] %}"),
             "drops 'weather', a part",
@@ -134,17 +135,19 @@ def test_rows_with_tools_are_prepared(tokenizer, raw, sequence_params, tmp_path)
     assert row["completion"] == "Yes." and "<call>" in row["prompt"]
 
 
-def test_the_rows_in_the_documentation_are_read():
+def test_the_rows_in_the_documentation_are_detected_and_read(tokenizer):  # noqa: F811
     text = (ROOT / "docs" / "data.md").read_text()
-    blocks = "".join(re.findall(r"```json\n(.*?)```", text, flags=re.DOTALL))
-    decoder, rows = json.JSONDecoder(), []
-    while blocks.strip():
-        row, end = decoder.raw_decode(blocks.lstrip())
-        blocks = blocks.lstrip()[end:]
-        rows.append(row)
-    assert len(rows) >= 3
-    for row in rows:
-        chat = read_chat(
-            row.get("messages", row.get("conversations")), system=row.get("system"), tools=row.get("tools")
-        )
-        assert isinstance(chat, Chat), chat
+    blocks = re.findall(r"```jsonl\n(.*?)```", text, flags=re.DOTALL)
+    templates = []
+    for block in blocks:
+        rows = [json.loads(line) for line in block.splitlines()]
+        assert len(rows) == 3
+        detected = detect(rows)
+        assert not detected.unused
+        template = make_template(detected.template, detected.columns, ChatTemplate(tokenizer, "chatml"))
+        for row in rows:
+            assert not isinstance(template.turns(Row(row, "f", "line 1")), BadRow)
+        templates.append(detected.template)
+    assert templates == [
+        "alpaca", "alpaca_chat", "prompt_completion", "prompt_completion_chat", "chat", "chat", "chat",
+    ]  # fmt: skip

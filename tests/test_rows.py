@@ -110,6 +110,62 @@ def test_an_unreadable_file_is_rejected_with_the_place_of_the_error(tmp_path, na
     assert part in str(raised.value) and name in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "part"),
+    [
+        ("r.json", '{"version": 1, "data": [{"a": 1}, {"a": 2}]}', "an object whose 'data' is a list of 2 objects"),
+        ("r.json", '{\n "rows": [\n  {"a": 1}\n ]\n}', "an object whose 'rows' is a list of 1 objects"),
+        ("r.jsonl", '{"data": [{"a": 1}]}', "an object whose 'data' is a list of 1 objects"),
+        ("r.json", '{"a": ["x", "y"], "b": ["1", "2"]}', "an object with a list of values for each column"),
+        ("r.json", '{"a": {"0": "x"}, "b": {"0": "y"}}', "an object with a list of values for each column"),
+        ("r.jsonl", '[{"a": 1},\n{"a": 2}]\n', "a JSON list"),
+        ("r.jsonl", '[\n{"a": 1}\n]\n', "a JSON list"),
+        ("r.jsonl", '{\n "a": 1\n}\n', "JSON objects that span several lines"),
+        ("r.json", '{\n "a": 1\n}\n{\n "a": 1\n}\n', "JSON objects that span several lines"),
+        ("r.csv", "a;b\n1;2\n", "separated by ';'"),
+        ("r.csv", "a\tb\n1\t2\n", r"separated by '\t'"),
+        ("r.csv", "a|b\n1|2\n", "separated by '|'"),
+        ("r.csv", "a,b\n1,2\n".encode("utf-16"), "UTF-16"),
+        ("r.csv", "a,b\n1,2\n".encode("utf-16-le"), "UTF-16"),
+        ("r.json", '[{"a": 1}]'.encode("utf-16-be"), "UTF-16"),
+        ("r.jsonl", '{"a": 1}'.encode("utf-32"), "UTF-32"),
+        ("r.jsonl", b"\x1f\x8b\x08\x00abc", "gzip"),
+        ("r.csv", b"PK\x03\x04abc", "ZIP archive or an Excel file"),
+        ("r.json", b"PAR1abc", "Parquet"),
+        ("r.csv", b"PAR1abc", "Parquet"),
+        ("r.jsonl", "<!DOCTYPE html>\n<html>", "a web page"),
+        ("r.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS pointer"),
+        ("r.parquet", '{"a": 1}', "not Parquet"),
+        ("r.json", "a,b\n1,2\n", "expected a list of objects"),
+    ],
+)
+def test_a_file_of_another_shape_is_described_in_one_line(tmp_path, name, data, part):
+    with pytest.raises(DataError) as raised:
+        read(tmp_path, name, data)
+    assert part in str(raised.value) and name in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "Hi"}], "tools": [{"name": "f"}]},
+        {"conversations": [{"from": "human", "value": "Hi"}]},
+        {"instruction": "a", "output": "b", "history": [["a", "b"]]},
+        {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Hi"}]},
+    ],
+)
+def test_a_file_with_a_single_row_is_not_taken_for_another_shape(tmp_path, row):
+    for name in ("r.json", "r.jsonl"):
+        assert [r.values for r in read(tmp_path, name, json.dumps(row))] == [row]
+
+
+def test_trailing_empty_columns_of_a_csv_are_left_out(tmp_path):
+    for header in ("a,b,,", "a,b"):
+        rows_read = read(tmp_path, "r.csv", f"{header}\n1,2,,\n3,4,,\n5,6,,x\n")
+        assert [row.values for row in rows_read[:2]] == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+        assert rows_read[2].reason == "value 4 ('x') is in a column without a name"
+
+
 def test_an_invalid_line_is_a_bad_row_and_the_other_lines_are_read(tmp_path):
     first, invalid, number, last = read(tmp_path, "r.jsonl", '{"a": "x"}\n{"a": \n3\n{"a": "y"}\n')
     assert (first.values, last.values) == ({"a": "x"}, {"a": "y"})
@@ -130,6 +186,9 @@ REQUIRED, OPTIONAL = {"instruction": "q", "output": "a"}, {"input": "ctx"}
         ({"q": "x", "a": " \n"}, "'a' is empty"),
         ({"q": "x", "a": "y", "ctx": True}, "'ctx' is a boolean, not a string"),
         ({"q": "x\udc80", "a": "y"}, "'q' is not UTF-8"),
+        ({"q": "x", "a": float("nan")}, "'a' is NaN (a missing value), not a string"),
+        ({"q": "x", "a": "nan"}, "'a' is the text 'nan', which stands for a missing value"),
+        ({"q": "x", "a": "y", "ctx": 3.0}, "'ctx' is a number, not a string"),
     ],
 )
 def test_a_row_that_the_template_cannot_use_is_rejected_with_the_reason(values, reason):
@@ -150,8 +209,9 @@ def test_bytes_that_are_not_utf8_make_a_bad_row_with_its_line(tmp_path, name):
     bad.content.encode()
 
 
-def test_optional_columns_may_be_missing_or_null():
-    for values in ({"q": "x", "a": "y"}, {"q": "x", "a": "y", "ctx": None}):
+def test_optional_columns_may_be_missing_null_nan_or_blank():
+    for missing in ({}, {"ctx": None}, {"ctx": ""}, {"ctx": " \n\t"}, {"ctx": float("nan")}, {"ctx": "nan"}):
+        values = {"q": "x", "a": "y", **missing}
         picked = pick_columns(Row(values, "f", "line 1"), REQUIRED, OPTIONAL)
         assert picked == {"instruction": "x", "output": "y", "input": ""}
 

@@ -90,9 +90,17 @@ def data_parts(summary: dict[str, Any], first: list[dict[str, Any]], num_rows: i
     return [
         Part("Files", table(["file", "split", "bytes"], files)),
         Part("Columns", table(["column", "types (rows)", "empty", "missing"], columns)),
+        *unused_parts(summary["unused"]),
         Part("First rows", table(list(summary["columns"]), rows)),
         Part("Three rows in full", preformatted("\n".join(format_row(row) for row in first[:3]))),
     ]
+
+
+def unused_parts(unused: dict[str, dict[str, Any]]) -> list[Part]:
+    """What the rows contain and the template does not use; no part if it uses everything."""
+    rows = [[name, entry["rows"], entry["example"]] for name, entry in unused.items()]
+    text = "To use a column, name it in sequence.columns; to leave it out without this report, map it to null there."
+    return [Part("Not used", table(["name", "rows", "example"], rows), text)] if rows else []
 
 
 def length_parts(summary: dict[str, Any], pictures: Mapping[str, str]) -> list[Part]:

@@ -147,11 +147,17 @@ def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str
         "vocabulary": vocabulary_usage,
         "branches": dict(scan.branches.most_common()),
         "scripts": dict(scan.scripts.most_common()),
+        "unused": {name: masked(entry) for name, entry in read_json(prepared / "unused.json").items()},
         "categories": dict(sorted(categories.items())),
         "prepared": {"rows": meta["rows"], "tokens": meta["tokens"], "sequences": meta["sequences"]},
     }
     write_report(paths.analysis, params, summary, scan, example, chars, tokens)
     return summary
+
+
+def masked(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of unused.json whose example contains no personal data."""
+    return {**entry, "example": mask_personal_data(entry["example"])}
 
 
 def write_report(

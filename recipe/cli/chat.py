@@ -31,7 +31,7 @@ def open_chat(folder: Path, paths: Paths, *, with_adapter: bool) -> Callable[[st
 
     def reply(line: str) -> str:
         instruction, _, input_text = (part.strip() for part in line.partition(" | "))
-        row = {"instruction": instruction, "input": input_text, "text": line}
+        row = {"instruction": instruction, "input": input_text, "text": line, "prompt": line}
         return answer_rows(model, tokenizer, meta, [row], MAX_NEW_TOKENS)[0].strip()
 
     return reply

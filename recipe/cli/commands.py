@@ -124,6 +124,8 @@ def pin(update: bool) -> None:
 def new(name: str, data: str | None, model: str | None) -> None:
     """Create the recipe folder presets/NAME from the current recipe.
 
+    Looks at the rows of --data, and sets the template and the columns that fit them.
+
     \b
         recipe new my-recipe --data rows.jsonl
         cd presets/my-recipe && dvc repro
@@ -136,8 +138,11 @@ def new(name: str, data: str | None, model: str | None) -> None:
     from recipe.core.hub_cache import HUB
 
     from_hub = HUB in (data and source_of(data), model and source_of(model))
-    folder = os.path.relpath(new_recipe(HERE, name, data, model))
+    path, notes = new_recipe(HERE, name, data, model)
+    folder = os.path.relpath(path)
     next_commands = "recipe pin && dvc repro" if from_hub else "dvc repro"
+    for note in notes:
+        click.echo(note)
     if model:
         params = context.params()
         click.echo(

@@ -1,15 +1,22 @@
-"""Create a recipe folder: its params.yaml, and a copy of the root's dvc.yaml whose `root` points to the code."""
+"""Create a recipe folder: its params.yaml, and a copy of the root's dvc.yaml whose `root` points to the code.
 
+With --data, the template and the columns are those that fit the first rows (see detect.py).
+"""
+
+import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+from recipe.cli.detect import Detected, detect, first_rows
 from recipe.core.config import dump_yaml, load_yaml
 from recipe.core.errors import DataError, ParamsError
 from recipe.core.hub_cache import HUB
 from recipe.core.io import new_folder, write_text
 from recipe.core.paths import repository
+from recipe.fetch.splits import local_split_files
+from recipe.text.templates import TEMPLATES
 
 HUB_FILE = (
     "`source: hub` in params.yaml: DVC wants a file behind every dependency, and finds this one. It never changes; "
@@ -26,11 +33,12 @@ def source_of(source: str) -> str:
     raise ParamsError(f"{source} does not exist and is not a Hub name (owner/name).")
 
 
-def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> Path:
+def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> tuple[Path, list[str]]:
     """Create presets/NAME in the repository from the recipe in `folder`; relative paths still point to the same files.
 
-    `data` and `model` replace the sources; each is a path or a Hub name. Raises ParamsError if the name is taken or
-    invalid, if a source is neither a path nor a Hub name, or if the model's path is not a folder with config.json.
+    Returns the new folder, and lines that say which template was chosen for the rows. `data` and `model` replace the
+    sources; each is a path or a Hub name. Raises ParamsError if the name is taken or invalid, if a source is neither a
+    path nor a Hub name, or if the model's path is not a folder with config.json.
     """
     root = repository(folder)
     new = root / "presets" / name
@@ -58,9 +66,14 @@ def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> 
         )
     elif data is not None:
         _describe(params, Path(data))
+    notes = []
     if model is not None:
         on_hub = source_of(model) == HUB
         params["model"].update(id=model if on_hub else Path(model).resolve().name, revision=None)
+    if data is not None and source_of(data) != HUB:
+        notes = _set_template(params["sequence"], data, params["data"], _base_folder(params, new))
+    elif data is not None:
+        notes = [f"{data} has not been looked at: check sequence.template and sequence.columns in params.yaml."]
     params["registry"].update(name=name, experiment=name)
     params.yaml_set_start_comment(
         f"Recipe {name}. Run it with `dvc repro` in this folder; check this file with `recipe params`."
@@ -69,7 +82,7 @@ def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> 
         write_text(target / "params.yaml", dump_yaml(params))
         write_text(target / "dvc.yaml", pipeline_of(root))
         write_hub_file(target, params)
-    return new
+    return new, notes
 
 
 def pipeline_of(root: Path) -> str:
@@ -99,3 +112,55 @@ def _describe(params: Any, data: Path) -> None:
         )
     validation = next((name for name in ("validation", "valid", "dev", "test") if name in splits), None)
     params["data"].update(train_split="train", validation_split=validation)
+
+
+def _base_folder(params: Any, new: Path) -> Path | None:
+    """The folder of a local base model; None if the model is on the Hub."""
+    return None if params["model"]["source"] == HUB else new / params["model"]["source"]
+
+
+def _set_template(sequence: Any, data: str, splits: Any, base: Path | None) -> list[str]:
+    """Set the template and the columns that fit the rows; returns lines about what was found.
+
+    Raises DataError if a file can't be read.
+    """
+    files = local_split_files(Path.cwd(), data, {"train": splits["train_split"]})["train"]
+    rows, malformed = first_rows(files)
+    notes = [f"{malformed} of the first {len(rows) + malformed:,} rows of {data} are malformed."] if malformed else []
+    detected = detect(rows)
+    if detected is None:
+        columns = ", ".join(dict.fromkeys(name for row in rows for name in row)) or "none"
+        return [
+            *notes,
+            f"no template fits the columns of {data}: {columns}. Set sequence.template and sequence.columns in "
+            "params.yaml; docs/data.md shows the formats.",
+        ]
+    # Keep the current template if it reads the same columns: alpaca_chat instead of alpaca, for example.
+    current = TEMPLATES[sequence["template"]]
+    if current.REQUIRED == TEMPLATES[detected.template].REQUIRED and set(detected.columns) <= {
+        *current.REQUIRED, *current.OPTIONAL, "category",
+    }:  # fmt: skip
+        detected.template = sequence["template"]
+    sequence["template"] = detected.template
+    sequence["columns"].clear()
+    sequence["columns"].update(detected.columns)
+    notes.append(_describe_choice(data, len(rows), detected))
+    if not TEMPLATES[detected.template].USES_CHAT_TEMPLATE:
+        sequence["chat_template"] = None
+    elif sequence["chat_template"] is None and base is not None and not _has_chat_template(base):
+        sequence["chat_template"] = "plain"
+        notes.append("the base model's tokenizer has no chat template: sequence.chat_template is set to plain.")
+    return notes
+
+
+def _describe_choice(data: str, num_rows: int, detected: Detected) -> str:
+    columns = ", ".join(name if name == column else f"{name}: {column}" for name, column in detected.columns.items())
+    unused = f"; not used: {', '.join(detected.unused)}" if detected.unused else ""
+    return f"{num_rows:,} rows of {data} were read: they fit the template {detected.template} ({columns}){unused}."
+
+
+def _has_chat_template(base: Path) -> bool:
+    """Whether the tokenizer in a model's folder has a chat template, in one of the files that transformers reads."""
+    config = base / "tokenizer_config.json"
+    in_config = config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+    return in_config or any(base.glob("chat_template.*")) or (base / "additional_chat_templates").is_dir()

@@ -135,7 +135,7 @@ def _plan_memory_and_time(plan: Plan, params: dict[str, Any], config: Any, fract
 def _plan_data(plan: Plan, params: dict[str, Any], folder: Path) -> tuple[int, int, int]:
     """Add the line about the data; returns the number of rows (0 if unknown) and tokens, and the bytes to download."""
     data, sequence = params["data"], params["sequence"]
-    columns = set(sequence.columns.values())
+    columns = {column for column in sequence.columns.values() if column is not None}
     if data.source != HUB:
         files = local_split_files(folder, data.source, data.splits)
         size = sum(file.stat().st_size for paths in files.values() for file in paths)

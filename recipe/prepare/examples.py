@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipe.core.errors import DataError
+from recipe.prepare.unused import Unused
 from recipe.text.readers import BadRow, read_rows, safe
 from recipe.text.templates import Template
 from recipe.text.turns import Turn
@@ -44,10 +45,13 @@ def in_validation(prompt_key: bytes, fraction: float) -> bool:
     return int.from_bytes(prompt_key[:8], "big") < fraction * 2**64
 
 
-def read_examples(files: dict[str, Path], template: Template, columns: dict[str, str]) -> Iterator[Example | BadRow]:
+def read_examples(
+    files: dict[str, Path], template: Template, columns: dict[str, str | None], unused: Unused
+) -> Iterator[Example | BadRow]:
     """Yield each row of the files ({name: path}) as an Example, or as a BadRow if it is malformed.
 
-    Raises DataError at the end if a column is missing from all rows (see check_columns).
+    What the rows contain and `template` does not use is added to `unused`. Raises DataError at the end if a column is
+    missing from all rows (see check_columns).
     """
     seen: dict[str, None] = {}
     for name, path in files.items():
@@ -57,21 +61,23 @@ def read_examples(files: dict[str, Path], template: Template, columns: dict[str,
                 continue
             seen.update(dict.fromkeys(row.values))
             turns = template.turns(row)
+            if not isinstance(turns, BadRow):
+                turns = unused.add(row, template.unused_keys(row)) or turns
             if isinstance(turns, BadRow):
                 yield turns
                 continue
-            category = row.values.get(columns.get("category", ""))
+            category = row.values.get(columns.get("category") or "")
             yield Example(turns, "" if category is None else safe(str(category)), row.file, row.place)
     check_columns(template.REQUIRED, columns, set(seen), list(files))
 
 
-def check_columns(required: tuple[str, ...], columns: dict[str, str], seen: set[str], files: list[str]) -> None:
+def check_columns(required: tuple[str, ...], columns: dict[str, str | None], seen: set[str], files: list[str]) -> None:
     """Raise DataError if a column is missing from all rows, but required or renamed in params.yaml (probably a typo).
 
     An optional column with its default name, such as Alpaca's `input`, may be missing.
     """
     for name, column in columns.items():
-        if column not in seen and (name != column or name in required) and seen:
+        if column is not None and column not in seen and (name != column or name in required) and seen:
             raise DataError(
                 f"sequence.columns.{name} is {column!r}, but no row of {', '.join(files)} has that column; "
                 f"the rows have {', '.join(sorted(map(repr, seen)))}. Set it to the column that contains the {name}."
@@ -97,12 +103,16 @@ class Splitter:
     def __init__(self, fraction: float, *, validation_is_given: bool) -> None:
         self.fraction, self.given = fraction, validation_is_given
         self.count = {"train": 0, "validation": 0}
+        self._first_key: bytes | None = None  # the first prompt, to see whether all rows have the same one
+        self._same_prompt = True
         self._validation: dict[bytes, list[str]] = {}  # where each prompt occurs in the source's validation split
         self._leaks: dict[bytes, str] = {}  # where such a prompt also occurs in the training rows
 
     def assign(self, split: str, example: Example) -> str:
         """Assign an example from `split` in the source; returns `train` or `validation`."""
         key = example.prompt_key
+        self._first_key = self._first_key or key
+        self._same_prompt = self._same_prompt and key == self._first_key
         if self.given:
             place = f"{example.file}, {example.place}"
             if split == "validation":
@@ -131,8 +141,15 @@ class Splitter:
         for name, count in self.count.items():
             if not count and self.given:
                 raise DataError(f"the {name} split has no rows.")
+            num_rows = sum(self.count.values())
+            if not count and self._same_prompt and num_rows > 1:
+                raise DataError(
+                    f"all {num_rows:,} rows have the same prompt, and rows with equal prompts belong in one split. "
+                    "Add to each prompt what its answer depends on; or use the template text, which has no prompt; or "
+                    "provide validation rows with a different prompt (data.validation_split)."
+                )
             if not count:
                 raise DataError(
                     f"the {name} split is empty: sequence.validation_fraction is {self.fraction}, and there are "
-                    f"{sum(self.count.values())} rows. Change the fraction, or set data.validation_split."
+                    f"{num_rows} rows. Change the fraction, or set data.validation_split."
                 )

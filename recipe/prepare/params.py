@@ -14,7 +14,7 @@ class SequenceParams(Section):
     RENAMED: ClassVar = {"overlong": "on_overlong"}
     template: TemplateName
     chat_template: str | None = Field(description="a template name or Jinja text; null uses the tokenizer's template")
-    columns: dict[str, str]
+    columns: dict[str, str | None]
     max_length: int = Field(ge=8, description="tokens in a packed sequence")
     on_overlong: Literal["truncate", "drop", "error"]
     loss_on: Literal["completion", "all"]
@@ -29,8 +29,9 @@ class SequenceParams(Section):
             chats = " and ".join(name for name, other in TEMPLATES.items() if other.USES_CHAT_TEMPLATE)
             raise ValueError(f"chat_template applies only to the templates {chats}, not to {self.template}")
         required, optional = template.REQUIRED, template.OPTIONAL
-        missing = [name for name in required if name not in self.columns]
-        unknown = [name for name in self.columns if name not in (*required, *optional, "category")]
+        missing = [name for name in required if self.columns.get(name) is None]
+        known = (*required, *optional, "category")
+        unknown = [name for name, column in self.columns.items() if column is not None and name not in known]
         if missing:
             raise ValueError(f"columns: the template {self.template} needs {', '.join(missing)}")
         if unknown:

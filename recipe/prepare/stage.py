@@ -6,6 +6,7 @@ Reads data/raw/ and models/base/tokenizer/. Writes data/prepared/:
     validation.jsonl    the prompts, completions and categories of the validation examples
     rows.arrow          every valid row: split, file, place, category, num_chars, num_tokens, num_before
     quarantine.jsonl    the malformed rows, each with the reason why it was dropped (with on_bad_row: drop)
+    unused.json         what the rows contain and the template does not use: the number of rows, and an example
     meta.json           the settings and the counts
 
     recipe prepare
@@ -21,6 +22,7 @@ from recipe.core.services import Progress, Services
 from recipe.prepare.params import SequenceParams
 from recipe.prepare.token_store import SplitTokens, write_facts
 from recipe.prepare.tokenize import TokenizedRows, tokenize_rows
+from recipe.prepare.unused import describe
 from recipe.text.chat_templates import ChatTemplate
 from recipe.text.templates import TEMPLATES, make_template
 from recipe.tokens.packing import pack_best_fit, write_sequences
@@ -56,6 +58,7 @@ def prepare(params: SequenceParams, paths: Paths, progress: Progress) -> dict[st
         ]
         write_text(target / "quarantine.jsonl", _lines(quarantined))
         write_facts(target / "rows.arrow", [split.facts(name) for name, split in rows.splits.items()])
+        write_json(target / "unused.json", rows.unused)
         write_json(target / "meta.json", meta)
     return meta
 
@@ -113,15 +116,17 @@ def counts_meta(rows: TokenizedRows, num_sequences: int, max_length: int) -> dic
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
-    """Run `prepare`; returns a two-line summary of the counts."""
+    """Run `prepare`; returns a summary of the counts, and what the rows contain but is not used."""
     meta = prepare(params["sequence"], paths, services.progress)
     rows, tokens, sequences = meta["rows"], meta["tokens"], meta["sequences"]
     excluded = rows["quarantined"] + rows["dropped_overlong"] + rows["dropped_without_answer"]
-    return (
+    summary = (
         f"{rows['train']:,} training rows, {rows['validation']:,} validation rows; {excluded:,} excluded, "
         f"{rows['truncated']:,} truncated\n{tokens['train']:,} tokens ({tokens['train_loss_tokens']:,} in the loss) "
         f"in {sequences['train']:,} sequences, {sequences['filled']:.1%} full"
     )
+    unused = read_json(paths.prepared / "unused.json")
+    return f"{summary}\n{describe(unused)}" if unused else summary
 
 
 def _unpacked(rows: SplitTokens) -> list[list[int]]:

@@ -20,6 +20,7 @@ from recipe.prepare.examples import Example, Splitter, read_examples, report_bad
 from recipe.prepare.params import SequenceParams
 from recipe.prepare.tiktoken_encoder import Encode, rank_encoder
 from recipe.prepare.token_store import SplitTokens, check_overlong
+from recipe.prepare.unused import Unused
 from recipe.text.chat_templates import ChatTemplate
 from recipe.text.readers import BadRow
 from recipe.text.templates import Template
@@ -89,12 +90,15 @@ def infrequent_gc() -> Iterator[None]:
 
 @dataclass
 class TokenizedRows:
-    """The tokens of each split; the prompt, completion and category of each validation row; and the bad rows."""
+    """The tokens of each split, the prompt, completion and category of each validation row, the bad rows, and what the
+    rows contain but is not used (see unused.py).
+    """
 
     splits: dict[str, SplitTokens]
     answers: list[dict[str, str]] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     num_read: int = 0
+    unused: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, split: str, example: Example, ids: np.ndarray, completion_mask: np.ndarray) -> None:
         """Store an example's tokens unless it is too long; for a validation row, also store the prompt and answer."""
@@ -119,9 +123,10 @@ def tokenize_rows(
     bad: dict[str, list[BadRow]] = {"train": [], "validation": []}
     splitter = Splitter(params.validation_fraction, validation_is_given=bool(files["validation"]))
     plain, looked_for_ranks = None, False
+    unused = Unused(params.template, params.columns)
     with infrequent_gc():
         for split in ("validation", "train"):  # the splitter requires this order
-            source = read_examples(files[split], template, params.columns) if files[split] else iter(())
+            source = read_examples(files[split], template, params.columns, unused) if files[split] else iter(())
             for batch in batched(progress(source, f"tokenizing {split}"), BATCH_ROWS):
                 bad[split] += [row for row in batch if isinstance(row, BadRow)]
                 if params.on_bad_row == "error" and (bad["train"] or bad["validation"]):
@@ -133,6 +138,7 @@ def tokenize_rows(
                 tokenized = tokenize(turns, tokenizer, loss_on=params.loss_on, chat=chat is not None, plain=plain)
                 for example, tokens in zip(examples, tokenized, strict=True):
                     rows.add(splitter.assign(split, example), example, *tokens)
+    rows.unused = unused.summary()
     rows.bad = bad["train"] + bad["validation"]
     if rows.bad and params.on_bad_row == "error":
         raise DataError(report_bad_rows(rows.bad) + "\nFix them, or set sequence.on_bad_row to drop.")

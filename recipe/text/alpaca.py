@@ -20,7 +20,7 @@ ALPACA_WITHOUT_INPUT = (
 
 def alpaca_prompt(row: dict[str, Any]) -> str:
     """Alpaca's prompt for a row with `instruction` and optionally `input`."""
-    form = ALPACA_WITH_INPUT if row.get("input") else ALPACA_WITHOUT_INPUT
+    form = ALPACA_WITH_INPUT if (row.get("input") or "").strip() else ALPACA_WITHOUT_INPUT
     # Only the text after the instruction is searched for {input}, because the instruction may contain "{input}" too.
     instruction, rest = form.split("{instruction}")
     return instruction + row["instruction"] + rest.replace("{input}", row.get("input") or "", 1)

@@ -1,4 +1,7 @@
-"""Templates that pass a row's messages to a chat template: lists of messages, and Alpaca's columns as a chat."""
+"""Templates that pass a row's messages to a chat template: lists of messages, and columns that form a chat.
+
+Each class reads a row's columns as a Chat (`_read`); the functions at the end of this file do the rest.
+"""
 
 import json
 from dataclasses import dataclass
@@ -8,9 +11,9 @@ from recipe.core.errors import DataError
 from recipe.text.alpaca import alpaca_messages
 from recipe.text.chat_templates import ChatTemplate
 from recipe.text.messages import Chat as Messages
-from recipe.text.messages import Message, read_chat
+from recipe.text.messages import Message, parse_json, read_chat
 from recipe.text.plain_templates import Alpaca, alpaca_sample, bad_row, pick, require
-from recipe.text.readers import BadRow, Row
+from recipe.text.readers import BadRow, Row, is_missing
 from recipe.text.turns import Sample, Turn
 
 
@@ -30,15 +33,11 @@ class Chat:
 
     def turns(self, row: Row) -> list[Turn] | BadRow:
         """One turn per message of the assistant that is trained."""
-        column = self.columns["messages"]
-        if column not in row.values:
-            return bad_row(row, f"the column {column!r} is missing; the row has {', '.join(map(repr, row.values))}")
-        chat = self._read(row.values)
-        return bad_row(row, chat) if isinstance(chat, str) else _chat_turns(self.chat, row, chat)
+        return _chat_turns(self.chat, row, self._read(row.values))
 
-    def _read(self, values: dict[str, Any]) -> Messages | str:
-        optional = {name: values.get(self.columns[name]) for name in self.OPTIONAL if name in self.columns}
-        return read_chat(values[self.columns["messages"]], **optional)
+    def unused_keys(self, row: Row) -> dict[str, Any]:
+        """The keys of messages that the chat template does not write, and messages after the last trained answer."""
+        return _unused_keys(self.chat, self._read(row.values))
 
     def prompt(self, row: dict[str, Any]) -> str:
         """The prompt for the messages so far, or for an instruction as the only message."""
@@ -46,52 +45,164 @@ class Chat:
 
     def sample(self, values: dict[str, Any]) -> Sample:
         """The answer is the last message; the question is all messages before it."""
-        chat = self._read(values)
-        assert not isinstance(chat, str), chat
-        messages = chat.messages
-        answers = sum(message.role == "assistant" for message in messages)
-        form = f"{answers} answer{'s' if answers > 1 else ''}"
-        form += ", system message" if messages[0].role == "system" else ""
-        form += ", tools" if chat.tools or any(message.tool_calls for message in messages) else ""
-        question = "\n".join(message.content for message in messages[:-1])
-        return Sample(question, messages[-1].content or json.dumps(messages[-1].tool_calls, ensure_ascii=False), form)
+        return _chat_sample(self._read(values))
+
+    def _read(self, values: dict[str, Any]) -> Messages | str:
+        [messages], optional, missing = _values(self, values)
+        return missing or read_chat(messages, **optional)
+
+
+@dataclass(frozen=True)
+class PromptCompletionChat:
+    """TRL's columns prompt and completion, as lists of messages or as text, rendered by a chat template.
+
+    Only the assistant's messages in the completion are in the loss.
+    """
+
+    columns: dict[str, str]
+    chat: ChatTemplate | None = None  # may be None if only `sample` is called
+    REQUIRED: ClassVar[tuple[str, ...]] = ("prompt", "completion")
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("system", "tools")
+    USES_CHAT_TEMPLATE: ClassVar[bool] = True
+    EXAMPLE: ClassVar[dict[str, str]] = Chat.EXAMPLE
+    CHARS_AROUND: ClassVar[int] = 0
+
+    def turns(self, row: Row) -> list[Turn] | BadRow:
+        """One turn per message of the assistant in the completion."""
+        return _chat_turns(self.chat, row, self._read(row.values))
+
+    def unused_keys(self, row: Row) -> dict[str, Any]:
+        """The keys of messages that the chat template does not write, and messages after the last trained answer."""
+        return _unused_keys(self.chat, self._read(row.values))
+
+    def prompt(self, row: dict[str, Any]) -> str:
+        """The prompt for the messages so far, or for an instruction as the only message."""
+        return _chat_prompt(self.chat, row)
+
+    def sample(self, values: dict[str, Any]) -> Sample:
+        """The answer is the last message; the question is all messages before it."""
+        return _chat_sample(self._read(values))
+
+    def _read(self, values: dict[str, Any]) -> Messages | str:
+        (prompt, completion), optional, missing = _values(self, values)
+        messages = []
+        for name, role, part in (("prompt", "user", prompt), ("completion", "assistant", completion)):
+            parsed = parse_json(part) if isinstance(part, str) and part.lstrip().startswith("[") else part
+            if isinstance(part, str) and not _is_messages(parsed):
+                parsed = [{"role": role, "content": part}]
+            if missing is None and not _is_messages(parsed):
+                missing = f"{self.columns[name]!r} is neither text nor a list of messages with role and content"
+            if missing is None:
+                messages += [{**message, "train": False} if name == "prompt" else message for message in parsed]
+        return missing or read_chat(messages, **optional)
 
 
 @dataclass(frozen=True)
 class AlpacaChat:
-    """Alpaca's columns as a chat of two messages, rendered by a chat template."""
+    """Alpaca's columns as a chat, rendered by a chat template: instruction and input are the user's last message.
+
+    LLaMA-Factory's columns `system` and `history` (a list of [question, answer]) come before it. As in LLaMA-Factory,
+    the answers in the history are in the loss.
+    """
 
     columns: dict[str, str]
     chat: ChatTemplate | None = None  # may be None if only `sample` is called
     REQUIRED: ClassVar[tuple[str, ...]] = Alpaca.REQUIRED
-    OPTIONAL: ClassVar[tuple[str, ...]] = Alpaca.OPTIONAL
+    OPTIONAL: ClassVar[tuple[str, ...]] = (*Alpaca.OPTIONAL, "system", "history")
     USES_CHAT_TEMPLATE: ClassVar[bool] = True
     EXAMPLE: ClassVar[dict[str, str]] = Alpaca.EXAMPLE
     CHARS_AROUND: ClassVar[int] = Alpaca.CHARS_AROUND
 
     def turns(self, row: Row) -> list[Turn] | BadRow:
-        """A single turn."""
-        picked = pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
-        if isinstance(picked, BadRow):
-            return picked
-        messages = [Message(message) for message in alpaca_messages(picked)]
-        return _chat_turns(self.chat, row, Messages(messages))
+        """One turn for the row's answer and for each answer in its history."""
+        chat = self._read(row)
+        return chat if isinstance(chat, BadRow) else _chat_turns(self.chat, row, chat)
+
+    def unused_keys(self, row: Row) -> dict[str, Any]:
+        """Nothing: the messages consist of the row's columns."""
+        return {}
 
     def prompt(self, row: dict[str, Any]) -> str:
         """The prompt for an instruction and its input in a single message, or for the messages so far."""
         return _chat_prompt(self.chat, row)
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """The question is the instruction followed by the input."""
-        return alpaca_sample(self.columns, values)
+        """The question is the history, followed by the instruction and the input."""
+        question, answer, form = alpaca_sample(self.columns, values)
+        if not (history := self._history(values)):
+            return Sample(question, answer, form)
+        return Sample("\n".join([*(text for pair in history for text in pair), question]), answer, f"{form}, history")
+
+    def _read(self, row: Row) -> Messages | str | BadRow:
+        picked = pick(row, self.columns, self.REQUIRED, ("input", "system"))
+        if isinstance(picked, BadRow):
+            return picked
+        history = self._history(row.values)
+        if history is None:
+            return f"{self.columns['history']!r} is not a list of pairs of question and answer"
+        earlier = [
+            {"role": role, "content": text}
+            for pair in history
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+        return read_chat([*earlier, *alpaca_messages(picked)], system=picked.get("system"))
+
+    def _history(self, values: dict[str, Any]) -> list[list[str]] | None:
+        """The pairs of question and answer before the instruction; None if they are invalid."""
+        value = values.get(self.columns.get("history", ""))
+        if is_missing(value):
+            return []
+        pairs = parse_json(value) if isinstance(value, str) else value
+        if not isinstance(pairs, list):
+            return None
+        is_valid = all(
+            isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in pairs
+        )
+        return pairs if is_valid else None
 
 
-def _chat_turns(template: ChatTemplate | None, row: Row, chat: Messages) -> list[Turn] | BadRow:
+def _values(
+    template: Chat | PromptCompletionChat, values: dict[str, Any]
+) -> tuple[list[Any], dict[str, Any], str | None]:
+    """The values of a row's required columns and of the columns system and tools, and which column is missing."""
+    columns = template.columns
+    missing = next((columns[name] for name in template.REQUIRED if columns[name] not in values), None)
+    optional = {name: values.get(columns[name]) for name in template.OPTIONAL if name in columns}
+    return (
+        [values.get(columns[name]) for name in template.REQUIRED],
+        {name: None if is_missing(value) else value for name, value in optional.items()},
+        missing and f"the column {missing!r} is missing; the row has {', '.join(map(repr, values))}",
+    )
+
+
+def _is_messages(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(message, dict) for message in value)
+
+
+def _chat_turns(template: ChatTemplate | None, row: Row, chat: Messages | str) -> list[Turn] | BadRow:
     assert template is not None
+    if isinstance(chat, str):
+        return bad_row(row, chat)
     try:
         return template.turns(chat)
     except DataError as error:
         return bad_row(row, str(error))
+
+
+def _unused_keys(template: ChatTemplate | None, chat: Messages | str) -> dict[str, Any]:
+    assert template is not None and not isinstance(chat, str)
+    return template.unused_keys(chat)
+
+
+def _chat_sample(chat: Messages | str) -> Sample:
+    assert not isinstance(chat, str), chat
+    messages = chat.messages
+    answers = sum(message.role == "assistant" for message in messages)
+    form = f"{answers} answer{'s' if answers > 1 else ''}"
+    form += ", system message" if messages[0].role == "system" else ""
+    form += ", tools" if chat.tools or any(message.tool_calls for message in messages) else ""
+    question = "\n".join(message.content for message in messages[:-1])
+    return Sample(question, messages[-1].content or json.dumps(messages[-1].tool_calls, ensure_ascii=False), form)
 
 
 def _chat_prompt(template: ChatTemplate | None, row: dict[str, Any]) -> str:

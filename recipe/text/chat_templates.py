@@ -13,19 +13,31 @@ from recipe.core.errors import DataError, ParamsError
 from recipe.text.messages import Chat, Message
 from recipe.text.turns import Turn
 
+# How the templates below write the tools of a row, and the calls of a message.
+TOOL_LIST = "<tools>\n{% for tool in tools %}{{ tool['function'] | tojson }}\n{% endfor %}</tools>"
+TOOL_CALLS = (
+    "{% for call in message['tool_calls'] or [] %}{{ '\n' if message['content'] or not loop.first }}"
+    "<tool_call>{{ call['function'] | tojson }}</tool_call>{% endfor %}"
+)
 # For tokenizers that have no template, or to replace their template. `chatml` works only with tokenizers that have its
 # two special tokens, <|im_start|> and <|im_end|>.
 TEMPLATES = {
     "chatml": (
-        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+        "{% if tools %}<|im_start|>system\n{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}\n\n"
+        "{% endif %}" + TOOL_LIST + "<|im_end|>\n{% endif %}"
+        "{% for message in messages %}{% if not (tools and loop.first and message['role'] == 'system') %}"
+        "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}" + TOOL_CALLS + "<|im_end|>\n{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     ),
     "plain": (
+        "{% if tools %}### Tools:\n" + TOOL_LIST + "\n\n{% endif %}"
         "{% for message in messages %}### {{ message['role'] | capitalize }}:\n{{ message['content'] }}"
-        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}"
+        + TOOL_CALLS
+        + "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}"
         "{% endfor %}{% if add_generation_prompt %}### Assistant:\n{% endif %}"
     ),
 }
+LEFT_OUT = "messages after the last trained answer"
 PROBE = [("user", "Xq one"), ("assistant", "Xq two"), ("user", "Xq three"), ("assistant", "Xq four")]
 
 
@@ -108,6 +120,26 @@ class ChatTemplate:
                 raise DataError(f"the template drops message {number} ({message.role})")
             position += len(message.content.strip())
         return turns
+
+    def unused_keys(self, chat: Chat) -> dict[str, Any]:
+        """What a chat contains and the template does not write: keys of messages, and messages that are left out.
+
+        Returns {name: value}; the name of a key is `messages.` and the key, the value is that of the first message.
+        """
+        unused: dict[str, Any] = {}
+        if chat.left_out:
+            unused[LEFT_OUT] = chat.left_out[0].content
+        names = {name for message in chat.messages for name in message.values} - {"role", "content", "tool_calls"}
+        whole = self._render(chat.messages, chat.tools) if names else ""
+        for name in sorted(names):
+            rest = [Message({key: value for key, value in m.values.items() if key != name}) for m in chat.messages]
+            try:
+                is_used = self._render(rest, chat.tools) != whole
+            except DataError:  # the template needs the key
+                is_used = True
+            if not is_used:
+                unused[f"messages.{name}"] = next(m.values[name] for m in chat.messages if name in m.values)
+        return unused
 
     def _check_tools(self, prompt: str, tools: list[dict[str, Any]]) -> None:
         """Raise DataError if the template does not write the names of all tools and their parameters."""

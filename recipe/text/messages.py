@@ -56,6 +56,7 @@ class Chat:
 
     messages: list[Message]
     tools: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[Message] = field(default_factory=list)  # the messages after the last answer that is trained
 
 
 def read_chat(messages: object, *, system: object = None, tools: object = None) -> Chat | str:
@@ -65,7 +66,7 @@ def read_chat(messages: object, *, system: object = None, tools: object = None) 
     marks other than 0 and 1, and chats without an answer to train on are invalid.
     """
     if isinstance(messages, str):
-        messages = _parsed(messages)
+        messages = parse_json(messages)
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return "the messages are not a list of objects with role and content"
     try:
@@ -84,7 +85,8 @@ def read_chat(messages: object, *, system: object = None, tools: object = None) 
         return "the chat has no message from the assistant"
     if not trained:
         return "the chat has no message to train on: all messages of the assistant are marked as not trained"
-    return Chat(read[: trained[-1] + 1], schemas)
+    end = trained[-1] + 1
+    return Chat(read[:end], schemas, read[end:])
 
 
 def read_tools(value: object) -> list[dict[str, Any]]:
@@ -93,13 +95,13 @@ def read_tools(value: object) -> list[dict[str, Any]]:
     Raises Invalid.
     """
     if isinstance(value, str):
-        value = _parsed(value) if value.strip() else None
+        value = parse_json(value) if value.strip() else None
     if value is None:
         return []
     tools = value if isinstance(value, list) else [value]
     schemas = []
     for number, tool in enumerate(tools, 1):
-        tool = _parsed(tool) if isinstance(tool, str) else tool
+        tool = parse_json(tool) if isinstance(tool, str) else tool
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise Invalid(f"tool {number} is not a function with a name")
@@ -153,7 +155,7 @@ def _text(where: str, content: object, *, may_be_empty: bool = False) -> str:
 
 def _read_tool_calls(where: str, calls: object) -> list[dict[str, Any]]:
     """The calls as {type, id, function: {name, arguments}} with arguments as an object, as templates expect them."""
-    calls = _parsed(calls) if isinstance(calls, str) else calls
+    calls = parse_json(calls) if isinstance(calls, str) else calls
     read = []
     for call in calls if isinstance(calls, list) else [calls]:
         call = call if isinstance(call, dict) else {}
@@ -161,7 +163,7 @@ def _read_tool_calls(where: str, calls: object) -> list[dict[str, Any]]:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise Invalid(f"{where} has a tool call without the name of a function")
         arguments = function.get("arguments", {})
-        arguments = _parsed(arguments) if isinstance(arguments, str) and arguments.strip() else arguments or {}
+        arguments = parse_json(arguments) if isinstance(arguments, str) and arguments.strip() else arguments or {}
         if not isinstance(arguments, dict):
             raise Invalid(f"{where} calls {function['name']} with arguments that are not a JSON object")
         around = {name: value for name, value in call.items() if name not in ("function", "name", "arguments")}
@@ -178,8 +180,8 @@ def _is_trained(where: str, message: dict[str, Any]) -> bool:
     return all(map(bool, marks.values()))
 
 
-def _parsed(text: str) -> Any:
-    """The value of a JSON text, or None."""
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text, or None if the text is not valid JSON."""
     try:
         return json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Templates whose prompts do not depend on the tokenizer: Alpaca's, and plain text."""
+"""Templates whose prompts do not depend on the tokenizer: Alpaca's, a prompt and its completion, and plain text."""
 
 import json
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from recipe.core.errors import DataError
 from recipe.text.alpaca import ALPACA_WITHOUT_INPUT, alpaca_prompt, alpaca_turns
-from recipe.text.readers import BadRow, Row, pick_columns
+from recipe.text.readers import BadRow, Row, is_missing, pick_columns
 from recipe.text.turns import Sample, Turn
 
 
@@ -25,6 +25,10 @@ class Alpaca:
         """A single turn."""
         picked = pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
         return picked if isinstance(picked, BadRow) else alpaca_turns(picked)
+
+    def unused_keys(self, row: Row) -> dict[str, Any]:
+        """Nothing: all columns are text."""
+        return {}
 
     def prompt(self, row: dict[str, Any]) -> str:
         """Alpaca's prompt, which depends on whether the row has an input."""
@@ -52,6 +56,10 @@ class Text:
         picked = pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
         return picked if isinstance(picked, BadRow) else [Turn("", picked["text"])]
 
+    def unused_keys(self, row: Row) -> dict[str, Any]:
+        """Nothing: the column is text."""
+        return {}
+
     def prompt(self, row: dict[str, Any]) -> str:
         """The text, which the model continues."""
         return require(row, "text")
@@ -59,6 +67,35 @@ class Text:
     def sample(self, values: dict[str, Any]) -> Sample:
         """The answer is the text, and the question is empty."""
         return Sample("", values[self.columns["text"]], "text")
+
+
+@dataclass(frozen=True)
+class PromptCompletion:
+    """TRL's columns prompt and completion, which are used as they are."""
+
+    columns: dict[str, str]
+    REQUIRED: ClassVar[tuple[str, ...]] = ("prompt", "completion")
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()
+    USES_CHAT_TEMPLATE: ClassVar[bool] = False
+    EXAMPLE: ClassVar[dict[str, str]] = {"prompt": "The capital of France is"}
+    CHARS_AROUND: ClassVar[int] = 0
+
+    def turns(self, row: Row) -> list[Turn] | BadRow:
+        """A single turn."""
+        picked = pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
+        return picked if isinstance(picked, BadRow) else [Turn(picked["prompt"], picked["completion"])]
+
+    def unused_keys(self, row: Row) -> dict[str, Any]:
+        """Nothing: all columns are text."""
+        return {}
+
+    def prompt(self, row: dict[str, Any]) -> str:
+        """The prompt as it is."""
+        return require(row, "prompt")
+
+    def sample(self, values: dict[str, Any]) -> Sample:
+        """The question is the prompt, and the answer is the completion."""
+        return Sample(values[self.columns["prompt"]], values[self.columns["completion"]], "prompt and completion")
 
 
 def pick(
@@ -84,6 +121,7 @@ def require(row: dict[str, Any], name: str) -> str:
 def alpaca_sample(columns: dict[str, str], values: dict[str, Any]) -> Sample:
     """Return the Sample of a row with Alpaca's columns."""
     extra = values.get(columns["input"]) if "input" in columns else None
+    extra = None if is_missing(extra) else extra
     instruction = values[columns["instruction"]]
     question = f"{instruction}\n{extra}" if extra else instruction
     return Sample(question, values[columns["output"]], "with input" if extra else "without input")

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import DataError
+from recipe.text.file_shape import describe_bytes, describe_lines, describe_object, separator
 
 MAX_BRACKETS = 500
+HEAD_BYTES = 4096
+MISSING = "nan"  # how pandas writes a missing value into a text file
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 
 
@@ -49,20 +52,22 @@ def read_rows(path: Path, name: str = "") -> Iterator[Row | BadRow]:
         raise DataError(f"{name}: rows can be read from {', '.join(FORMATS)} files, not from {path.suffix!r} files.")
     if path.stat().st_size == 0:
         raise DataError(f"{name} is empty.")
+    with path.open("rb") as file:
+        _reject(name, describe_bytes(file.read(HEAD_BYTES), path.suffix))
     return readers[path.suffix](path, name)
 
 
 def pick_columns(row: Row, required: dict[str, str], optional: dict[str, str]) -> dict[str, str] | BadRow:
     """The row's values as strings, keyed by the template's names, or a BadRow with the reason.
 
-    `required` and `optional` map the template's names to the file's columns. Optional values may be missing or null,
-    and are then empty strings. Required values must contain more than whitespace.
+    `required` and `optional` map the template's names to the file's columns. Optional values may be missing, null, NaN
+    or blank, and are then empty strings. Required values must contain more than whitespace.
     """
     picked: dict[str, str] = {}
     for name, column in {**required, **optional}.items():
         value = row.values.get(column)
         reason = None
-        if value is None and name in optional:
+        if name in optional and is_missing(value):
             picked[name] = ""
             continue
         if column not in row.values:
@@ -71,6 +76,8 @@ def pick_columns(row: Row, required: dict[str, str], optional: dict[str, str]) -
             reason = f"{column!r} is {describe_type(value)}, not a string"
         elif name in required and not value.strip():
             reason = f"{column!r} is empty"
+        elif name in required and value == MISSING:
+            reason = f"{column!r} is the text {MISSING!r}, which stands for a missing value"
         elif not is_utf8(value):
             reason = f"{column!r} is not UTF-8"
         if reason:
@@ -79,8 +86,15 @@ def pick_columns(row: Row, required: dict[str, str], optional: dict[str, str]) -
     return picked
 
 
+def is_missing(value: object) -> bool:
+    """Whether a value of an optional column is null, NaN (as a number, or as pandas writes it), or blank text."""
+    return value is None or value != value or (isinstance(value, str) and (not value.strip() or value == MISSING))
+
+
 def describe_type(value: object) -> str:
     """The type of a JSON value in plain words: `a number`, `null`."""
+    if value != value:
+        return "NaN (a missing value)"
     names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
@@ -96,6 +110,12 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+def _reject(name: str, description: str | None) -> None:
+    """Raise DataError if there is a description of what the file looks like."""
+    if description:
+        raise DataError(f"{name} {description}.")
+
+
 def _text(path: Path) -> str:
     return path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
 
@@ -109,6 +129,7 @@ def _json(path: Path, name: str) -> Iterator[Row | BadRow]:
     text = _text(path)
     position = _skip(text, 0)
     if text[position : position + 1] == "{":
+        _reject(name, _describe_single_object(text[position:]))
         yield from _json_lines(path, name)
         return
     if text[position : position + 1] != "[":
@@ -138,6 +159,15 @@ def _json(path: Path, name: str) -> Iterator[Row | BadRow]:
             raise DataError(f"{name}, line {line}: not valid JSON: expected ',' or ']', found {actual}.")
 
 
+def _describe_single_object(text: str) -> str | None:
+    """What a file with this text looks like, if the text is a single JSON object that is not a row."""
+    try:
+        value = json.loads(text)
+    except (RecursionError, ValueError):  # several objects, or invalid: _json_lines reports the line
+        return None
+    return describe_object(value)
+
+
 def _skip(text: str, position: int) -> int:
     """The first position at or after `position` that is not JSON whitespace."""
     while position < len(text) and text[position] in " \t\r\n":
@@ -150,6 +180,10 @@ def _json_lines(path: Path, name: str) -> Iterator[Row | BadRow]:
     import orjson
 
     with path.open("rb") as file:
+        head = [file.readline(), file.readline()]
+        lines = [line.decode("utf-8-sig", errors="surrogateescape") for line in head]
+        _reject(name, describe_lines(*lines) or (None if lines[1].strip() else _describe_single_object(lines[0])))
+        file.seek(0)
         for number, data in enumerate(file, 1):
             # Lines that orjson rejects (NaN, invalid UTF-8) are passed to json, which reads them or reports the reason.
             # Lines with many brackets are not passed to orjson, because it accepts nesting that is too deep for Python
@@ -184,8 +218,12 @@ def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
         reader = csv.reader(file, strict=True)
         try:
             header = next(reader, [])
+            while header and not header[-1].strip():  # trailing empty columns, as spreadsheets write them
+                header.pop()
             if not header:
                 raise DataError(f"{name} has no header.")
+            if mark := separator(header):
+                raise DataError(f"{name} seems to have columns separated by {mark!r}; separate them by commas.")
             duplicates = sorted({column for column in header if header.count(column) > 1})
             if duplicates:
                 raise DataError(f"{name}, line 1: duplicate columns {duplicates}.")
@@ -194,10 +232,15 @@ def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
                 place, begin = f"line {begin}", reader.line_num + 1
                 if not values:
                     continue
-                if len(values) == len(header):
-                    yield Row(dict(zip(header, values, strict=True)), name, place)
+                extra = next((index for index in range(len(header), len(values)) if values[index].strip()), None)
+                if extra is None and len(values) >= len(header):
+                    yield Row(dict(zip(header, values, strict=False)), name, place)
                 else:
-                    reason = f"{len(values)} values for {len(header)} columns"
+                    reason = (
+                        f"{len(values)} values for {len(header)} columns"
+                        if extra is None
+                        else f"value {extra + 1} ({safe(values[extra])!r}) is in a column without a name"
+                    )
                     yield BadRow(name, place, reason, safe(",".join(values)))
         except csv.Error as error:
             raise DataError(f"{name}, line {reader.line_num}: not valid CSV: {error}.") from None

@@ -10,13 +10,13 @@ To add a template, write a class in plain_templates.py or chat_rows.py, and add 
 
 from typing import Any, ClassVar, Literal, Protocol
 
-from recipe.text.chat_rows import AlpacaChat, Chat
+from recipe.text.chat_rows import AlpacaChat, Chat, PromptCompletionChat
 from recipe.text.chat_templates import ChatTemplate
-from recipe.text.plain_templates import Alpaca, Text
+from recipe.text.plain_templates import Alpaca, PromptCompletion, Text
 from recipe.text.readers import BadRow, Row
 from recipe.text.turns import Sample, Turn
 
-TemplateName = Literal["alpaca", "text", "chat", "alpaca_chat"]
+TemplateName = Literal["alpaca", "text", "prompt_completion", "chat", "alpaca_chat", "prompt_completion_chat"]
 
 
 class Template(Protocol):
@@ -31,6 +31,9 @@ class Template(Protocol):
     def turns(self, row: Row) -> list[Turn] | BadRow:
         """The turns of a training row, or a BadRow with the reason."""
 
+    def unused_keys(self, row: Row) -> dict[str, Any]:
+        """What `turns` read from a row's columns but did not use, by name, for a row that `turns` accepted."""
+
     def prompt(self, row: dict[str, Any]) -> str:
         """The prompt for an input row, whose keys are the template's names. Raises DataError if the row is invalid."""
 
@@ -38,17 +41,21 @@ class Template(Protocol):
         """The Sample for the values of a row that `turns` accepted."""
 
 
-TEMPLATES: dict[str, type[Alpaca] | type[Text] | type[Chat] | type[AlpacaChat]] = {
+TEMPLATES: dict[str, type[Template]] = {
     "alpaca": Alpaca,
     "text": Text,
+    "prompt_completion": PromptCompletion,
     "chat": Chat,
     "alpaca_chat": AlpacaChat,
+    "prompt_completion_chat": PromptCompletionChat,
 }
 
 
-def make_template(name: str, columns: dict[str, str], chat: ChatTemplate | None = None) -> Template:
-    """Create the template with this name. `chat` is only used by templates with USES_CHAT_TEMPLATE."""
-    template = TEMPLATES[name]
-    if issubclass(template, Chat | AlpacaChat):
-        return template(columns, chat)
-    return template(columns)
+def make_template(name: str, columns: dict[str, str | None], chat: ChatTemplate | None = None) -> Template:
+    """Create the template with this name. `columns` that map to None are not used.
+
+    `chat` is only used by templates with USES_CHAT_TEMPLATE.
+    """
+    template: Any = TEMPLATES[name]
+    used = {name: column for name, column in columns.items() if column is not None}
+    return template(used, chat) if template.USES_CHAT_TEMPLATE else template(used)

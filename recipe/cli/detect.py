@@ -1,0 +1,109 @@
+"""Looks at the first rows of a dataset to find the template and the columns that fit: `recipe new --data`.
+
+detect([{"conversations": [{"from": "human", ...}], "id": "a1"}])
+# Detected(template="chat", columns={"messages": "conversations"}, unused=["id"])
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from recipe.text.file_shape import SENDER_KEYS
+from recipe.text.messages import parse_json
+from recipe.text.readers import Row, is_missing, read_rows
+
+NUM_ROWS = 1000  # rows to look at
+# The names of columns in public datasets, for each field of a template; the first that fits is taken.
+MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
+PROMPTS, COMPLETIONS = ("prompt",), ("completion", "response")
+INSTRUCTIONS = ("instruction", "question", "query", "user", "problem")
+OUTPUTS = ("output", "answer", "response", "completion", "assistant", "solution")
+EXTRAS = {
+    "input": ("input", "context"),
+    "system": ("system", "system_prompt"),
+    "tools": ("tools", "functions"),
+    "history": ("history",),
+    "category": ("category",),
+}
+
+
+@dataclass
+class Detected:
+    """A template, its columns, and the columns of the rows that it does not use."""
+
+    template: str
+    columns: dict[str, str]
+    unused: list[str] = field(default_factory=list)
+
+
+def first_rows(files: Sequence[Path]) -> tuple[list[dict[str, Any]], int]:
+    """The values of the first NUM_ROWS rows, and the number of malformed rows among them.
+
+    Raises DataError if a file can't be read.
+    """
+    rows = list(islice((row for file in files for row in read_rows(file)), NUM_ROWS))
+    valid = [row.values for row in rows if isinstance(row, Row)]
+    return valid, len(rows) - len(valid)
+
+
+def detect(rows: list[dict[str, Any]]) -> Detected | None:
+    """The template and the columns that fit the rows; None if no template fits."""
+    # For each column, its values that are not empty.
+    values: dict[str, list[Any]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if not is_missing(value) and value not in ([], {}):
+                values.setdefault(name, []).append(value)
+    detected = _template(values, len(rows))
+    if detected is None:
+        return None
+    template, columns = detected
+    fields = {
+        "alpaca": ("input", "category"), "alpaca_chat": ("input", "system", "history", "category"),
+        "chat": ("system", "tools", "category"), "prompt_completion_chat": ("system", "tools", "category"),
+    }.get(template, ("category",))  # fmt: skip
+    for name in fields:
+        column = next((column for column in EXTRAS[name] if column in values and column not in columns.values()), None)
+        if column is not None and (name != "category" or all(isinstance(value, str) for value in values[column])):
+            columns[name] = column
+    return Detected(template, columns, [name for name in values if name not in columns.values()])
+
+
+def _template(values: dict[str, list[Any]], num_rows: int) -> tuple[str, dict[str, str]] | None:
+    """The template and its required columns. A required column has a value of the right type in most rows."""
+
+    def find(names: Sequence[str], *tests: Any) -> str | None:
+        fits = (
+            name for name in names
+            if sum(any(test(value) for test in tests) for value in values.get(name, [])) > num_rows / 2
+        )  # fmt: skip
+        return next(fits, None)
+
+    def is_text(value: object) -> bool:
+        return isinstance(value, str)
+
+    if messages := find(MESSAGES, is_messages):
+        return "chat", {"messages": messages}
+    prompt, completion = find(PROMPTS, is_text, is_messages), find(COMPLETIONS, is_text, is_messages)
+    if prompt and completion:
+        as_chat = any(is_messages(value) for name in (prompt, completion) for value in values[name])
+        extra = any(name in values for name in (*EXTRAS["system"], *EXTRAS["tools"]))
+        columns = {"prompt": prompt, "completion": completion}
+        return "prompt_completion_chat" if as_chat or extra else "prompt_completion", columns
+    instruction, output = find(INSTRUCTIONS, is_text), find(OUTPUTS, is_text)
+    if instruction and output:
+        as_chat = any(name in values for name in (*EXTRAS["system"], *EXTRAS["history"]))
+        return "alpaca_chat" if as_chat else "alpaca", {"instruction": instruction, "output": output}
+    text = find(("text",), is_text)
+    return ("text", {"text": text}) if text else None
+
+
+def is_messages(value: object) -> bool:
+    """Whether a value is a chat: a list of objects with role or from, or its JSON text."""
+    if isinstance(value, str):
+        value = parse_json(value) if value.lstrip().startswith("[") else None
+    return isinstance(value, list) and bool(value) and all(
+        isinstance(message, dict) and bool(SENDER_KEYS & message.keys()) for message in value
+    )  # fmt: skip
