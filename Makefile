@@ -1,6 +1,6 @@
-# `make help` lists the targets. Everything runs in .venv, which requirements/install creates from hashed locks.
-# PYTHON=... selects its interpreter.
-# The default lock is the installed one; `make env LOCK=cuda` installs a different one.
+# `make help` lists the targets. All targets except the docker and services targets run in .venv, which
+# requirements/install creates from hashed lock files. PYTHON=... selects the interpreter for .venv.
+# By default, LOCK is the lock file that is installed in .venv. `make env LOCK=cuda` installs a different lock file.
 INSTALLED := $(patsubst requirements/%.lock,%,$(shell sed 's/.* //' .venv/recipe-lock.sha256 2>/dev/null))
 LOCK ?= $(or $(INSTALLED),cpu)
 PORT ?= 5000
@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PYTORCH_INDEX := https://download.pytorch.org/whl/cpu
 export DVC_NO_ANALYTICS := 1
-# DVC runs independent stages, and writes a new dvc.lock, in the iteration order of a set, which this seed fixes.
+# DVC runs independent stages, and writes a new dvc.lock, in the iteration order of a set. This seed fixes the order.
 export PYTHONHASHSEED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
@@ -21,7 +21,7 @@ export PATH := $(BIN):$(PATH)
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-env: $(VENV)/recipe-lock.sha256  ## Create .venv from requirements/cpu.lock (LOCK=cuda on a GPU host)
+env: $(VENV)/recipe-lock.sha256  ## Create .venv from the lock files in requirements/ (LOCK=cuda on a GPU host)
 
 ifneq ($(INSTALLED),$(LOCK))
 .PHONY: $(VENV)/recipe-lock.sha256
@@ -29,19 +29,19 @@ endif
 $(VENV)/recipe-lock.sha256: requirements/$(LOCK).lock requirements/tools.lock requirements/install pyproject.toml
 	@PYTHON="$(PYTHON)" requirements/install $(LOCK) $(VENV)
 
-demo: env  ## Run the demo, from rows to a registered adapter, and print the results
+demo: env  ## Run the demo, from the rows to a registered adapter, and print the results
 	dvc repro
 	@echo
 	@recipe summary
 	@echo "First            source .venv/bin/activate"
 
-plan: env  ## Estimate what a recipe needs, before any download (RECIPE=presets/NAME)
+plan: env  ## Estimate the requirements of a recipe before downloading data or weights (RECIPE=presets/NAME)
 	cd $(or $(RECIPE),.) && recipe plan
 
-repro: env  ## Run the stages of a recipe folder that are out of date (RECIPE=presets/NAME)
+repro: env  ## Run the outdated stages of a recipe folder (RECIPE=presets/NAME)
 	cd $(or $(RECIPE),.) && dvc repro
 
-test: env  ## Run the fast tests: offline, on a CPU, at most 8 minutes
+test: env  ## Run the fast tests, offline and on a CPU; takes up to 8 minutes
 	pytest -n 2 --dist loadgroup -m "not slow and not docker and not browser and not gpu and not cuda_image" --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90
 
 browser: $(VENV)/browser-lock.sha256  ## Install the packages that control Chromium in the browser tests
@@ -53,10 +53,10 @@ $(VENV)/browser-lock.sha256: $(VENV)/recipe-lock.sha256 requirements/browser.loc
 pictures: browser  ## Run the browser tests and regenerate the README's pictures (docs/pictures)
 	PICTURES=docs/pictures pytest -m browser
 
-test-all: env browser  ## Run all tests that this machine supports, except the longest
+test-all: env browser  ## Run all tests that this machine supports, except the longest ones
 	pytest -n 2 --dist loadgroup -m "not long and not gpu and not cuda_image" --durations=20 --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90
 
-test-long: env browser  ## Run the tests that take longer than CI allows; docs/ has their last results
+test-long: env browser  ## Run the tests that take longer than CI allows; docs/ contains their latest results
 	pytest -m long --durations=0
 
 lint: env  ## Check style and formatting
@@ -73,51 +73,52 @@ format: env  ## Format the code
 bench: env  ## Compare training speed and memory with the tutorial's settings and `trl sft` (OPTIONS=..., see bench/train.py)
 	python -m bench.train $(OPTIONS)
 
-bench-prepare: env  ## Compare prepare with SFTTrainer: rows per second, memory (OPTIONS=..., see bench/prepare.py)
+bench-prepare: env  ## Compare the speed and memory of prepare with SFTTrainer (OPTIONS=..., see bench/prepare.py)
 	python -m bench.prepare $(OPTIONS)
 
-bench-pipeline: env  ## Time `recipe --help`, a no-op `dvc repro`, and startup until the first training step
+bench-pipeline: env  ## Time `recipe --help`, a `dvc repro` with nothing to run, and the startup of training
 	python -m bench.pipeline $(OPTIONS)
 
-mlflow-ui: env  ## Browse the experiments on http://127.0.0.1:5000 (PORT=...; RECIPE=... links to that recipe's last run)
+mlflow-ui: env  ## Start the MLflow UI at http://127.0.0.1:5000 (PORT=...) and print the link to the last run (RECIPE=...)
 	@mkdir -p mlflow
 	@echo "the last run: $$(cd $(or $(RECIPE),.) && recipe link --server http://127.0.0.1:$(PORT))"
 	mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///mlflow/mlflow.db \
 	  --artifacts-destination mlflow/artifacts
 
-# In a container: the host needs Docker, and for a GPU also NVIDIA's driver and container toolkit, but no Python.
+# The targets below run in containers. The host needs Docker but not Python. To use a GPU, the host also needs NVIDIA's
+# driver and NVIDIA's container toolkit.
 
-docker-train:  ## Check the host, build the image, plan and run a recipe on the GPU (RECIPE=presets/xgen-7b-alpaca)
+docker-train:  ## Check the host, build the image, and plan and run a recipe on the GPU (RECIPE=presets/NAME)
 	@LOCK=cuda docker/host train
 
-docker-demo:  ## Run the demo in a container, on any Linux x86-64 host with Docker; no GPU needed
+docker-demo:  ## Run the demo in a container on any Linux x86-64 host with Docker; does not need a GPU
 	@LOCK=cpu RECIPE=. docker/host train
 
 docker-shell:  ## Open a shell in the image, in the recipe folder (LOCK=cpu without a GPU)
 	@docker/host shell
 
-docker-build:  ## Only build the image (LOCK=cpu for the image without CUDA)
+docker-build:  ## Build the image without running it (LOCK=cpu for the image without CUDA)
 	@docker/host build
 
-docker-check:  ## Check this host and list what is missing
+docker-check:  ## Check this host and list missing requirements
 	@docker/host check
 
 docker-pin:  ## Write the digest of the base image into docker/Dockerfile (TAG=bookworm-YYYYMMDD-slim)
 	@docker/host pin
 
-docker-test: env  ## Build the CPU image, and run the demo and tests in it (as root or a member of the group docker)
+docker-test: env  ## Build the CPU image and run the demo and tests in it (as root or as a member of the docker group)
 	pytest -m docker
 
 docker-test-cuda: env  ## Build the CUDA image (downloads several GB) and check its packages
 	pytest -s -m cuda_image
 
-services-up:  ## Start MLflow on PostgreSQL (docker/compose.yaml) on http://127.0.0.1:5000
+services-up:  ## Start MLflow with PostgreSQL (docker/compose.yaml) at http://127.0.0.1:5000
 	@docker/services up
 
-services-down:  ## Stop the services; the data is kept
+services-down:  ## Stop the services and keep their data
 	@docker/services down
 
-services-train:  ## Run a recipe in the image and log to the services (RECIPE=..., COMMAND="recipe register")
+services-train:  ## Run a recipe, or COMMAND="recipe register", in the image and log to the services (RECIPE=...)
 	@docker/services train $(COMMAND)
 
 services-backup:  ## Back up the database and the artifacts to a file (BACKUP=FILE)
@@ -126,14 +127,15 @@ services-backup:  ## Back up the database and the artifacts to a file (BACKUP=FI
 services-restore:  ## Restore the database and the artifacts from a file (BACKUP=FILE)
 	@docker/services restore "$(or $(BACKUP),services.backup)"
 
-# To take torch's CPU wheel from a folder instead of the PyTorch index: make lock FIND_LINKS=/folder
+# To use torch's CPU wheel from a folder instead of the PyTorch index, run: make lock FIND_LINKS=/folder
 COMPILE := uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 CPU_TORCH = $(if $(FIND_LINKS),--find-links $(FIND_LINKS),--extra-index-url $(PYTORCH_INDEX))
-lock: env  ## Compile the hashed locks from requirements/*.in
+lock: env  ## Compile the hashed lock files from requirements/*.in
 	$(COMPILE) $(CPU_TORCH) -o requirements/cpu.lock $(addprefix requirements/,cpu.in stages.in)
 	$(COMPILE) -o requirements/cuda.lock $(addprefix requirements/,cuda.in stages.in)
-	@# tools.lock is installed in addition to cpu.lock or cuda.lock, so it omits cpu.lock's packages and agrees with both.
+	@# tools.lock is installed in addition to cpu.lock or cuda.lock. So it omits the packages in cpu.lock, and its
+	@# versions are compatible with both lock files.
 	$(COMPILE) -c requirements/cpu.lock -c requirements/cuda.lock -o requirements/tools.lock requirements/tools.in \
 	  $$(sed -n 's/^\([A-Za-z0-9_.-]*\)==.*/--no-emit-package \1/p' requirements/cpu.lock)
 	$(COMPILE) -c requirements/cpu.lock -c requirements/tools.lock -o requirements/browser.lock requirements/browser.in
@@ -142,11 +144,11 @@ lock: env  ## Compile the hashed locks from requirements/*.in
 	$(COMPILE) -o requirements/server.lock requirements/server.in
 	$(COMPILE) -o requirements/uv.lock requirements/uv.in
 
-docs: env  ## Write docs/cli.md from the commands' help texts
+docs: env  ## Generate docs/cli.md from the help texts of the commands
 	python docs/cli_reference.py
 
-presets: env  ## Copy the root dvc.yaml to the presets; run it after editing that file
+presets: env  ## Copy the root's dvc.yaml to the presets; run this target after editing the root's dvc.yaml
 	@for folder in presets/*/; do sed "s|^  - root: \.$$|  - root: ../..|" dvc.yaml > "$$folder/dvc.yaml"; done
 
-clean:  ## Remove the pipeline's outputs; DVC's cache and MLflow's store are kept
+clean:  ## Remove the demo's outputs, but keep DVC's cache and MLflow's store
 	rm -rf data models reports metrics .recipe

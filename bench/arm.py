@@ -1,18 +1,18 @@
-"""Runs one arm of the training benchmark, from the start of the process until the adapter is on disk.
+"""Runs one arm of the training benchmark and measures it from the start of the process until the adapter is on disk.
 
-    python -m bench.arm recipe --work FOLDER    FOLDER as written by `bench.train`; writes FOLDER/recipe/result.json
+    python -m bench.arm recipe --work FOLDER    read FOLDER, which bench.train writes; write FOLDER/recipe/result.json
 
-tutorial              the tutorial's settings on current versions: wrapped packing, activation checkpointing, loss on
-                      every token
+tutorial              the tutorial's settings with current versions of the libraries: wrapped packing, activation
+                      checkpointing, loss on every token
 trl-default           `trl sft` with its defaults
-trl-packed            `trl sft` tuned according to its documentation: best-fit packing, padding-free, no activation
-                      checkpointing
+trl-packed            `trl sft` tuned according to its documentation: best-fit packing, padding-free, without activation
+                      checkpointing by default
 recipe                this recipe without deterministic kernels
 recipe-all-tokens     the same as `recipe`, but with the loss on every token, as in `tutorial`
-recipe-deterministic  this recipe by default: deterministic kernels, a pinned instruction set
+recipe-deterministic  this recipe with its defaults: deterministic kernels and a pinned instruction set
 
-trl-packed-bf16, recipe-bf16 and recipe-deterministic-bf16 use bf16 weights and matmuls on a CPU. On CUDA, all arms
-except `tutorial` and `trl-default` always do.
+On a CPU, trl-packed-bf16, recipe-bf16 and recipe-deterministic-bf16 use bf16 weights and matmuls. On CUDA, all arms
+except `tutorial` and `trl-default` use bf16 weights and matmuls.
 """
 
 import argparse
@@ -27,23 +27,23 @@ from typing import Any
 STARTED = time.monotonic()
 ARMS = ("tutorial", "trl-default", "trl-packed", "recipe", "recipe-all-tokens", "recipe-deterministic")
 BF16_ARMS = ("trl-packed-bf16", "recipe-bf16", "recipe-deterministic-bf16")
-WARM_UP = 2  # steps; the first steps fill caches and memory pools
+WARM_UP = 2  # steps excluded from the speed, because they fill caches and memory pools
 IGNORED = -100
-STOPPED = 3  # exit code of a run that ended at the plan's `stop_after`
+STOPPED = 3  # exit code of a run that exits at its first log point after the plan's step `stop_after`
 
 
 class Meter:
-    """Counts the tokens and measures the time of each optimizer step of the trainer that runs in this process."""
+    """Counts the tokens and measures the time of each optimizer step of the trainer in this process."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
-        self.tokens, self.trained = [0], [0]  # per step; the last entry is for the current step
+        self.tokens, self.trained = [0], [0]  # one entry per step; the last is the current step's
         self.paused = 0.0
         self.scores: list[tuple[float, float]] = []  # (seconds of training, loss on the validation rows)
         self.score_every, self.validation = 0, None
 
     def install(self, pad_token_id: int) -> None:
-        """Hook into transformers' Trainer, which all arms use."""
+        """Patch transformers' Trainer, which all arms use, so that it reports its steps to this meter."""
         from transformers import Trainer, TrainerCallback, trainer
 
         meter, original = self, Trainer.training_step
@@ -74,7 +74,7 @@ class Meter:
         trainer.DEFAULT_CALLBACKS.append(StepTimer)
 
     def score(self, model: Any) -> None:
-        """Record the mean loss on the validation rows' completion tokens. Meanwhile, the clock is paused."""
+        """Record the mean loss over the completion tokens of the validation rows, while the clock is paused."""
         import torch
 
         before, was_training = _now(), model.training
@@ -94,7 +94,7 @@ class Meter:
         self.paused += _now() - before
 
     def result(self) -> dict[str, Any]:
-        """Speeds after the warm-up steps, and totals for the whole process."""
+        """Return the speeds after the warm-up steps, and totals for the whole process."""
         warm = WARM_UP if len(self.ends) > WARM_UP + 2 else 0
         seconds = self.ends[-1] - self.ends[warm]
         tokens, trained = sum(self.tokens[warm:]), sum(self.trained[warm:])
@@ -112,7 +112,7 @@ class Meter:
 
 
 def _now() -> float:
-    """The time after the GPU has finished its queued work."""
+    """Wait until the GPU has finished its queued work, and return the time in seconds."""
     if "torch" in sys.modules:
         torch = sys.modules["torch"]
         if torch.cuda.is_available():
@@ -121,7 +121,7 @@ def _now() -> float:
 
 
 def peak_bytes() -> int:
-    """Peak GPU memory in bytes or, without a GPU, this process's peak memory."""
+    """Return the peak of the reserved GPU memory or, without a GPU, of this process's resident memory, in bytes."""
     import torch
 
     if torch.cuda.is_available():
@@ -130,7 +130,7 @@ def peak_bytes() -> int:
 
 
 def tutorial(plan: dict[str, Any], out: Path) -> None:
-    """Train with the tutorial's settings: the `tutorial` arm."""
+    """Train with the tutorial's settings (the `tutorial` arm)."""
     import torch
     from datasets import load_dataset
     from peft import LoraConfig
@@ -140,7 +140,7 @@ def tutorial(plan: dict[str, Any], out: Path) -> None:
     cuda = torch.cuda.is_available()
     tokenizer = AutoTokenizer.from_pretrained(plan["base"])
     tokenizer.pad_token = tokenizer.eos_token
-    # The tutorial's prepare_model_for_int8_training casts a model that was not loaded in int8 to fp32.
+    # Use fp32: the tutorial's prepare_model_for_int8_training casts a model to fp32 if it was not loaded in int8.
     model = AutoModelForCausalLM.from_pretrained(plan["base"], dtype=torch.float32)
     model.resize_token_embeddings(len(tokenizer))
     config = SFTConfig(
@@ -162,7 +162,7 @@ def tutorial(plan: dict[str, Any], out: Path) -> None:
 
 
 def trl_sft(plan: dict[str, Any], out: Path, *, tuned: bool) -> None:
-    """Run `trl sft` in this process, with about as many tokens per step as the other arms."""
+    """Run `trl sft` in this process, with about as many tokens per step as in the other arms."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -249,7 +249,7 @@ def run_recipe(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on:
 
 
 def main() -> None:
-    """Run one arm and write its result."""
+    """Run the arm named on the command line, and write its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arm", choices=ARMS + BF16_ARMS)
     parser.add_argument("--work", type=Path, required=True)
@@ -261,7 +261,7 @@ def main() -> None:
     if name == "recipe-deterministic":
         from recipe.model.processor import pin_processor
 
-        pin_processor(plan["dtype"])  # before torch is imported, which reads these settings
+        pin_processor(plan["dtype"])  # torch reads these settings when it is imported
     import torch
 
     torch.set_num_threads(plan["num_threads"])

@@ -1,10 +1,11 @@
 """Runs the arms on a CUDA GPU with a random model of XGen-7B's shape, and runs the checks that need a GPU.
 
-    python -m bench.cuda                        everything, about ten minutes on an H200; one table per configuration
-    python -m bench.cuda --only bf16            only the configurations whose names start with `bf16`
-    python -m bench.cuda --shape tiny           on any machine, to test the script itself
+    python -m bench.cuda                        run everything (about ten minutes on an H200)
+    python -m bench.cuda --only bf16            run the configurations whose names start with `bf16`, and the checks
+    python -m bench.cuda --shape tiny           test this script itself, on any machine
 
-The rows and the tokenizer are the demo's, with a vocabulary of XGen's size. bench.train runs the arms.
+Each configuration has its own table of results. The rows and the tokenizer come from the demo, but the model's
+vocabulary has the size of XGen's. bench.train runs the arms.
 """
 
 import argparse
@@ -30,8 +31,8 @@ SHAPES = {
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
     },
 }  # fmt: skip
-# Each entry: name, arms, training rows (about 32 per step), options of bench.train. tutorial and trl-default compute
-# in fp32, so they get few rows.
+# Each entry contains a name, the arms, the number of training rows (about 32 per step), and options of bench.train.
+# tutorial and trl-default keep their weights in fp32, which is slow, so they get few rows.
 CONFIGURATIONS: list[tuple[str, str, int, list[str]]] = [
     ("bf16 all-linear, tutorial and trl sft", "tutorial,trl-default", 320, ["--target-modules", "all-linear"]),
     ("bf16 all-linear", "trl-packed,recipe,recipe-deterministic", 1920, ["--target-modules", "all-linear"]),
@@ -45,7 +46,7 @@ CONFIGURATIONS: list[tuple[str, str, int, list[str]]] = [
 
 
 def make_base(shape: str, folder: Path) -> None:
-    """Write a base model with random bf16 weights and the demo's tokenizer."""
+    """Create a base model with random bf16 weights and the demo's tokenizer in `folder`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -61,7 +62,10 @@ def make_base(shape: str, folder: Path) -> None:
 
 
 def isolation(base: Path) -> float:
-    """The largest difference between an example's logits when packed and when alone, relative to the largest logit."""
+    """Return the largest difference between an example's logits when packed and when alone.
+
+    The difference is relative to the example's largest logit.
+    """
     import torch
 
     from recipe.model.load import load_base
@@ -92,7 +96,10 @@ def isolation(base: Path) -> float:
 
 
 def determinism(work: Path, base: Path) -> dict[str, bool]:
-    """Whether the bytes are the same in two runs, and in a run that was stopped after step 6 and then resumed."""
+    """Compare the adapter of one run with those of a second run and of a run that is stopped after step 6 and resumed.
+
+    Return {comparison: whether the bytes are the same}.
+    """
     options = arguments().parse_args(["--rows", "320", "--base", str(base)])
     work.mkdir()
     plan = {**lay_out(options, work), "logging_steps": 2, "save_steps": 4}
@@ -106,11 +113,11 @@ def determinism(work: Path, base: Path) -> dict[str, bool]:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode != (STOPPED if stop else 0):
                 sys.exit(
-                    f"{done.stderr[-2000:]}\nerror: run {name} ended with exit code {done.returncode}; "
-                    "its last lines are above."
+                    f"{done.stderr[-2000:]}\nerror: run {name} exited with code {done.returncode}; "
+                    "the end of its output is above."
                 )
             if name == "stopped" and not stop and "resuming from checkpoint-4" not in done.stdout:
-                sys.exit("error: the stopped run did not resume from its checkpoint.")
+                sys.exit("error: the stopped run did not resume from checkpoint-4.")
         digests[name] = sha256((work / name / arm / "adapter/adapter_model.safetensors").read_bytes()).hexdigest()
     return {
         "two runs, the same bytes": digests["first"] == digests["second"],
@@ -122,7 +129,7 @@ def main() -> None:
     """Run the configurations and the checks, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="xgen-7b")
-    parser.add_argument("--only", default="", help="run only configurations whose names start with this")
+    parser.add_argument("--only", default="", help="run only the configurations whose names start with this text")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     parser.add_argument("--checks", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()

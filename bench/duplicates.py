@@ -1,8 +1,9 @@
-"""Measures time and memory to find near duplicates: our banding and datasketch's MinHashLSH, on the same signatures.
+"""Measures how much time and memory our banding and datasketch's MinHashLSH need to find near duplicates.
 
     python -m bench.duplicates --rows 100000
 
-Both find the same rows. Each runs in a separate process, so that its memory can be measured separately.
+Both methods process the same signatures and find the same rows. Each method runs in a separate process, so that its
+memory can be measured separately.
 """
 
 import resource
@@ -17,20 +18,20 @@ from recipe.analyze.duplicates import BANDS, PERMUTATIONS, similar_pairs
 
 
 def signatures(rows: int) -> np.ndarray:
-    """Random MinHash signatures, uint32 (rows, PERMUTATIONS). The last tenth of the rows repeat the first tenth."""
+    """Return random MinHash signatures, uint32 (rows, PERMUTATIONS), whose last tenth repeats the first tenth."""
     values = np.random.default_rng(0).integers(0, 1 << 32, (rows, PERMUTATIONS), dtype=np.uint32)
     values[-(rows // 10) :] = values[: rows // 10]
     return values
 
 
 def ours(values: np.ndarray) -> int:
-    """The number of rows that resemble an earlier row, according to `recipe.analyze.duplicates`."""
+    """Return the number of rows that resemble an earlier row according to `recipe.analyze.duplicates`."""
     rows = np.arange(len(values))
     return len(similar_pairs(values, rows, rows).rows)
 
 
 def datasketch(values: np.ndarray) -> int:
-    """The same number, according to MinHashLSH, with one query and one insertion per row."""
+    """Return the number of rows that resemble an earlier row according to MinHashLSH, which gets one row at a time."""
     from datasketch import MinHash, MinHashLSH
 
     index = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, PERMUTATIONS // BANDS))
@@ -48,9 +49,9 @@ ARMS = {"ours": ours, "datasketch": datasketch}
 
 @click.command()
 @click.option("--rows", default=100_000, show_default=True)
-@click.option("--arm", type=click.Choice(list(ARMS)), help="Run one arm in this process.")
+@click.option("--arm", type=click.Choice(list(ARMS)), help="Run only this arm, in this process.")
 def main(rows: int, arm: str | None) -> None:
-    """Run both arms, each in its own process, or only one in this process."""
+    """Run both arms, each in a separate process, or run only one arm in this process."""
     if arm is None:
         for name in ARMS:
             subprocess.run([sys.executable, "-m", "bench.duplicates", "--rows", str(rows), "--arm", name], check=True)

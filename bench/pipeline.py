@@ -1,8 +1,9 @@
-"""Measures overhead: `recipe --help`, `dvc repro` with nothing to do, and `recipe train` until its first step.
+"""Times `recipe --help`, `dvc repro` with nothing to do, and `recipe train` until it completes its first step.
 
     python -m bench.pipeline        in a repository whose pipeline has run (`make demo`)
 
-Training runs in a clone with a separate MLflow store and is killed after its first step, whose time is included.
+Training runs in a clone, which has a separate MLflow store, and is killed after its first step. The time includes the
+first step.
 """
 
 import argparse
@@ -24,7 +25,7 @@ OUTPUTS = ("data/raw", "data/prepared", "models/base")
 
 
 def timed(command: list[str], folder: Path, expected: str) -> float:
-    """The seconds that a command takes. Exits if the command fails or its output does not match `expected`."""
+    """Return the seconds that a command takes. Exit if the command fails or its output does not match `expected`."""
     started = time.monotonic()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - started
@@ -34,7 +35,7 @@ def timed(command: list[str], folder: Path, expected: str) -> float:
 
 
 def to_first_step(clone: Path) -> float:
-    """Seconds from the start of `recipe train` to its line for step 1."""
+    """Return the seconds from the start of `recipe train` until it prints the line for step 1."""
     started = time.monotonic()
     command = [sys.executable, "-P", str(ROOT / "recipe/__main__.py"), "train"]
     process = subprocess.Popen(command, cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -47,11 +48,11 @@ def to_first_step(clone: Path) -> float:
         process.send_signal(signal.SIGKILL)
         process.wait()
         shutil.rmtree(clone / ".recipe", ignore_errors=True)
-    sys.exit("error: `recipe train` ended before its first step; run it manually to see why.")
+    sys.exit("error: `recipe train` exited before it completed its first step. Run `recipe train` to see why.")
 
 
 def clone_of(folder: Path, into: Path) -> Path:
-    """A clone with the stage outputs that training reads, logging at every step."""
+    """Create a clone that has the stage outputs that training reads, and that logs every step. Return its path."""
     subprocess.run(["git", "clone", "-q", folder, into], check=True)
     for name in OUTPUTS:
         shutil.copytree(folder / name, into / name, dirs_exist_ok=True)
@@ -68,7 +69,7 @@ def main() -> None:
     options = parser.parse_args()
     missing = [name for name in OUTPUTS if not (ROOT / name).exists()]
     if missing:
-        sys.exit(f"error: {', '.join(missing)} is missing. Run the pipeline first: make demo")
+        sys.exit(f"error: missing outputs: {', '.join(missing)}. Run the pipeline first: make demo")
     os.environ |= {"DVC_NO_ANALYTICS": "1", "PYTHONHASHSEED": "0"}
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         clone = clone_of(ROOT, Path(name) / "clone")

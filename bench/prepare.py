@@ -1,13 +1,14 @@
-"""Compares prepare with SFTTrainer's preparation: rows per second from a file to packed sequences, and peak memory.
+"""Compares the speed and the peak memory of prepare with those of SFTTrainer, which also tokenizes and packs rows.
 
-The `analyze` arm measures the stage after prepare, which reports on the prepared rows.
+The arms `ours` (fetch data and prepare) and `trl` (SFTTrainer) turn a file into packed sequences. The arm `analyze`
+runs the analyze stage, which reports on the prepared rows.
 
-    python -m bench.prepare                                        the demo's rows and tokenizer
-    python -m bench.prepare --data rows.json --vocabulary FOLDER   GPT-2's vocabulary, as in bench.train
+    python -m bench.prepare                                        use the demo's rows and tokenizer
+    python -m bench.prepare --data rows.json --vocabulary FOLDER   use GPT-2's vocabulary, as in bench.train
     python -m bench.prepare --sizes 1000,10000,100000,1000000 --arms ours,analyze --rounds 1
 
-If a size exceeds the number of rows in the data, the rows are repeated; each row gets a distinct number. Each run is a
-separate process on a single core. The time is measured from reading the file to writing the sequences, without imports.
+If a size exceeds the number of rows in the data, the rows are repeated. A distinct number is appended to the
+instruction of each row. Each run uses a separate process on a single core. The times do not include imports.
 """
 
 import argparse
@@ -32,7 +33,7 @@ COLUMNS = {"instruction": "instruction", "input": "input", "output": "output"}
 
 
 def paths_in(work: Path) -> Any:
-    """The stages' paths within a folder."""
+    """Return the paths of the stages' outputs in the folder `work`."""
     from recipe.core.paths import Paths
 
     return Paths(
@@ -41,7 +42,7 @@ def paths_in(work: Path) -> Any:
 
 
 def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
-    """Run fetch@data and prepare; returns the seconds that both take."""
+    """Run fetch@data and prepare, and return the seconds that they take together."""
     from recipe.fetch.params import DataParams, ModelParams
     from recipe.fetch.stage import fetch_data, fetch_model
     from recipe.prepare.params import SequenceParams
@@ -53,7 +54,7 @@ def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
         template="alpaca", chat_template=None, columns=COLUMNS, max_length=max_length, on_overlong="truncate",
         loss_on="completion", packing=True, validation_fraction=0.01, on_bad_row="error",
     )  # fmt: skip
-    for module in ("orjson", "pandas", "pyarrow", "tiktoken"):  # imports are not timed, in any arm
+    for module in ("orjson", "pandas", "pyarrow", "tiktoken"):  # imported here, because no arm's time includes imports
         importlib.import_module(module)
     started = time.monotonic()
     data = DataParams(
@@ -65,7 +66,10 @@ def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
 
 
 def analysis(rows: Path, base: Path, work: Path, max_length: int) -> float:
-    """Run analyze; returns its duration. prepare runs first, in another process, so that its memory is not counted."""
+    """Run analyze and return the seconds that it takes.
+
+    The prepare stage runs first, in a separate process, so that its memory is not counted.
+    """
     from multiprocessing import get_context
 
     from recipe.analyze.params import AnalyzeParams
@@ -89,7 +93,10 @@ def analysis(rows: Path, base: Path, work: Path, max_length: int) -> float:
 
 
 def trl(rows: Path, base: Path, work: Path, max_length: int) -> float:
-    """Run SFTTrainer's constructor on prompts and completions written beforehand; returns the seconds it takes."""
+    """Load rows and run SFTTrainer's constructor, and return the seconds that both take together.
+
+    The prompts and completions are written to a file beforehand, which is not timed.
+    """
     from datasets import load_dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
@@ -109,7 +116,7 @@ def trl(rows: Path, base: Path, work: Path, max_length: int) -> float:
 
 
 def run(arm: str, rows: Path, base: Path, max_length: int) -> dict[str, float]:
-    """Run an arm in a separate process on the first core and return its result."""
+    """Run an arm in a separate process on a single core, and return its result."""
     with tempfile.TemporaryDirectory(prefix="bench-") as work:
         command = [sys.executable, "-m", "bench.prepare", "--arm", arm, "--data", rows, "--base", base]
         environment = {
@@ -120,7 +127,7 @@ def run(arm: str, rows: Path, base: Path, max_length: int) -> dict[str, float]:
             text=True, check=False,
         )  # fmt: skip
         if done.returncode != 0:
-            sys.exit(f"{done.stderr[-2000:]}\nerror: arm {arm} failed; its last lines are above.")
+            sys.exit(f"{done.stderr[-2000:]}\nerror: arm {arm} failed; the end of its output is above.")
         return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -128,10 +135,10 @@ def main() -> None:
     """Run the arms and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--data", type=Path, default=ROOT / "demo" / "rows" / "train.jsonl", help="a file with Alpaca's columns"
+        "--data", type=Path, default=ROOT / "demo" / "rows" / "train.jsonl", help="a file of rows with Alpaca's columns"
     )
-    parser.add_argument("--base", type=Path, help="a base model's folder (default: the demo's)")
-    parser.add_argument("--vocabulary", type=Path, help="instead of --base: a folder with GPT-2's vocabulary")
+    parser.add_argument("--base", type=Path, help="the folder of a base model (default: the demo's)")
+    parser.add_argument("--vocabulary", type=Path, help="a folder with GPT-2's vocabulary, to use instead of --base")
     parser.add_argument(
         "--sizes", default="1000,4000", help="numbers of rows, separated by commas (default: %(default)s)"
     )

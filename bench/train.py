@@ -1,11 +1,12 @@
-"""Compares the recipe with what a user would otherwise run: tokens per second, time, memory, time to the same loss.
+"""Compares the training speed and memory of the recipe with those of the alternatives that users would otherwise run.
 
-    python -m bench.train                                   the demo's rows and base model
-    python -m bench.train --data rows.json --vocabulary FOLDER --rows 96      a random Llama with 20M parameters
-    python -m bench.train --to-loss                         also the time to the first arm's final loss
+    python -m bench.train                                   use the demo's rows and base model
+    python -m bench.train --data rows.json --vocabulary FOLDER --rows 96      use a random Llama with 20M parameters
+    python -m bench.train --to-loss                         also measure the time to the first arm's final loss
 
-Every arm runs in a separate process (bench/arm.py describes the arms). The order rotates with each round, and the table
-shows medians. --vocabulary is a folder with GPT-2's `vocab.json` and `merges.txt` (or `encoder.json` and `vocab.bpe`).
+Each arm runs in a separate process (bench/arm.py describes the arms). The order of the arms rotates from round to
+round, and the table shows medians. FOLDER contains GPT-2's `vocab.json` and `merges.txt` (or `encoder.json` and
+`vocab.bpe`).
 """
 
 import argparse
@@ -30,7 +31,7 @@ REQUIRED, OPTIONAL = {"instruction": "instruction", "output": "output"}, {"input
 
 
 def random_llama(vocabulary: Path, folder: Path) -> Path:
-    """Write a random Llama with 20M parameters (6 layers, hidden size 288, tied head) and GPT-2's vocabulary."""
+    """Create a Llama with 20M random parameters (6 layers, hidden size 288, tied head) and GPT-2's vocabulary."""
     import torch
     from transformers import GPT2TokenizerFast, LlamaConfig, LlamaForCausalLM
 
@@ -48,7 +49,7 @@ def random_llama(vocabulary: Path, folder: Path) -> Path:
 
 
 def lay_out(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Write the rows in the format of each arm, and the plan that all arms read."""
+    """Write the rows in each arm's format, and write and return the plan, which all arms read."""
     from transformers import AutoConfig, AutoTokenizer
 
     files = sorted(options.data.glob("train.*")) if options.data.is_dir() else [options.data]
@@ -87,7 +88,7 @@ def lay_out(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "learning_rate": options.learning_rate, "target_modules": _targets(options.target_modules), "seed": 1,
         "num_threads": options.threads, "tokens_per_step": options.batch_size * options.max_length,
         "tokens_per_row": sum(lengths) / len(lengths), "score_every": 0,
-        # A separate padding token, like the one that recipe/tokens/tokenizer.py adds.
+        # If the tokenizer has no separate padding token, recipe/tokens/tokenizer.py adds one, which gets this id.
         "pad_token_id": len(tokenizer) if pad is None or pad == tokenizer.eos_token_id else pad,
         "vocab_size": config.vocab_size, "quantization": options.quantization, "memory_gb": options.memory_gb,
         "activation_checkpointing": options.activation_checkpointing,
@@ -124,12 +125,12 @@ def run_arm(arm: str, work: Path, threads: int) -> dict[str, Any]:
         done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
     if done.returncode != 0:
         last_lines = (work / f"{arm}.log").read_text().splitlines()[-15:]
-        sys.exit("\n".join([*last_lines, f"error: arm {arm} failed; its last lines are above."]))
+        sys.exit("\n".join([*last_lines, f"error: arm {arm} failed; the end of its output is above."]))
     return json.loads((out / "result.json").read_text())
 
 
 def matmul_flops(threads: int) -> float:
-    """This machine's peak floating-point operations per second: a large matmul, in bf16 on CUDA or fp32 on a CPU."""
+    """Measure the peak floating-point operations per second of a large matmul, in bf16 on CUDA or in fp32 on a CPU."""
     import torch
 
     from recipe.planning import plan
@@ -141,7 +142,7 @@ def matmul_flops(threads: int) -> float:
 
 
 def parameters_in_matmuls(base: str) -> int:
-    """Parameters that take part in matmuls: all except an embedding that is not tied to the head."""
+    """Count the parameters used in matmuls: all parameters except an embedding that is not tied to the head."""
     from transformers import AutoConfig
 
     from recipe.planning.memory_estimate import count_parameters
@@ -151,7 +152,10 @@ def parameters_in_matmuls(base: str) -> int:
 
 
 def seconds_to(scores: list[list[float]], loss: float) -> float | None:
-    """Seconds until the loss reached this value, by linear interpolation between the scores; None if it never did."""
+    """Return the seconds until the loss reached the given value, or None if it never did.
+
+    The time is interpolated linearly between two scores.
+    """
     previous: list[float] | None = None
     for seconds, value in scores:
         if value <= loss:
@@ -163,7 +167,7 @@ def seconds_to(scores: list[list[float]], loss: float) -> float | None:
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    """The medians as a Markdown table, with the speed relative to `tutorial` and `trl-default`."""
+    """Return the medians as a Markdown table, which includes the speed relative to `tutorial` and `trl-default`."""
     head = "| arm | tokens/s | x tutorial | x trl-default | loss tokens/s | MFU | job s | to first step s | peak MB "
     head += "| to first arm's final loss s |"
     lines = [head, "|---|---|---|---|---|---|---|---|---|---|"]
@@ -182,34 +186,34 @@ def table(results: dict[str, dict[str, float]]) -> str:
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser for the command-line options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--data", type=Path, default=ROOT / "demo" / "rows", help="a file or folder with Alpaca's columns"
+        "--data", type=Path, default=ROOT / "demo" / "rows", help="a file or folder of rows with Alpaca's columns"
     )
-    parser.add_argument("--base", type=Path, help="the base model's folder (default: the demo's)")
-    parser.add_argument("--vocabulary", type=Path, help="instead of --base: use a random Llama with this vocabulary")
+    parser.add_argument("--base", type=Path, help="the folder of a base model (default: the demo's)")
+    parser.add_argument("--vocabulary", type=Path, help="use a random Llama with this vocabulary instead of --base")
     parser.add_argument("--rows", type=int, default=0, help="number of training rows (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--arms", default=",".join(ARMS), help="any of %(default)s, " + ", ".join(BF16_ARMS))
     parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--batch-size", type=int, default=4, help="sequences of max-length per step")
+    parser.add_argument("--batch-size", type=int, default=4, help="number of sequences of --max-length tokens per step")
     parser.add_argument(
-        "--micro-batch-tokens", type=int, default=0, help="recipe arms: tokens per micro-batch (default: the batch)"
+        "--micro-batch-tokens", type=int, default=0, help="tokens per micro-batch in recipe arms (default: the batch)"
     )
-    parser.add_argument("--target-modules", default="q_proj,v_proj", help="comma-separated names, or all-linear")
+    parser.add_argument("--target-modules", default="q_proj,v_proj", help="comma-separated module names, or all-linear")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--quantization",
         choices=["none", "nf4"],
         default="none",
-        help="of the base model, in trl-packed and the recipe arms",
+        help="quantization of the base model in trl-packed and the recipe arms",
     )
     parser.add_argument(
         "--activation-checkpointing",
         action="store_true",
-        help="in trl-packed and the recipe arms; always on in the others",
+        help="use activation checkpointing in trl-packed and the recipe arms (the other arms always use it)",
     )
     parser.add_argument("--memory-gb", type=float, default=0, help="GPU memory limit for each arm")
     parser.add_argument("--to-loss", action="store_true", help="run each arm once more and score it during training")

@@ -1,6 +1,6 @@
-"""A reproducible LoRA fine-tuning recipe: dataset and base model in, registered adapter out."""
+"""A reproducible LoRA fine-tuning recipe that turns a dataset and a base model into a registered adapter."""
 
 __version__ = "0.1.0"
-# Model versions registered before the package had subpackages import `recipe.answering` and two other modules. The
-# folder added here contains those modules.
+# Model versions that were registered before the package had subpackages import `recipe.answering`, `recipe.modeling`
+# and `recipe.tokenization`. The folder added here contains these modules.
 __path__ = [*__path__, f"{__path__[0]}/tracking/flat_versions"]

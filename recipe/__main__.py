@@ -1,8 +1,11 @@
-"""Runs the package in this folder, even if a different copy is installed: `python -P recipe/__main__.py STAGE`.
+"""Runs the package in this folder, even if a different copy is installed.
 
-dvc.yaml runs the stages this way, so the code that runs is always the code that DVC hashed: in any environment, in a
-clone, in the container and in `dvc exp run --temp`. With -P, Python adds neither this folder nor the working directory
-to its search path, so a user's `datasets.py` does not shadow a library.
+    python -P recipe/__main__.py STAGE
+
+dvc.yaml runs every stage with this command. A stage therefore always runs the copy of the package whose files DVC
+hashes, whether in a virtual environment, a clone, the container or `dvc exp run --temp`. With -P, Python adds neither
+this folder nor the working directory to its module search path, so a user's `datasets.py` does not shadow the library
+of the same name.
 """
 
 import importlib.util
@@ -11,7 +14,7 @@ from pathlib import Path
 
 
 def load_package(folder: Path) -> None:
-    """Make `import recipe` load the package in `folder`."""
+    """Load the package in `folder` as `recipe`, so that later imports of `recipe` use it."""
     spec = importlib.util.spec_from_file_location(
         "recipe", folder / "__init__.py", submodule_search_locations=[str(folder)]
     )

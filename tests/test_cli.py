@@ -86,7 +86,7 @@ def quick(copy, tiny_base, tmp_path):
     done = recipe(copy, "new", "quick", "--data", tmp_path / "rows", "--model", tiny_base)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == (
-        "created presets/quick. Edit presets/quick/params.yaml, then: cd presets/quick && dvc repro"
+        "created presets/quick. Edit presets/quick/params.yaml, then run: cd presets/quick && dvc repro"
     )
     return copy / "presets" / "quick"
 
@@ -97,7 +97,7 @@ def test_a_new_recipe_has_its_params_with_comments_and_the_roots_pipeline(quick,
     differing = [pair for pair in zip(ours, roots, strict=True) if pair[0] != pair[1]]
     assert differing == [("  - root: ../..", "  - root: .")]
     text = (quick / "params.yaml").read_text()
-    assert text.startswith("# Recipe quick.") and "# rank of the update" in text
+    assert text.startswith("# Recipe quick.") and "# rank of the weight update" in text
     assert recipe(quick, "params", "data.validation_split").stdout == "test\n"
     assert recipe(quick, "params", "registry.name").stdout == "quick\n"
     assert (quick / recipe(quick, "params", "model.source").stdout.strip()).is_dir()
@@ -140,7 +140,7 @@ def test_a_new_recipe_rejects_a_model_folder_without_config(copy, tmp_path):
     for model in (tmp_path / "model", write_jsonl(tmp_path / "rows.jsonl", toy_rows(3))):
         done = recipe(copy, "new", "broken", "--model", model)
         assert done.returncode == 2 and done.stderr.count("\n") == 1
-        assert f"error: {model} is not a base model: it has no config.json." in done.stderr
+        assert f"error: {model} is not a base model, because it has no config.json." in done.stderr
     assert not (copy / "presets" / "broken").exists()
 
 
@@ -161,7 +161,7 @@ def test_a_plan_reports_a_cpu_without_bf16(quick, monkeypatch):
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
     done = CliRunner().invoke(main, ["plan"])
     assert done.exit_code == 4 and "does not fit: this processor has no bf16" in done.output
-    assert "Set train.dtype: auto." in done.output
+    assert "Set train.dtype to auto in params.yaml." in done.output
 
 
 def test_link_prints_the_last_registered_run(quick):

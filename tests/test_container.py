@@ -89,12 +89,12 @@ DENIED = "permission denied while trying to connect to the Docker daemon socket 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("docker", None, "Docker is not installed: https://docs.docker.com/engine/install"),
+        ("docker", None, "Docker is not installed. Install it: https://docs.docker.com/engine/install"),
         ("docker", f"echo '{NO_ENGINE}' >&2; exit 1", "Start it: sudo systemctl start docker"),
         (
             "docker",
             f"echo '{DENIED}' >&2; exit 1",
-            "this user has no permission to use Docker: sudo usermod -aG docker",
+            "this user has no permission to use Docker. Run this command, and then log in again: sudo usermod -aG",
         ),
         ("nvidia-smi", None, "no NVIDIA driver was found"),
         (
@@ -104,7 +104,7 @@ DENIED = "permission denied while trying to connect to the Docker daemon socket 
         ),
         ("nvidia-smi", "echo '535.183.01, NVIDIA A100'", "driver is 535, but CUDA 13 in the image needs 580"),
         ("df", "echo x; echo '/dev/vda 100 90 7000 93% /'", "/ has 7000 MB free, but building the image needs 20000"),
-        ("awk", "echo 900", "900 MB of memory are free, but the container needs 1024 MB of shared memory"),
+        ("awk", "echo 900", "900 MB of memory is free, but the container needs 1024 MB of shared memory"),
     ],
 )
 def test_each_missing_requirement_is_one_line_that_says_what_to_do(host, name, text, message):
@@ -297,7 +297,7 @@ def test_a_stop_between_two_stages_ends_the_run_before_the_next_stage(number, co
             break
     out = running.communicate(timeout=60)[0]
     assert running.returncode == code, out
-    assert "stopped before this stage. Run `dvc repro` to resume." in out and "the next stage ran" not in out
+    assert "stopped before this stage started. Run `dvc repro` to resume." in out and "the next stage ran" not in out
 
 
 def test_a_folder_in_use_is_refused_with_the_name_of_its_container(tmp_path):

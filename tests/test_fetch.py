@@ -42,7 +42,7 @@ def test_files_of_a_folder_are_copied_by_split_and_listed_in_a_manifest(rows):
 def test_a_single_file_is_the_train_split(rows):
     fetch_data(data("rows/test.jsonl"), paths_in(rows, folder=rows))
     assert sorted(file.name for file in (rows / "raw").iterdir()) == ["manifest.json", "test.jsonl"]
-    with pytest.raises(ParamsError, match=r"data.validation_split is 'test', but data.source is one file"):
+    with pytest.raises(ParamsError, match=r"data.validation_split is 'test', but data.source is a single file"):
         fetch_data(data("rows/test.jsonl", validation_split="test"), paths_in(rows, folder=rows))
 
 
@@ -74,8 +74,8 @@ def test_files_are_checked_against_data_sha256(rows):
     for params, part in (
         (data("rows/test.jsonl", sha256="0" * 64), f"expected {'0' * 64}, found {good}"),
         (data(sha256={**both, "x.jsonl": good}), "data.sha256 names x.jsonl"),
-        (data(sha256={}), "data.sha256 lacks train-0000.jsonl, train-0001.jsonl"),
-        (data(sha256=good), "one value for 2 files"),
+        (data(sha256={}), "data.sha256 has no value for train-0000.jsonl, train-0001.jsonl"),
+        (data(sha256=good), "a single value, but the source has 2 files"),
     ):
         with pytest.raises((DataError, ParamsError), match=part):
             fetch_data(params, paths_in(rows, folder=rows))
@@ -84,7 +84,7 @@ def test_files_are_checked_against_data_sha256(rows):
 
 def test_a_file_named_like_the_manifest_is_rejected(rows):
     write_jsonl(rows / "rows" / "manifest.json", [alpaca("a", "1")])
-    with pytest.raises(DataError, match="Rename it"):
+    with pytest.raises(DataError, match="Rename the file"):
         fetch_data(data(train_split="manifest"), paths_in(rows, folder=rows))
 
 

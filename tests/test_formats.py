@@ -124,7 +124,7 @@ def test_a_new_recipe_says_what_it_found_in_the_rows(repository, tiny_base):
         "the base model's tokenizer has no chat template: sequence.chat_template is set to plain.",
     ]
     text = (repository / "presets" / "chats" / "params.yaml").read_text()
-    assert "# for each field of the template" in text and "    messages: conversations\n" in text
+    assert "# maps the template's fields to" in text and "    messages: conversations\n" in text
 
 
 def test_a_new_recipe_says_that_it_does_not_recognize_the_rows(repository):

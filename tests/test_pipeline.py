@@ -50,12 +50,12 @@ def test_fingerprint_depends_only_on_inputs_params_and_code_of_the_stage(folder)
     assert len(seen) == 5
     (folder / "models/base/manifest.json").unlink()
     (folder / "models/base").rmdir()
-    with pytest.raises(MachineError, match=r"models/base is missing: train needs it"):
+    with pytest.raises(MachineError, match=r"models/base is missing, but the train stage depends on it"):
         fingerprint(folder, "train")
 
 
 def test_a_path_missing_from_dvc_yaml_is_reported(folder):
     edit(folder / "dvc.yaml", "      evaluation:", "      verdict:")
-    with pytest.raises(ParamsError, match=r"vars\.paths lacks evaluation"):
+    with pytest.raises(ParamsError, match=r"vars\.paths does not declare evaluation"):
         read_paths(folder)
     assert set(Paths.__annotations__) - {"folder", "local"} == set(PIPELINE["vars"][1]["paths"])

@@ -226,4 +226,4 @@ def test_prepare_writes_the_same_bytes_with_either_encoder(prepared, monkeypatch
         monkeypatch.setattr("recipe.prepare.tokenize.MIN_ROWS_FOR_RANKS", min_rows)
         folder = prepared(rows)
         files.append({path.name: path.read_bytes() for path in sorted(folder.iterdir())})
-    assert files[0] == files[1] and len(files[0]) == 6
+    assert files[0] == files[1] and len(files[0]) == 7

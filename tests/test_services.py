@@ -111,7 +111,7 @@ def test_a_recipe_logs_to_the_services_and_its_version_survives_down_up_and_rest
     assert services.champion() == "1"
     assert "answer [" in services.run("train", "python", "-c", load)
     Path(place / "home" / "nothing").write_text("x")
-    assert "is not a backup of" in services.run("restore", str(place / "home" / "nothing"), check=False)
+    assert "is not a backup created by" in services.run("restore", str(place / "home" / "nothing"), check=False)
 
     assert services.ask("experiments/search?max_results=1", Host="elsewhere.example")[0] == 403
 

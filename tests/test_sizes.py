@@ -52,6 +52,6 @@ def test_a_local_file_is_measured_row_by_row(tmp_path):
 
 def test_a_file_that_is_not_parquet_is_rejected(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and no footer")
-    with pytest.raises(DataError, match=r"a\.parquet: not a readable Parquet file"):
+    with pytest.raises(DataError, match=r"a\.parquet is not a readable Parquet file"):
         local_text([tmp_path / "a.parquet"], COLUMNS)
     assert text_tokens("text", 0, 430) == 100

@@ -105,12 +105,12 @@ def test_after_each_stage(folder, after):
 
 
 # Files that a run gets in a folder and does not read, by the ends of their paths. register logs reports as they are.
-ROWS = ("rows.arrow", "quarantine.jsonl", "train.arrow", "validation.arrow", "validation.jsonl")
+ROWS = ("rows.arrow", "quarantine.jsonl", "train.arrow", "unused.json", "validation.arrow", "validation.jsonl")
 NOT_READ = {
     "prepare": ("base/manifest.json",),
     "analyze": ("base/manifest.json", "quarantine.jsonl", "validation.arrow", "prepared/validation.jsonl"),
-    "train": ("rows.arrow", "quarantine.jsonl", "validation.arrow", "validation.jsonl"),
-    "evaluate": ("rows.arrow", "quarantine.jsonl", "train.arrow"),
+    "train": ("rows.arrow", "quarantine.jsonl", "unused.json", "validation.arrow", "validation.jsonl"),
+    "evaluate": ("rows.arrow", "quarantine.jsonl", "train.arrow", "unused.json"),
     "register": (*ROWS, ".svg", ".html", "lengths.csv", "summary.json"),
 }
 DAMAGE = {

@@ -145,7 +145,7 @@ def test_training_continues_if_the_server_is_unreachable(store, monkeypatch, cap
     with tracker(store).training() as log:
         log({"loss": 1.0}, 1)
     output = capsys.readouterr().out
-    assert "is unreachable; register will log this training" in output and "secret" not in output
+    assert "The register stage will log this run." in output and "secret" not in output
 
 
 def test_the_adapter_is_registered_once_and_answers_as_before(evaluated, fetched_base, store, monkeypatch, tmp_path):

@@ -102,7 +102,7 @@ def test_a_signal_stops_training_at_a_checkpoint_and_the_next_run_resumes(traine
     with pytest.raises(Stopped, match=r"stopped after step 4 of \d+\. Run `dvc repro` to resume") as stopped:
         trained(folder=tmp_path / "b", log=send_signals)
     assert stopped.value.exit_code == 128 + number and signal.getsignal(number) == previous_handler
-    assert "stopping at the next checkpoint" in capsys.readouterr().out
+    assert "stopping at the next log point, after saving a checkpoint" in capsys.readouterr().out
     assert newest_complete(tmp_path / "b" / "checkpoints") and not (tmp_path / "b" / "adapter").exists()
     logged_steps = []
     trained(folder=tmp_path / "b", log=lambda values, step: logged_steps.append(step))
@@ -191,7 +191,7 @@ def test_micro_batches_are_sized_in_tokens_and_divide_the_batch(train_params, to
 
 
 def test_micro_batch_tokens_below_the_sequence_length_are_rejected(trained):
-    with pytest.raises(ParamsError, match="micro_batch_tokens is 255, less than one sequence of 256 tokens"):
+    with pytest.raises(ParamsError, match="micro_batch_tokens is 255, but one sequence can have 256 tokens"):
         trained(micro_batch_tokens=255)
 
 
@@ -303,5 +303,5 @@ def test_training_interrupted_after_its_last_step_runs_no_further_step(trained, 
 
 def test_sequences_longer_than_the_models_positions_are_rejected(trained, prepared):
     prepared(toy_rows(30), max_length=600)
-    with pytest.raises(ParamsError, match="max_length is 600, but tiny has only 512 positions"):
+    with pytest.raises(ParamsError, match="max_length is 600, but tiny supports only 512 positions"):
         trained()

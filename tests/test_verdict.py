@@ -38,7 +38,9 @@ def test_report_begins_with_whether_the_adapter_is_better():
     lead = html.split('class="lead">')[1].split("<")[0]
     assert lead.startswith("The adapter is better than its base: validation loss 1.000 against 2.000")
     assert html.count("<svg") == 3 and "50.0%" in html and "✓ &lt;b&gt;" in html and "<td>no</td>" in html
-    assert lead.endswith("The adapter adds 40 parameters to the 1,000 of tiny and was trained on 7 rows in 3 steps.")
+    assert lead.endswith(
+        "The adapter adds 40 parameters to tiny, which has 1,000 parameters, and was trained on 7 rows in 3 steps."
+    )
     assert "Tasks" not in html
 
 
@@ -63,7 +65,7 @@ def test_measures_are_listed_by_category_and_length_with_intervals():
     assert html.count(note) == 1
     assert cells(html, "Loss by length")[1][1:] == ["9", "1.000", "2.000", "1.000 higher", "0.900 to 1.100"]
     assert cells(html, "Token accuracy by length")[1][4:] == ["25.0 points lower", "-12.5 to 50.0 points"]
-    assert html.count("Worse than the base, with an interval that excludes zero: up to 9 tokens.") == 1
+    assert html.count("with an interval that excludes zero, in these groups: up to 9 tokens.") == 1
 
 
 def test_zero_gain_is_no_difference_and_further_worse_groups_are_counted():
@@ -75,7 +77,7 @@ def test_zero_gain_is_no_difference_and_further_worse_groups_are_counted():
     }
     html = report_page(RESULTS, groups, [], {}, ABOUT)
     assert cells(html, "Exact match by category")[1][4:] == ["no difference", "-"]
-    assert "category 8, category 9 and 2 more. (Without any real difference" in html
+    assert "category 8, category 9 and 2 more. (If there were no real difference" in html
 
 
 def test_rows_without_categories_have_no_charts_by_category():

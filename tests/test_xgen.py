@@ -139,7 +139,7 @@ def test_another_vocabulary_is_rejected(gpt2_folder, tmp_path):
         shutil.copy(gpt2_folder / name, tmp_path / name)
     ranks = json.loads((tmp_path / "vocab.json").read_text())
     (tmp_path / "vocab.json").write_text(json.dumps(ranks, indent=1))
-    with pytest.raises(DataError, match=r"vocab\.json in .* is not GPT-2's: expected sha256 196139"):
+    with pytest.raises(DataError, match=r"vocab\.json in .* is not GPT-2's file: expected sha256 196139"):
         build_tokenizer(tmp_path)
 
 

@@ -1,10 +1,10 @@
-"""The checks of `run`, one per call. Lines that begin with `= ` go to the summary; exit code 1 means failure.
+"""Runs one of the checks of `run`. Output lines that begin with `= ` go to the summary. Exit code 1 means failure.
 
     python measure.py environment | attention | base | isolation | determinism | stages
-    python measure.py arm "bf16 all-linear" recipe     a configuration of bench.cuda and an arm of bench.arm
+    python measure.py arm "bf16 all-linear" recipe     run a configuration of bench.cuda with an arm of bench.arm
 
-Run this in the repository's root, with WORK (a scratch folder) and OUT (for numbers.json) set; set DRY=1 for tiny
-shapes. The checks measure the project's own code; this file calls it in such a way that all checks take only minutes.
+Run this file in the repository's root. Set WORK to a scratch folder, and OUT to the folder for numbers.json. Set DRY=1
+to use tiny shapes. The checks call the project's own code, with so few rows and steps that they take only minutes.
 """
 
 import fcntl
@@ -29,18 +29,18 @@ PACKAGES = (
     "torch", "triton", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "numpy",
     "pyarrow", "pandas", "huggingface_hub", "safetensors", "pydantic", "mlflow",
 )  # fmt: skip
-LAYERS = 4  # of the base model `wide`: the kernels and widths of the full model, in a tenth of the time
-ROWS = 960  # at most, for each timed arm: 30 steps of 4,096 tokens
+LAYERS = 4  # number of layers of the base model `wide`, which is as wide as the full model but takes less time
+ROWS = 960  # maximum number of training rows in a timed arm: 30 steps of 4,096 tokens
 KEPT = ("models/adapter/adapter_model.safetensors", "models/adapter/adapter_config.json", "metrics/loss.csv")
 
 
 def tell(line: str) -> None:
-    """Print a line for the summary."""
+    """Print a line that `run` adds to the summary."""
     print(f"= {line}", flush=True)
 
 
 def keep(name: str, value: Any) -> None:
-    """Add a value to OUT/numbers.json, to which several processes write."""
+    """Add a value to OUT/numbers.json while holding a lock, because several processes write to this file."""
     with (OUT / "numbers.json").open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
@@ -51,12 +51,12 @@ def keep(name: str, value: Any) -> None:
 
 
 def digest(path: Path) -> str:
-    """A file's sha256."""
+    """Return the sha256 of a file."""
     return sha256(path.read_bytes()).hexdigest()
 
 
 def environment() -> bool:
-    """Report versions, the GPU and its peaks; check that bitsandbytes works and variable-length attention exists."""
+    """Report versions, the GPU and its peak speeds. Check variable-length attention and bitsandbytes."""
     import bitsandbytes
     import torch
     from torch.nn.attention.varlen import varlen_attn
@@ -68,7 +68,7 @@ def environment() -> bool:
     keep("versions", versions)
     cuda = torch.cuda.is_available()
     if not cuda and not DRY:
-        tell("torch found no CUDA device")
+        tell("torch found no CUDA device. Use --dry to run the checks without a GPU.")
         return False
     device = "cuda" if cuda else "cpu"
     tell(f"{torch.cuda.get_device_name() if cuda else 'no GPU'}, CUDA {torch.version.cuda}, {os.cpu_count()} cores")
@@ -83,17 +83,20 @@ def environment() -> bool:
         for _ in range(10):
             to.copy_(from_)
         torch.cuda.synchronize()
-        tell(f"copying {10 * 2 * (1 << 31) / (time.monotonic() - started) / 1e12:.2f} TB/s, reads and writes counted")
+        tell(f"copy speed {10 * 2 * (1 << 31) / (time.monotonic() - started) / 1e12:.2f} TB/s, reads plus writes")
     print(f"varlen_attn is {varlen_attn.__module__}.{varlen_attn.__qualname__}")
     weight = torch.randn(512, 512, device=device, dtype=torch.bfloat16)
     made, state = bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
     error = (bitsandbytes.functional.dequantize_4bit(made, state) - weight).norm() / weight.norm()
-    tell(f"bitsandbytes {bitsandbytes.__version__}: nf4 quantization and back: error {error:.3f} (expected: 0.09)")
+    tell(f"bitsandbytes {bitsandbytes.__version__}: relative error of nf4 quantization {error:.3f} (expected: 0.09)")
     return bool(error < 0.12)
 
 
 def attention() -> bool:
-    """Compare `attend_by_document` with each document's attention in fp64, forward and gradients; measure its time."""
+    """Compare `attend_by_document` with the attention of each document in fp64, and time it on a GPU.
+
+    The outputs and the gradients are compared.
+    """
     import torch
 
     from recipe.model.packed_attention import attend_by_document
@@ -153,7 +156,7 @@ def attention() -> bool:
 
 
 def _attention_cost() -> None:
-    """Time one layer's attention, forward and backward, in milliseconds, with the width of the 7B shape."""
+    """Report the milliseconds of one layer's attention, forward and backward, with the width of the 7B shape."""
     import torch
 
     from recipe.model.packed_attention import add_cu_seqlens, attend_by_document
@@ -184,7 +187,7 @@ def _attention_cost() -> None:
 
 
 def base() -> bool:
-    """Write the base models with random weights: one with the 7B shape, one with the same width but few layers."""
+    """Create two base models with random weights: one with the 7B shape, one with the same width but few layers."""
     from bench import cuda
 
     shape = "tiny" if DRY else "xgen-7b"
@@ -200,17 +203,17 @@ def base() -> bool:
 
 
 def isolation() -> bool:
-    """Run bench.cuda's check: compare the logits of packed examples with those of each example alone."""
+    """Run the check in bench.cuda that compares the logits of packed examples with those of each example alone."""
     from bench.cuda import isolation as difference
 
     found = difference(WORK / "base")
     keep("packed against alone, relative", found)
-    tell(f"packed against alone: {found:.1e} of the largest logit")
+    tell(f"logits of packed and single examples differ by up to {found:.1e} of the largest logit")
     return found < (1e-4 if DRY else 0.1)
 
 
 def determinism() -> bool:
-    """Run bench.cuda's check: compare two runs, and a run that was stopped and resumed."""
+    """Run the check in bench.cuda that compares two runs, and a run that is stopped and resumed."""
     from bench.cuda import determinism as compare
 
     started = time.monotonic()
@@ -218,13 +221,13 @@ def determinism() -> bool:
     for name, value in found.items():
         keep(f"{LAYERS} layers, {name}", value)
         tell(f"{name}: {value}")
-    tell(f"four runs with {LAYERS} layers, {time.monotonic() - started:.0f} s")
+    tell(f"the runs with {LAYERS} layers took {time.monotonic() - started:.0f} s")
     shutil.rmtree(WORK / "determinism")
     return all(found.values())
 
 
 def arm(title: str, name: str) -> bool:
-    """Run one arm of one of bench.cuda's configurations."""
+    """Run one arm of a configuration of bench.cuda."""
     from safetensors import safe_open
 
     from bench.cuda import CONFIGURATIONS
@@ -261,7 +264,7 @@ def arm(title: str, name: str) -> bool:
 
 
 def stages() -> bool:
-    """Run the real stages on the demo: twice, killed and resumed, and with nf4. Compare the bytes."""
+    """Run the stages on the demo: two runs, a run that is killed and resumed, and runs with nf4. Compare the bytes."""
     first = _copy("first")
     small = {
         "num_epochs: 1 ": "num_epochs: 0.02 ",
@@ -272,7 +275,7 @@ def stages() -> bool:
     _change(first, small if DRY else {})
     for stage in (["fetch", "data"], ["fetch", "model"], ["prepare"]):
         _stage(first, *stage)
-    _stage(first, "analyze")  # not at the same time as train: only one stage can run in a recipe folder
+    _stage(first, "analyze")  # before train, because only one stage at a time can run in a recipe folder
     names = ["second", "killed", "nf4"] + ([] if DRY else ["nf4-second"])
     copies = {"first": first} | {name: WORK / name for name in names}
     for name in names:
@@ -294,8 +297,8 @@ def stages() -> bool:
         tell(f"train {one} and {other}: {'the same bytes' if not differing else 'DIFFERENT: ' + ', '.join(differing)}")
     metrics = json.loads((first / "metrics/train.json").read_text())
     tell(
-        f"trained in {metrics['dtype']}: {metrics['steps']} steps, "
-        f"loss {metrics['first_loss']} to {metrics['last_loss']}"
+        f"trained {metrics['steps']} steps in {metrics['dtype']}, "
+        f"loss from {metrics['first_loss']} to {metrics['last_loss']}"
     )
     with ThreadPoolExecutor(1 if DRY else 3) as pool:
         evaluated = [pool.submit(_stage, copies[name], "evaluate") for name in ("first", "second", "nf4")]
@@ -311,7 +314,7 @@ def stages() -> bool:
 
 
 def _copy(name: str) -> Path:
-    """Copy the working tree to WORK, without outputs and other ignored files."""
+    """Copy the working tree to WORK, except for the outputs of stages and other ignored folders."""
     left_out = shutil.ignore_patterns(
         ".git", ".whl", ".venv", "data", "models", "metrics", "reports", "mlflow", ".recipe", "__pycache__"
     )
@@ -320,7 +323,7 @@ def _copy(name: str) -> Path:
 
 
 def _change(folder: Path, changes: dict[str, str]) -> None:
-    """Replace words in params.yaml; each word must occur in it."""
+    """Replace texts in params.yaml. Each text to replace must occur in the file."""
     path = folder / "params.yaml"
     text = path.read_text()
     for old, new in changes.items():
@@ -334,13 +337,13 @@ def _command(stage: tuple[str, ...]) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment without the working tree in PYTHONPATH, so that the copy's code runs."""
+    """Return the environment without the working tree in PYTHONPATH, so that a copy of the tree runs its own code."""
     paths = [path for path in os.environ["PYTHONPATH"].split(os.pathsep) if Path(path) != ROOT]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _stage(folder: Path, *stage: str) -> str:
-    """Run a stage and return what it printed. Raises RuntimeError, which ends the check, if the stage fails."""
+    """Run a stage and return its output. Raise RuntimeError, which ends the check, if the stage fails."""
     started = time.monotonic()
     done = subprocess.run(_command(stage), cwd=folder, env=_environment(), capture_output=True, text=True, check=False)
     print(
@@ -355,7 +358,7 @@ def _stage(folder: Path, *stage: str) -> str:
 
 
 def _killed(folder: Path, *stage: str) -> str:
-    """Run train, kill it after its first checkpoint, and start it again."""
+    """Run train, kill it after its first checkpoint, run it again, and return the output of the second run."""
     every = int(re.search(r"save_steps: (\d+)", (folder / "params.yaml").read_text())[1])
     running = subprocess.Popen(_command(stage), cwd=folder, env=_environment(), stdout=subprocess.PIPE, text=True)
     killed_at = None
@@ -367,7 +370,7 @@ def _killed(folder: Path, *stage: str) -> str:
             break
     running.wait()
     if killed_at is None:
-        raise RuntimeError(f"killed: train exited with code {running.returncode} before it could be killed")
+        raise RuntimeError(f"killed: train exited with code {running.returncode} before it was killed")
     said = _stage(folder, *stage)
     gone_on = re.search(r"resuming from (checkpoint-\d+)", said)
     if not gone_on:

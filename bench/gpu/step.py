@@ -1,11 +1,12 @@
 """Measures where one optimizer step of the 7B shape spends its time and memory on this GPU.
 
-    python step.py peaks      peak memory with activation checkpointing, and the estimate of `recipe plan`
-    python step.py profile    the time of a step, its kernels and its host work: bf16, bf16 deterministic, nf4
-    python step.py parts      the operations of a step in isolation, with its shapes, and possible replacements
+    python step.py peaks      compare the peak memory with the memory estimate of `recipe plan`
+    python step.py profile    time a step, its GPU kernels and its work on the host
+    python step.py parts      time each operation of a step in isolation, and possible replacements
 
-Run this in the repository's root with WORK, OUT and DRY as `run` sets them; WORK/base is what `measure.py base` wrote.
-`peaks` and `profile` train with the recipe's own train stage. Lines that begin with `= ` go to the summary.
+Run this file in the repository's root, after `measure.py base` has created WORK/base. Set WORK, OUT and DRY in the same
+way as `run` does. `peaks` and `profile` train with the recipe's own train stage. Output lines that begin with `= ` go
+to the summary.
 """
 
 import gc
@@ -26,11 +27,11 @@ ROOT, WORK = Path.cwd(), Path(os.environ["WORK"])
 DRY = os.environ.get("DRY") == "1"
 CUDA = torch.cuda.is_available()
 TOKENS = 4096 if not DRY else 1024
-WARM, TIMED, PROFILED = (4, 6, 2) if not DRY else (1, 2, 1)  # optimizer steps
+WARM, TIMED, PROFILED = (4, 6, 2) if not DRY else (1, 2, 1)  # numbers of optimizer steps
 
 
 def paths_in(folder: Path) -> Any:
-    """The paths of the stages' outputs within a folder."""
+    """Return the paths of the stages' outputs in a folder."""
     from recipe.core.paths import Paths
 
     return Paths(
@@ -40,7 +41,10 @@ def paths_in(folder: Path) -> Any:
 
 
 def prepared_rows() -> Path:
-    """A folder with prepared rows, and a base manifest without hashes: hashing 13.8 GB twice would take too long."""
+    """Prepare rows for the 7B shape, unless this has been done, and return their folder.
+
+    The base manifest in the folder lists no files, so that no time is spent on hashing 13.8 GB.
+    """
     from recipe.cli.context import sections
     from recipe.core.config import read_params
     from recipe.fetch.stage import base_tokenizer, fetch_data
@@ -72,7 +76,7 @@ def prepared_rows() -> Path:
 def train(
     name: str, callback: Any, *, deterministic: bool, quantization: str = "none", checkpointing: bool = False
 ) -> Any:
-    """Train on the base model with `callback` observing; returns the LoRA and training params."""
+    """Train an adapter for WORK/base with a trainer callback, and return the LoRA and training params."""
     from transformers import trainer
 
     from recipe.train import stage
@@ -99,16 +103,16 @@ def train(
         trainer.DEFAULT_CALLBACKS[:] = plain
         stage.be_deterministic = set_up
         shutil.rmtree(out, ignore_errors=True)
-        gc.collect()  # the trainer and its model refer to each other
+        gc.collect()  # reference counting cannot free the trainer and its model, which refer to each other
     return lora, params
 
 
 class Enough(Exception):
-    """Ends a training run once everything has been measured."""
+    """Raised to end a training run once everything has been measured."""
 
 
 def watch(profiler: Any) -> Any:
-    """A callback that times some steps, profiles the next ones if there is a profiler, and then ends the training."""
+    """Return a callback that times steps, then profiles steps if there is a profiler, and then ends the training."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
@@ -137,7 +141,7 @@ def watch(profiler: Any) -> Any:
 
 
 def peaks() -> bool:
-    """Measure peak memory with activation checkpointing, in bf16 and in nf4, and compare it with the estimate."""
+    """Report the measured peak memory and the memory estimate, with activation checkpointing, for nf4 and bf16."""
     from transformers import AutoConfig
 
     from recipe.planning.memory_estimate import estimate_training_memory
@@ -158,8 +162,8 @@ def peaks() -> bool:
         context = 600_000_000 if CUDA else 0
         name = f"{'nf4' if quantization == 'nf4' else 'bf16'}, activation checkpointing, {TOKENS:,} tokens"
         tell(
-            f"{name}: {seen.allocated / 2**30:.2f} GiB allocated, {seen.reserved / 2**30:.2f} reserved at most; "
-            f"estimated {(need.peak - context) / 2**30:.2f}, plus {context / 2**30:.2f} for the driver"
+            f"{name}: peak {seen.allocated / 2**30:.2f} GiB allocated, {seen.reserved / 2**30:.2f} GiB reserved; "
+            f"estimate {(need.peak - context) / 2**30:.2f} GiB, plus {context / 2**30:.2f} GiB for the driver"
         )
         keep(f"peak, {name}", {"allocated": seen.allocated, "reserved": seen.reserved, "estimate": need.peak})
     return True
@@ -179,7 +183,7 @@ GROUPS = {
 
 
 def group_of(kernel: str) -> str:
-    """The group that a kernel belongs to, according to its name."""
+    """Return the group in GROUPS that a kernel belongs to, according to the kernel's name."""
     name = kernel.lower()
     for group, words in GROUPS.items():
         if any(word in name for word in words):
@@ -188,7 +192,7 @@ def group_of(kernel: str) -> str:
 
 
 def profile() -> bool:
-    """Profile where a step's time goes, in bf16, bf16 with deterministic algorithms, and nf4."""
+    """Profile a training step in bf16, in bf16 with deterministic algorithms, and with an nf4 base model."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
@@ -210,17 +214,17 @@ def profile() -> bool:
         shown = ", ".join(f"{group} {ms:.0f}" for group, ms in sorted(groups.items(), key=lambda item: -item[1]))
         launches = sum(event.count for event in kernels) // PROFILED
         tell(
-            f"{name}: {seen.seconds * 1e3:.0f} ms per step, {seen.profiled_seconds * 1e3:.0f} with the profiler; "
-            f"kernels {busy:.0f} ms in {launches:,} launches"
+            f"{name}: {seen.seconds * 1e3:.0f} ms per step, {seen.profiled_seconds * 1e3:.0f} ms with the profiler; "
+            f"the kernels take {busy:.0f} ms in {launches:,} launches"
         )
         tell(f"{name}, ms per step by kernel group: {shown}")
         keep(f"step, {name}", {"ms": seen.seconds * 1e3, "kernel_ms": busy, "launches": launches, "groups": groups})
-        print(f"## {name}: kernels: ms per step, launches per step")
+        print(f"## {name}: ms per step, launches per step, and name of each kernel")
         for event in sorted(kernels, key=lambda event: -event.self_device_time_total)[:45]:
             print(
                 f"{event.self_device_time_total / 1e3 / PROFILED:9.2f} {event.count // PROFILED:6d}  {event.key[:150]}"
             )
-        print(f"## {name}: host: each operation's own ms per step, calls per step")
+        print(f"## {name}: own ms per step, calls per step, and name of each operation on the host")
         hosts = [event for event in events if event.device_type == DeviceType.CPU]
         for event in sorted(hosts, key=lambda event: -event.self_cpu_time_total)[:35]:
             print(f"{event.self_cpu_time_total / 1e3 / PROFILED:9.2f} {event.count // PROFILED:6d}  {event.key[:100]}")
@@ -228,7 +232,7 @@ def profile() -> bool:
 
 
 def milliseconds(run: Any, repeat: int = 12) -> float:
-    """The median of several runs; on a GPU, by the GPU's own clock."""
+    """Return the median time of `repeat` calls in milliseconds. On a GPU, CUDA events measure the time."""
     for _ in range(3):
         run()
     times = []
@@ -248,7 +252,7 @@ def milliseconds(run: Any, repeat: int = 12) -> float:
 
 
 def parts() -> bool:
-    """Time a step's operations in isolation, in milliseconds: forward and backward, with the 7B shape."""
+    """Time the operations of a step in isolation, forward and backward, with the 7B shape."""
     device = "cuda" if CUDA else "cpu"
     hidden, wide, heads = (4096, 11008, 32) if not DRY else (64, 128, 4)
     kind = {"device": device, "dtype": torch.bfloat16}
@@ -263,7 +267,7 @@ def parts() -> bool:
     def note(name: str, measure: Any) -> None:
         try:
             value = measure()
-        except Exception as error:  # noqa: BLE001 # if this torch lacks one operation, measure the others
+        except Exception as error:  # noqa: BLE001 # if torch lacks an operation, still measure the others
             print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:150]}")
             return
         print(f"{value:9.3f} ms  {name}", flush=True)
@@ -354,7 +358,7 @@ def parts() -> bool:
             lambda labels=labels, count=count: there_and_back(lambda x: head_loss(x[0, :count], head, labels)[0], x),
         )
         torch.use_deterministic_algorithms(False)
-    tell("the milliseconds of a step's parts are in step.log")
+    tell("step.log has the milliseconds of each operation of a step")
     return True
 
 

@@ -5,9 +5,9 @@
     duplicates = copies.find()
 
 Two rows are near duplicates if the Jaccard similarity of their sets of word triples is at least SIMILAR. MinHash
-estimates the similarity (Broder 1997, "On the resemblance and containment of documents"), and banding finds the
-candidates (Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3), so the time grows with the number
-of rows, not with the number of pairs.
+estimates the similarity (Broder 1997, "On the resemblance and containment of documents"). Banding selects candidate
+pairs, which avoids comparing every pair of rows (Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter
+3).
 """
 
 import re
@@ -20,17 +20,21 @@ import numpy as np
 
 SIMILAR = 0.8  # Jaccard similarity of the sets of word triples
 PERMUTATIONS = 128  # the standard deviation of the estimate is 0.035 at a similarity of 0.8
-BANDS = 16  # of 8 values; 95% of the pairs with similarity 0.8 share a band, and all but 1 in 10,000 of those with 0.9
-AT_ONCE = 100_000  # pairs compared per step, which takes 100 MB
+# Each band has 8 values. A pair shares a band with a probability of 95% at a similarity of 0.8, and of 99.99% at 0.9.
+BANDS = 16
+AT_ONCE = 100_000  # number of pairs compared per step; a step needs about 100 MB
 # In scripts without spaces between words (Thai, Lao, Burmese, Khmer, kana, Han), each character counts as a word.
-# In other scripts, a word is a run of characters other than whitespace and punctuation; marks and emoji may be in it.
+# In other scripts, a word is a run of characters that are not whitespace or punctuation. A word may contain emoji.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 WORD = re.compile(f"[{UNSPACED}]|[^{UNSPACED}\\s!-/:-@\\[-`{{-~\u00a1-\u00bf\u2000-\u206f\u3000-\u303f]+")
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows and the rows that they resemble, as indices in the order of `add`, and their similarities (0 to 1)."""
+    """Pairs of similar rows: `rows[i]` resembles `earlier[i]`, with a similarity of `similarity[i]` (0 to 1).
+
+    Rows are numbered from 0, in the order in which they were added.
+    """
 
     rows: list[int]
     earlier: list[int]
@@ -39,7 +43,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """The duplicates among the rows. `leaks` pairs validation rows with the training rows that they resemble."""
+    """Pairs of duplicate rows by type. In `leaks`, each pair is a validation row and a similar training row."""
 
     same: Pairs
     same_question: Pairs
@@ -48,12 +52,15 @@ class Duplicates:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in lower case."""
+    """Return the words of a text in lowercase."""
     return WORD.findall(text.lower())
 
 
 def triples(text: str) -> list[int]:
-    """A 32-bit hash of every three consecutive words; for a text of fewer than three words, one hash of the text."""
+    """Return a 32-bit hash of every three consecutive words.
+
+    For a text with fewer than three words, return a single hash of the whole text.
+    """
     hashes = [crc32(word.encode()) for word in words(text)]
     if len(hashes) < 3:
         return [crc32(text.encode())]
@@ -62,7 +69,7 @@ def triples(text: str) -> list[int]:
 
 
 class Copies:
-    """Collects rows one at a time, storing about 530 bytes for each row, and then finds the duplicates."""
+    """Collects rows one at a time and then finds the duplicates. Each row takes about 530 bytes of memory."""
 
     def __init__(self) -> None:
         from datasketch import MinHash
@@ -71,7 +78,7 @@ class Copies:
         self._signatures, self._rows, self._questions, self._validation = (bytearray() for _ in range(4))
 
     def add(self, question: str, answer: str, *, validation: bool) -> None:
-        """Add a row."""
+        """Add a row. `validation` says whether the row is in the validation split."""
         question_hash = blake2b(question.encode(), digest_size=8).digest()
         self._questions += question_hash
         self._rows += blake2b(question_hash + answer.encode(), digest_size=8).digest()
@@ -81,7 +88,7 @@ class Copies:
         self._validation.append(validation)
 
     def find(self) -> Duplicates:
-        """All duplicates. Each type of duplicate lists a row at most once, paired with the earliest match found."""
+        """Return the duplicates by type. For each type, a row is paired only with its earliest known match."""
         rows, questions = np.frombuffer(self._rows, np.uint64), np.frombuffer(self._questions, np.uint64)
         signatures = np.frombuffer(self._signatures, np.uint32).reshape(-1, PERMUTATIONS)
         validation = np.frombuffer(self._validation, bool)
@@ -104,9 +111,9 @@ class Copies:
 
 
 def _earliest(keys: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """For each row in `rows`, the first row in `others` with the same key.
+    """Return, for each row in `rows`, the first row in `others` that has the same key.
 
-    The result is -1 where there is no such row, or where it is the row itself.
+    The result is -1 for a row whose key does not occur in `others`, and for a row that is its own first match.
     """
     unique_keys, first_positions = np.unique(keys[others], return_index=True)
     positions = np.minimum(np.searchsorted(unique_keys, keys[rows]), len(unique_keys) - 1)
@@ -115,10 +122,11 @@ def _earliest(keys: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndar
 
 
 def similar_pairs(signatures: np.ndarray, rows: np.ndarray, others: np.ndarray) -> Pairs:
-    """Pairs each row with a row of `others` that shares a band with it and has a similarity of at least SIMILAR.
+    """Pair each row with a row of `others` that shares a band and has a similarity of at least SIMILAR.
 
-    Each band proposes the first row that shares it; the earliest proposed row that is similar enough wins. For the same
-    result, datasketch's MinHashLSH takes 10 times as long, and 6 kB of memory per row (bench/duplicates.py).
+    For each row and band, the first row of `others` with the same band is a candidate. The result is the earliest
+    candidate that is similar enough. datasketch's MinHashLSH finds the same rows, but takes 10 times as long and needs
+    6 kB of memory per row (bench/duplicates.py).
     """
     if not len(rows) or not len(others):
         return Pairs([], [], [])

@@ -1,6 +1,6 @@
-"""The effect of max_length: how many rows it cuts or drops, how full packed sequences are, and what an epoch costs.
+"""Computes how max_length affects the rows, the fill rate of packed sequences, and the cost of an epoch.
 
-results = limits(lengths, loss_starts, configured=1024)    # a Limit for 1024 and for each power of two worth comparing
+results = limits(lengths, loss_starts, configured=1024)    # a Limit for 1024 and for each power of two to compare
 best, reason = recommend(results)
 """
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from recipe.tokens.packing import pack_best_fit
 
-SHORTEST = 64  # tokens: a shorter limit leaves no room for a prompt and its answer
-SAMPLE = 100_000  # rows packed to measure how full sequences are; larger datasets are sampled at even intervals
-# Maximum share of the rows that a recommended limit may cut or drop. A share of the tokens would depend on a few very
-# long rows.
+SHORTEST = 64  # tokens; a shorter limit leaves too little room for a prompt and its answer
+SAMPLE = 100_000  # maximum number of rows to pack; larger datasets are sampled at even intervals
+# Maximum share of the rows that a recommended limit may cut or drop. Counting tokens instead of rows would give a few
+# very long rows too much weight.
 MAX_CUT = 0.01
 
 
@@ -20,9 +20,9 @@ MAX_CUT = 0.01
 class Limit:
     """The effect of one limit: the shares of rows cut, rows dropped, tokens lost and positions filled, and the cost.
 
-    The cost is the number of positions computed per epoch, including padding, relative to the number at the
-    configured limit: the matmuls of a LoRA step cost the same for every position. Attention is ignored, because it
-    stays within a row and is 1% of the work at these lengths.
+    The cost is the number of positions per epoch, including padding, relative to the number at the configured limit.
+    This measure assumes that every position costs the same, which is true of the matmuls of a LoRA step. It ignores
+    attention, which stays within a row and accounts for 1% of the work at these lengths.
     """
 
     max_length: int
@@ -34,13 +34,13 @@ class Limit:
 
 
 def candidates(lengths: Sequence[int], configured: int) -> list[int]:
-    """The limits to compare: the configured one, and powers of two from SHORTEST.
+    """Return the limits to compare: the configured limit and the powers of two from SHORTEST.
 
-    The last power is the first one that cuts no row or the second one that cuts at most MAX_CUT of the rows, whichever
-    is smaller.
+    The list ends at the first power that no row exceeds, or at the second power that no more than MAX_CUT of the rows
+    exceed, whichever is smaller.
     """
     max_cut_rows = int(MAX_CUT * len(lengths))
-    enough = sorted(lengths)[len(lengths) - 1 - max_cut_rows]  # the shortest limit that cuts at most max_cut_rows
+    enough = sorted(lengths)[len(lengths) - 1 - max_cut_rows]  # the shortest limit that cuts max_cut_rows rows or fewer
     powers = [SHORTEST]
     while powers[-1] < enough:
         powers.append(2 * powers[-1])
@@ -52,11 +52,11 @@ def candidates(lengths: Sequence[int], configured: int) -> list[int]:
 def limits(
     lengths: Sequence[int], loss_starts: Sequence[int], configured: int, *, drop_overlong: bool = False
 ) -> list[Limit]:
-    """A Limit for each candidate that leaves at least one row, shortest first.
+    """Return a Limit for each candidate at which at least one row is kept, with the shortest limit first.
 
-    `lengths` has the number of tokens in each row before cutting, `loss_starts` the number of tokens before the row's
-    first loss position. As in prepare, a row that exceeds the limit is cut, or dropped if cutting would leave no loss
-    position or `drop_overlong` is set.
+    `lengths` contains the number of tokens in each row before cutting. `loss_starts` contains the number of tokens
+    before the first token of the row that is in the loss. As in prepare, a row that exceeds the limit is cut. The row
+    is dropped instead if cutting would leave no token in the loss, or if `drop_overlong` is set.
     """
     step = -(-len(lengths) // SAMPLE)
     total = sum(lengths)
@@ -89,10 +89,10 @@ def limits(
 
 
 def recommend(results: Sequence[Limit]) -> tuple[Limit, str]:
-    """The shortest limit that cuts or drops at most MAX_CUT of the rows, and the reason as text."""
+    """Return the shortest limit that cuts or drops no more than MAX_CUT of the rows, and the reason as text."""
     best = next(limit for limit in results if limit.rows_cut + limit.rows_dropped <= MAX_CUT)
     reason = (
-        f"{best.max_length:,} tokens is the smallest of these limits that affects at most {MAX_CUT:.0%} of the rows: "
+        f"{best.max_length:,} tokens is the smallest candidate that affects no more than {MAX_CUT:.0%} of the rows: "
         f"it cuts or drops {best.rows_cut + best.rows_dropped:.2%} of them and loses {best.tokens_lost:.2%} of the "
         "tokens. "
         "With packing, a longer limit costs about the same per epoch, but each sequence needs more memory."

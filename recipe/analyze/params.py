@@ -6,7 +6,7 @@ from recipe.core.config import Section
 
 
 class AnalyzeParams(Section):
-    """Settings of the analysis report."""
+    """Settings of the data report."""
 
-    num_rows: int = Field(ge=1, description="number of rows shown in the table")
-    num_bins: int = Field(ge=1, description="number of bars in a histogram")
+    num_rows: int = Field(ge=1, description="number of rows in the table of first rows")
+    num_bins: int = Field(ge=1, description="number of bars in each histogram")

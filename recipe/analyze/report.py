@@ -1,6 +1,6 @@
-"""The sections of the data report: the rows as loaded, their lengths, possible problems, and the output of prepare.
+"""Builds the sections of the data report: loaded rows, row lengths, possible problems, and the output of prepare.
 
-Each function `..._parts(summary, ...)` takes its numbers from `summary`, the contents of reports/analysis/summary.json.
+Each `*_parts` function takes its numbers from `summary`, the contents of reports/analysis/summary.json.
 """
 
 import textwrap
@@ -12,9 +12,9 @@ from markupsafe import Markup
 from recipe.core.format import shorten
 from recipe.report.html import Part, figure, preformatted, table
 
-WRAP = 50  # the tutorial prints rows wrapped at 50 characters, below a rule of 45 dashes
+WRAP = 50  # as in the tutorial, rows are wrapped at 50 characters and printed below a rule of 45 dashes
 RULE = "---" * 15
-TUTORIAL_CHARS = 1024  # the tutorial measures rows in characters, but cuts them at this number of tokens
+TUTORIAL_CHARS = 1024  # the tutorial measures rows in characters, but cuts rows at this number of tokens
 ROW_LABELS = {
     "read": "rows read",
     "quarantined": "rows quarantined as malformed",
@@ -31,11 +31,11 @@ TOKEN_LABELS = {
     "validation_loss_tokens": "loss positions in validation (answers)",
 }
 SHOWN_PLACES = 5
-SHOWN_CHARS = 600  # characters shown of each row in a pair of duplicates
+SHOWN_CHARS = 600  # maximum number of characters shown for each row in a pair of duplicates
 
 
 def format_row(row: dict[str, Any]) -> str:
-    """All columns of a row, wrapped."""
+    """Format all columns of a row, with lines wrapped at WRAP characters."""
     parts = []
     for name, value in row.items():
         lines = str(value).splitlines() or [""]
@@ -44,12 +44,12 @@ def format_row(row: dict[str, Any]) -> str:
 
 
 def format_counts(types: dict[str, int]) -> str:
-    """The types in a column, each with the number of rows that have it."""
+    """List the types of the values in a column, each with its number of rows."""
     return ", ".join(f"{name} ({num_rows:,})" for name, num_rows in types.items())
 
 
 def list_places(places: Sequence[str], rows: int) -> str:
-    """The first places, grouped by file, and the number of remaining rows: `a.json, line 3, 7; and 2 more`."""
+    """List the first places by file, and count the remaining rows, as in `a.json, line 3, 7; and 2 more`."""
     groups, last = [], None
     for place in places[:SHOWN_PLACES]:
         prefix, number = place.rsplit(" ", 1)  # `a.json, line` and `3`
@@ -63,24 +63,25 @@ def list_places(places: Sequence[str], rows: int) -> str:
 
 
 def summarize_findings(summary: dict[str, Any]) -> str:
-    """A summary of the dataset in a few sentences."""
+    """Summarize the dataset in a few sentences."""
     num_flaws = sum(flaw["rows"] > 0 for flaw in summary["flaws"].values())
     if num_flaws:
-        findings = f"{num_flaws} possible {'problem was' if num_flaws == 1 else 'problems were'} found: see below."
+        findings = f"{num_flaws} possible {'problem was' if num_flaws == 1 else 'problems were'} found (see below)."
     else:
         findings = "No problems were found."
     rows = summary["prepared"]["rows"]
     dropped = rows["dropped_overlong"] + rows["dropped_without_answer"]
     return (
-        f"{summary['num_rows']:,} rows: {rows['train']:,} for training, {rows['validation']:,} for validation. Half of "
-        f"the rows have {summary['tokens']['p50']:,} tokens or fewer; the longest has {summary['tokens']['max']:,}. "
-        f"{summary['share_over_max_length_tokens']:.1%} exceed max_length ({summary['max_length']:,} tokens): "
-        f"{rows['truncated']:,} were cut, {dropped:,} dropped. {findings}"
+        f"The dataset has {summary['num_rows']:,} rows, of which {rows['train']:,} are used for training and "
+        f"{rows['validation']:,} for validation. The median length is {summary['tokens']['p50']:,} tokens, and the "
+        f"longest row has {summary['tokens']['max']:,} tokens. {summary['share_over_max_length_tokens']:.1%} of the "
+        f"rows exceed max_length, which is {summary['max_length']:,} tokens (rows cut: {rows['truncated']:,}, rows "
+        f"dropped: {dropped:,}). {findings}"
     )
 
 
 def data_parts(summary: dict[str, Any], first: list[dict[str, Any]], num_rows: int) -> list[Part]:
-    """The dataset as loaded: files, columns, first rows."""
+    """Describe the dataset as loaded: files, columns and first rows."""
     files = [[file["name"], file["split"], file["bytes"]] for file in summary["files"]]
     columns = [
         [name, format_counts(column["types"]), column["empty"], column["missing"]]
@@ -104,19 +105,19 @@ def unused_parts(unused: dict[str, dict[str, Any]]) -> list[Part]:
 
 
 def length_parts(summary: dict[str, Any], pictures: Mapping[str, str]) -> list[Part]:
-    """The lengths of the rows in characters and in tokens."""
+    """Show the lengths of the rows in characters and in tokens."""
     limit = summary["max_length"]
     over_chars = summary[f"share_over_{TUTORIAL_CHARS}_chars"]
     over_tokens = summary["share_over_max_length_tokens"]
     over_same = summary[f"share_over_{TUTORIAL_CHARS}_tokens"]
     quantile_rows = [["characters", *summary["chars"].values()], ["tokens", *summary["tokens"].values()]]
-    label = "Histogram and cumulative curve of row lengths in {}; the Quantiles section has the numbers."
+    label = "Histogram and cumulative curve of row lengths in {}. The Quantiles section lists the numbers."
     return [
         Part(
             "Length in characters",
             figure(pictures["characters"], label.format("characters")),
-            f"{over_chars:.1%} of the rows have more than {TUTORIAL_CHARS:,} characters. The model's limit counts "
-            f"tokens: {over_same:.1%} of the rows have more than {TUTORIAL_CHARS:,} tokens.",
+            f"{over_chars:.1%} of the rows have more than {TUTORIAL_CHARS:,} characters. However, the "
+            f"limit applies to tokens: {over_same:.1%} of the rows have more than {TUTORIAL_CHARS:,} tokens.",
         ),
         Part(
             "Length in tokens",
@@ -128,7 +129,7 @@ def length_parts(summary: dict[str, Any], pictures: Mapping[str, str]) -> list[P
 
 
 def limit_parts(summary: dict[str, Any]) -> list[Part]:
-    """The effect of each max_length, and the recommended value."""
+    """Show the effect of each max_length, and the recommended value."""
     rows = [
         [
             f"{limit['max_length']:,}" + (" (current)" if limit["max_length"] == summary["max_length"] else ""),
@@ -139,26 +140,27 @@ def limit_parts(summary: dict[str, Any]) -> list[Part]:
     ]  # fmt: skip
     header = ["max_length", "rows cut", "dropped", "tokens lost", "full", "cost"]
     note = (
-        f"{summary['recommended_because']} Percentages refer to the training rows; rows whose prompt alone fills "
-        "max_length are dropped. Full is the fill rate of packed sequences. Cost is that of an epoch, relative to the "
-        "current limit."
+        f"{summary['recommended_because']} All numbers are for the training rows. Rows whose prompt alone fills "
+        'max_length are dropped. The "full" column shows the fill rate of packed sequences. The "cost" column shows '
+        "the cost of an epoch relative to the current limit."
     )
     return [Part("Choosing max_length", table(header, rows), note)]
 
 
 def flaw_parts(summary: dict[str, Any], examples: Mapping[str, Sequence[Any]]) -> list[Part]:
-    """The possible problems, where they occur, and duplicates side by side."""
+    """List the possible problems and where they occur, and show pairs of duplicates side by side."""
     total = summary["prepared"]["rows"]["read"]
     rows = [
         [name, flaw["rows"], f"{flaw['rows'] / total:.2%}", list_places(flaw["places"], flaw["rows"])]
         for name, flaw in summary["flaws"].items()
     ]
     note = (
-        "These checks are heuristics: inspect the rows before you change them. Personal data is masked on this page; "
-        "summary.json lists more rows."
+        "These checks are heuristics, so inspect the rows before you change them. Detected personal data is masked on "
+        "this page. summary.json lists more of the affected rows."
     )
-    clean = Markup("<p>No problems were found: no duplicates or near duplicates, no validation rows that resemble "
-                   "training rows, no unusual characters, no truncated answers, no personal data.</p>")  # fmt: skip
+    clean = Markup("<p>No problems were found: no duplicates or near duplicates, no repeated questions, no validation "
+                   "rows that resemble training rows, no unusual characters, no placeholder or truncated answers, and "
+                   "no personal data.</p>")  # fmt: skip
     parts = [Part("Possible problems", table(["problem", "rows", "share", "where"], rows) if rows else clean, note)]
     pairs = [
         [f"{name}\n({copy.similarity:.0%} similar)", f"{copy.place}:\n{shorten(copy.text, SHOWN_CHARS)}",
@@ -167,12 +169,13 @@ def flaw_parts(summary: dict[str, Any], examples: Mapping[str, Sequence[Any]]) -
     ]  # fmt: skip
     if pairs:
         parts.append(Part("Duplicates side by side", table(["problem", "row", "other row"], pairs),
-                          "Similarity is the estimated share of word triples that both rows contain."))  # fmt: skip
+                          "Similarity is the estimated share of the two rows' word triples that occur in both rows. "
+                          "For repeated questions, it compares only the questions."))  # fmt: skip
     return parts
 
 
 def token_parts(summary: dict[str, Any]) -> list[Part]:
-    """Tokens in answers and prompts, vocabulary usage, and numbers of rows by template branch, script and category."""
+    """Show token counts, vocabulary usage, and the number of rows by template branch, script and category."""
     vocabulary, tokens = summary["vocabulary"], summary["prepared"]["tokens"]
     shares = [
         ["training tokens", tokens["train"]],
@@ -183,7 +186,7 @@ def token_parts(summary: dict[str, Any]) -> list[Part]:
     ]
     note = (
         f"{tokens['train_loss_tokens'] / tokens['train']:.1%} of the training tokens are loss positions. The training "
-        f"text uses {vocabulary['used'] / vocabulary['size']:.1%} of the vocabulary; the {vocabulary['top']} most "
+        f"text uses {vocabulary['used'] / vocabulary['size']:.1%} of the vocabulary. The {vocabulary['top']} most "
         f"frequent tokens make up {vocabulary['top_share']:.1%} of the text."
     )
     parts = [Part("Tokens", table(["count", "tokens"], shares), note)]
@@ -198,7 +201,7 @@ def token_parts(summary: dict[str, Any]) -> list[Part]:
 
 
 def outcome_parts(summary: dict[str, Any], packed: Sequence[Sequence[tuple[str, str]]]) -> list[Part]:
-    """The output of prepare, and a packed sequence as the model sees it."""
+    """Show the output of prepare, and a packed sequence as the model sees it."""
     prepared = summary["prepared"]
     counts = [[ROW_LABELS[name], count] for name, count in prepared["rows"].items()]
     counts += [[TOKEN_LABELS[name], count] for name, count in prepared["tokens"].items()]
@@ -206,14 +209,14 @@ def outcome_parts(summary: dict[str, Any], packed: Sequence[Sequence[tuple[str, 
     quarantined = prepared["rows"]["quarantined"]
     note = f"The training sequences are {prepared['sequences']['filled']:.1%} full."
     if quarantined:
-        note += f" data/prepared/quarantine.jsonl lists the {quarantined:,} malformed rows, each with the reason."
+        note += f" data/prepared/quarantine.jsonl lists each malformed row ({quarantined:,} in total) and the reason."
     row = Markup('<div class="row">{}</div>')
     span = Markup('<span class="{}">{}</span>')
     rows = Markup("").join(row.format(Markup("").join(span.format(*piece) for piece in pieces)) for pieces in packed)
     box = Markup('<div class="packed" tabindex="0" role="group" aria-label="Packed sequence">{}</div>').format(rows)
     legend = (
-        "One training sequence. Rows in it do not attend to each other. Plain text is context, underlined text "
-        "contributes to the loss, and the framed token ends the answer."
+        "This is one training sequence. Its rows do not attend to each other. Plain text is context, underlined text "
+        "contributes to the loss, and a framed token ends an answer."
     )
     return [
         Part("Output of prepare", table(["count", "number"], counts), note),

@@ -1,4 +1,4 @@
-"""Scans the rows as loaded: the columns of all well-formed rows, and the texts of the rows that prepare could use.
+"""Scans the loaded rows: counts values by column in all readable rows, and checks the rows that prepare tokenized.
 
 scan = scan_rows(data, files, meta, facts, num_first, progress)    # a Scan
 """
@@ -18,7 +18,7 @@ from recipe.text.readers import BadRow, Row, read_rows, safe
 from recipe.text.templates import make_template
 
 KEPT_PLACES = 100  # maximum number of rows listed for each flaw
-KEPT_EXAMPLES = 3  # maximum number of pairs shown in full for each type of duplicate
+KEPT_EXAMPLES = 3  # maximum number of pairs shown for each type of duplicate
 DUPLICATE_FLAWS = {
     "same": "rows that occur more than once",
     "same_question": "repeated questions with a different answer",
@@ -29,20 +29,20 @@ DUPLICATE_FLAWS = {
 
 @dataclass
 class Flaw:
-    """A possible problem: the number of rows that have it, and the places of the first KEPT_PLACES of these rows."""
+    """Counts the rows that have a possible problem, and stores the places of the first KEPT_PLACES of these rows."""
 
     rows: int = 0
     places: list[str] = field(default_factory=list)
 
     def add(self, place: str) -> None:
-        """Count a row."""
+        """Count a row, and store its place if fewer than KEPT_PLACES places are stored."""
         self.rows += 1
         if len(self.places) < KEPT_PLACES:
             self.places.append(place)
 
 
 class Columns:
-    """Counts the types of the values and the empty values in each column, row by row."""
+    """Counts the types of values and the empty values in each column. Rows are added one at a time."""
 
     def __init__(self) -> None:
         self.num_rows = 0
@@ -50,7 +50,7 @@ class Columns:
         self.empty: Counter[str] = Counter()
 
     def add(self, values: dict[str, Any]) -> None:
-        """Count a row."""
+        """Count the values of a row."""
         self.num_rows += 1
         for name, value in values.items():
             name = safe(name)
@@ -58,7 +58,7 @@ class Columns:
             self.empty[name] += value is None or (isinstance(value, str | list) and not value)
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """{column: {types: {type: rows}, empty: rows, missing: rows}}, in the order in which columns first occur."""
+        """Return {column: {types: {type: rows}, empty: rows, missing: rows}}, sorted by first occurrence."""
         return {
             name: {
                 "types": dict(sorted(types.items())),
@@ -84,7 +84,7 @@ class Copy:
 class Scan:
     """The result of a scan.
 
-    `flaws` contains the flaws by name; `examples` contains pairs of rows for each type of duplicate.
+    `flaws` contains the flaws by name. `examples` contains pairs of rows for each type of duplicate.
     """
 
     columns: Columns
@@ -96,12 +96,12 @@ class Scan:
 
 
 def in_order(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The files in the order in which prepare reads them: those of the validation split first, if there is one."""
+    """Return the files in the order in which prepare reads them: validation files first, if there are any."""
     return sorted(files, key=lambda file: file["split"] == "train")
 
 
 def read_all(data: Path, files: list[dict[str, Any]]) -> Iterator[Row]:
-    """The well-formed rows of all files; prepare quarantines the malformed rows."""
+    """Yield the rows of all files, except rows that can't be read, which prepare has quarantined."""
     for file in files:
         for row in read_rows(data / file["name"], file["name"]):
             if not isinstance(row, BadRow):
@@ -109,7 +109,7 @@ def read_all(data: Path, files: list[dict[str, Any]]) -> Iterator[Row]:
 
 
 def match_rows(rows: Iterator[Row], facts: Any) -> Iterator[tuple[Row, int]]:
-    """Each row with its index in prepare's table `facts`, or -1 if prepare could not use the row.
+    """Yield each row with its index in the table `facts`, which prepare wrote. The index is -1 for a quarantined row.
 
     The table lists the rows of each split in the order of the files, so one cursor per split is enough.
     """
@@ -136,7 +136,7 @@ def _head(names: Any, places: Any, cursor: int, end: int) -> tuple[str, str] | N
 def scan_rows(
     data: Path, files: list[dict[str, Any]], meta: dict[str, Any], facts: Any, num_first: int, progress: Progress
 ) -> Scan:
-    """Scan all rows, then read again those that are shown as duplicates."""
+    """Scan all rows. Then read the files again to get the texts of the duplicates that the report shows."""
     template = make_template(meta["template"], meta["columns"])
     columns, copies = Columns(), Copies()
     first: list[dict[str, str]] = []
@@ -144,7 +144,7 @@ def scan_rows(
     scripts: Counter[str] = Counter()
     flaws_by_name: dict[str, Flaw] = {}
     train_files = {file["name"] for file in files if file["split"] == "train"}
-    indices = array("q")  # for each row that prepare used, its index in `facts`
+    indices = array("q")  # the index in `facts` of each row that prepare tokenized
     is_train = facts["split"].to_numpy(zero_copy_only=False) == "train"
     for row, index in progress(match_rows(read_all(data, in_order(files)), facts), "scanning rows", len(facts)):
         columns.add(row.values)
@@ -177,7 +177,7 @@ def scan_rows(
 
 
 def as_text(values: dict[str, Any]) -> dict[str, str]:
-    """The values of a row as text that can be encoded as UTF-8."""
+    """Convert the column names and values of a row to text that can be encoded as UTF-8."""
     return {safe(name): safe(str(value)) for name, value in values.items()}
 
 
@@ -186,7 +186,7 @@ def _place(facts: Any, index: int) -> str:
 
 
 def _shown_rows(duplicates: Duplicates) -> set[int]:
-    """The rows that are shown in full, by their order among the rows that prepare used."""
+    """Return the rows that the report shows, as indices among the rows that prepare tokenized."""
     groups: list[Pairs] = [getattr(duplicates, name) for name in DUPLICATE_FLAWS]
     return {row for pairs in groups for row in (*pairs.rows[:KEPT_EXAMPLES], *pairs.earlier[:KEPT_EXAMPLES])}
 
@@ -194,9 +194,9 @@ def _shown_rows(duplicates: Duplicates) -> set[int]:
 def _texts(
     data: Path, files: list[dict[str, Any]], meta: dict[str, Any], facts: Any, wanted: set[int]
 ) -> dict[int, str]:
-    """The texts of the rows in `wanted`, by their order among the rows that prepare used.
+    """Return {index: text} for the rows in `wanted`, which are indices among the rows that prepare tokenized.
 
-    Reading stops after the last of these rows.
+    Reading stops after the last wanted row.
     """
     texts: dict[int, str] = {}
     template = make_template(meta["template"], meta["columns"])

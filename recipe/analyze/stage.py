@@ -1,6 +1,6 @@
-"""The analyze stage: reports what the rows look like, how long they are, and what may be wrong with them.
+"""The analyze stage reports what the rows look like, how long they are, and what may be wrong with them.
 
-Reads data/raw/, data/prepared/ and models/base/tokenizer/. Writes reports/analysis/:
+It reads data/raw/, data/prepared/ and models/base/tokenizer/, and writes reports/analysis/:
     index.html      the report
     summary.json    the numbers in the report
     lengths.csv     the distribution of row lengths in tokens, for `dvc plots`
@@ -41,11 +41,11 @@ from recipe.report.svg import cumulative, histogram
 from recipe.tokens.tokenizer import load_tokenizer
 
 TOP_TOKENS = 100
-PACKED_EXAMPLES = (2, 4)  # minimum and maximum number of rows in the packed sequence shown, if there is such a sequence
+PACKED_EXAMPLES = (2, 4)  # the report shows a sequence with 2 to 4 rows, if there is one
 
 
 def quantiles(values: Sequence[int]) -> dict[str, float]:
-    """The mean, quantiles (nearest rank) and maximum of `values`."""
+    """Return the mean, the quantiles (nearest rank) and the maximum of `values`."""
     shares = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
     nearest = np.quantile(values, list(shares.values()), method="inverted_cdf").tolist()
     return {
@@ -56,14 +56,14 @@ def quantiles(values: Sequence[int]) -> dict[str, float]:
 
 
 def share_above(values: Sequence[int], limit: int) -> float:
-    """The share of values greater than `limit`."""
+    """Return the share of values that are greater than `limit`."""
     return round(sum(value > limit for value in values) / len(values), 4)
 
 
 def vocabulary(sequences: Any, size: int) -> dict[str, Any]:
-    """How many tokens of the vocabulary the training sequences use, and how much of the text is common tokens.
+    """Count the tokens of the vocabulary that occur in the training sequences.
 
-    `top_share` is the share of the text that consists of the TOP_TOKENS most frequent tokens.
+    In the result, `top_share` is the share of the text that the TOP_TOKENS most frequent tokens make up.
     """
     counts = np.zeros(size, dtype=np.int64)
     for chunk in sequences["input_ids"].chunks:
@@ -78,7 +78,10 @@ def vocabulary(sequences: Any, size: int) -> dict[str, Any]:
 
 
 def packed_example(sequences: Any, tokenizer: Any, ends: Sequence[int]) -> list[list[tuple[str, str]]]:
-    """The rows of one training sequence, each as (category, text) spans; categories are `read`, `trained`, `end`."""
+    """Return the rows of one training sequence, each as a list of (kind, text) spans.
+
+    The kind is `end` for end tokens in the loss, `trained` for other tokens in the loss, and `read` for context.
+    """
     import pyarrow.compute as pc
 
     low, high = PACKED_EXAMPLES
@@ -103,7 +106,7 @@ def packed_example(sequences: Any, tokenizer: Any, ends: Sequence[int]) -> list[
 
 
 def read_table(path: Path, files: ExitStack) -> Any:
-    """The table in the Arrow stream at `path`, memory-mapped; it can be read as long as `files` is open."""
+    """Memory-map the table in the Arrow stream at `path`. The table can be read as long as `files` is open."""
     import pyarrow as pa
 
     with reading(path, pa.ArrowException):
@@ -111,7 +114,7 @@ def read_table(path: Path, files: ExitStack) -> Any:
 
 
 def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str, Any]:
-    """Write the report and return its numbers."""
+    """Write the report, and return the contents of summary.json."""
     manifest, meta = read_json(paths.raw / "manifest.json"), read_json(paths.prepared / "meta.json")
     for file in meta["data"]:
         check_sha256(paths.raw / file["name"], file["sha256"])
@@ -164,7 +167,7 @@ def write_report(
     folder: Path, params: AnalyzeParams, summary: dict[str, Any], scan: Scan,
     example: Sequence[Sequence[tuple[str, str]]], chars: list[int], tokens: list[int],
 ) -> None:  # fmt: skip
-    """Write the page, its pictures and its numbers. `chars` and `tokens` are the lengths of all rows."""
+    """Write the page, the charts and the numbers. `chars` and `tokens` contain the lengths of all rows."""
     limit = summary["max_length"]
     pictures = {
         "characters": histogram(chars, params.num_bins, "characters in a row", (TUTORIAL_CHARS, f"{TUTORIAL_CHARS:,}")),
@@ -188,7 +191,7 @@ def write_report(
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
-    """Run `analyze`; returns the possible problems in the rows and the path of the report."""
+    """Run the analyze stage, and return the possible problems in the rows and the path of the report."""
     summary = analyze(params["analyze"], paths, services.progress)
     flaws = [f"{name} ({flaw['rows']:,})" for name, flaw in summary["flaws"].items()]
     findings = f"possible problems: {', '.join(flaws)}" if flaws else "no problems found in the rows"

@@ -1,8 +1,8 @@
-"""Checks the text of a row for unusual characters, placeholders, answers that look cut off, and personal data.
+"""Checks the text of a row for unusual characters, placeholders, answers that look truncated, and personal data.
 
     flaws("What is 1 + 1?", "It is two,")    # ["answers that end on a comma, dash or bracket"]
 
-The checks are heuristics: inspect the rows that they list before you drop any. They use no external data.
+The checks are heuristics, so inspect the listed rows before you drop any. The checks do not need network access.
 """
 
 import re
@@ -11,8 +11,8 @@ from functools import cache
 
 # The patterns match e-mail addresses in the plain form of RFC 5322, phone numbers in the notation of E.164 and of the
 # North American Numbering Plan, and keys in the formats that their issuers document. Addresses under example.com, .net
-# and .org (RFC 2606) and 555 numbers (reserved for fiction) belong to nobody and do not count. The part of an address
-# before the @ has at most 64 characters (RFC 5321); this limit also keeps the search linear.
+# and .org (RFC 2606) and North American 555 numbers are ignored, because they are usually placeholders. The part of an
+# address before the @ is limited to 64 characters (RFC 5321), which also keeps the search time linear.
 EMAIL = re.compile(
     r"(?<![\w.%+-])[\w.%+-]{1,64}@(?!(?:[\w-]+\.)*(?i:example\.(?:com|net|org))\b)(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}\b"
 )
@@ -25,12 +25,14 @@ KEY = re.compile(
     r"|\bhf_[A-Za-z]{34}\b|\bxox[abprs]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
     r"|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"
 )
-KEY_MARKS = ("AKIA", "gh", "sk-", "AIza", "hf_", "xox", "PRIVATE KEY", "eyJ")  # every key contains one of these
-PHONE_DIGITS = 8  # a text with fewer digits contains no phone number
+# Every match of KEY contains one of these strings.
+KEY_MARKS = ("AKIA", "gh", "sk-", "AIza", "hf_", "xox", "PRIVATE KEY", "eyJ")
+PHONE_DIGITS = 8  # a text with fewer digits is not searched for phone numbers
 PERSONAL = {"e-mail addresses": EMAIL, "phone numbers": PHONE, "keys or tokens": KEY}
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff]")  # except joiners (U+200C, U+200D)
+# The joiners U+200C and U+200D are not included, because some scripts and emoji need them.
+INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 PRIVATE = re.compile("[\ue000-\uf8ff]")
 ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|#\d{2,5}|#x[0-9a-f]{2,4});", re.IGNORECASE)
 PLACEHOLDER = re.compile(r"<? ?no[ _-]?(?:input|output) ?>?\.?|n/?a|nan|null", re.IGNORECASE)
@@ -38,11 +40,11 @@ PLACEHOLDER = re.compile(r"<? ?no[ _-]?(?:input|output) ?>?\.?|n/?a|nan|null", r
 OPEN_END = re.compile(r"(?:[,;(\[{]|\s[-–—])$")
 SENTENCE_END = re.compile(r"[.!?。！？][\"'”’)\]]*\s")
 LIST_ITEM = re.compile(r"\s*(?:[-*•+#|>]|\d+[.)]|\w+:)")
-LAST_WORDS = 6  # a last line with fewer words may be a name, a title or a signature
+LAST_WORDS = 6  # if the last line has fewer words, it may be a name, a title or a signature
 
 
 def flaws(question: str, answer: str) -> list[str]:
-    """The names of the possible problems in a row's texts, as used in the report."""
+    """Return the names of the possible problems in a question and its answer, as used in the report."""
     text = f"{question}\n{answer}"
     names = [name for name, pattern in PERSONAL.items() if _may_match(name, text) and pattern.search(text)]
     names += odd_characters(text)
@@ -53,7 +55,7 @@ def flaws(question: str, answer: str) -> list[str]:
 
 
 def mask_personal_data(text: str) -> str:
-    """The text with personal data replaced by its type, such as `[e-mail addresses]`."""
+    """Replace personal data in a text with the type of data, such as `[e-mail addresses]`."""
     for name, pattern in PERSONAL.items():
         if _may_match(name, text):
             text = pattern.sub(f"[{name}]", text)
@@ -61,7 +63,7 @@ def mask_personal_data(text: str) -> str:
 
 
 def _may_match(name: str, text: str) -> bool:
-    """Whether a pattern may match, by a quick check, so that the slow patterns run on few texts."""
+    """Check quickly whether a pattern might match, so that the slow search can be skipped for most texts."""
     if name == "e-mail addresses":
         return "@" in text
     if name == "phone numbers":
@@ -70,7 +72,7 @@ def _may_match(name: str, text: str) -> bool:
 
 
 def odd_characters(text: str) -> list[str]:
-    """The types of unusual characters in a text: control or invisible characters, decoding errors, HTML entities."""
+    """Return the types of unusual characters in a text, such as control characters or HTML entities."""
     names = ["HTML entities"] if "&" in text and ENTITY.search(text) else []
     if CONTROL.search(text):
         names.append("control characters")
@@ -90,14 +92,17 @@ def odd_characters(text: str) -> list[str]:
 
 
 def cut_off(answer: str) -> str | None:
-    """The reason why an answer looks truncated, or None. Short answers, list items and code need no final period."""
+    """Return the reason why an answer looks truncated, or None if the answer looks complete.
+
+    An answer may end without a period if its last line is short, a single sentence or a list item.
+    """
     text = answer.rstrip()
     if text.count("```") % 2:
         return "answers with an unclosed code block"
     if OPEN_END.search(text):
         return "answers that end on a comma, dash or bracket"
     last = text.rsplit("\n", 1)[-1]
-    # A single sentence without a period may be a matter of style, so the line must also contain a finished sentence.
+    # A single sentence may end without a period, so report the last line only if it also contains a complete sentence.
     unfinished = SENTENCE_END.search(last) and text[-1:].isalpha() and len(last.split()) >= LAST_WORDS
     return "answers that end in mid-sentence" if unfinished and not LIST_ITEM.match(last) else None
 
@@ -110,7 +115,7 @@ def _script(char: str) -> str:
 
 
 def script(text: str) -> str:
-    """The script (Unicode's Script property) of most letters in a text, or `none`."""
+    """Return the most common script of the letters in a text (Unicode's Script property), or `none`."""
     if text.isascii():
         return "Latin" if any(map(str.isalpha, text)) else "none"
     letters: Counter[str] = Counter()

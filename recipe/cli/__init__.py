@@ -1,1 +1,1 @@
-"""The command line: one command per stage, and commands to run by hand."""
+"""The command line: the stage commands, which dvc.yaml runs, and commands for users, such as `recipe plan`."""

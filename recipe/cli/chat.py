@@ -1,4 +1,4 @@
-"""Chat with the trained adapter: the implementation of `recipe chat`."""
+"""Implements `recipe chat`, which answers instructions with the trained adapter or the base model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +14,15 @@ MAX_NEW_TOKENS = 256
 
 
 def open_chat(folder: Path, paths: Paths, *, with_adapter: bool) -> Callable[[str], str]:
-    """Load the base model and the adapter once; return a function that answers a line (`instruction | input`).
+    """Load the base model, with the adapter if `with_adapter` is true, and return a function that answers a line.
 
-    Raises MachineError if the adapter or the tokenizer is missing.
+    A line has the form `instruction` or `instruction | input`. Raises MachineError if the adapter or the tokenizer is
+    missing.
     """
     if with_adapter and not (paths.adapter / "adapter_config.json").is_file():
         raise MachineError(
-            f"{paths.adapter} contains no adapter. Run `dvc repro`, or chat with the base model (--base)."
+            f"{paths.adapter} contains no adapter. Run `dvc repro` to train one, or use --base to chat with the base "
+            "model."
         )
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
     if not (paths.base / "tokenizer").is_dir():

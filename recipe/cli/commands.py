@@ -1,6 +1,6 @@
-"""The command line: one command per stage, and commands to run by hand. Only this module turns errors into exit codes.
+"""Defines the commands of the command line. Only this module converts errors to exit codes.
 
-Heavy packages are imported inside the commands, so that `recipe --help` stays fast.
+Commands import large packages only when they run, so `recipe --help` is fast.
 """
 
 import os
@@ -19,14 +19,17 @@ NETWORK = {"fetch", "pin", "plan"}  # commands that may access the Hub
 
 
 class Commands(click.Group):
-    """Lists commands in the order of their definition. Prints a RecipeError's message and exits with its code."""
+    """A group of commands that lists the stages in pipeline order, and converts errors to messages and exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in pipeline order, not in alphabetical order."""
+        """Return the command names in the order in which the commands were added, not in alphabetical order."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. A missing output of a stage is also reported in one line, without a traceback."""
+        """Run a command. If it raises RecipeError, print the message and exit with the error's code.
+
+        If an output of a stage is missing, print a one-line message without a traceback.
+        """
         try:
             return super().invoke(ctx)
         except RecipeError as error:
@@ -44,16 +47,16 @@ class Commands(click.Group):
 @click.version_option(package_name="recipe", message="%(version)s")
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Reproducible LoRA fine-tuning of a language model.
+    """Fine-tune a language model with LoRA, reproducibly.
 
-    A recipe folder contains params.yaml and dvc.yaml. In that folder, `dvc repro` runs the stages that are out of
-    date. You can also run the stages one at a time. Typical commands:
+    Run these commands in a recipe folder, which contains params.yaml and dvc.yaml. `dvc repro` runs the stages that are
+    out of date. You can also run each stage separately. Typical commands:
 
     \b
         recipe params              check params.yaml and print it
-        recipe plan                estimate the requirements, before any download
-        recipe show                print the first rows, after fetch
-        recipe pin                 write the commits of Hub sources into params.yaml
+        recipe plan                estimate the requirements before downloading rows or weights
+        recipe show                print the first fetched rows
+        recipe pin                 pin the Hub sources in params.yaml to commits
         dvc repro                  run the pipeline
         recipe summary             print the results and where to find them
         recipe chat                chat with the trained adapter
@@ -68,10 +71,10 @@ for command in COMMANDS:
 
 @main.command()
 def plan() -> None:
-    """Estimate what the recipe needs, before any download.
+    """Estimate the recipe's requirements without downloading rows or weights.
 
-    Prints rows, steps, downloads, disk space, memory, time and licenses. If something does not fit, the message names
-    the key to change, and the exit code is 4.
+    Prints the numbers of rows, tokens and steps, the downloads and their licenses, and the disk space, memory and time
+    that are needed. If there are problems, such as too little memory, prints them and exits with code 4.
     """
     from recipe.planning.plan import make_plan
 
@@ -84,7 +87,7 @@ def plan() -> None:
 @main.command()
 @click.argument("key", required=False)
 def params(key: str | None) -> None:
-    """Check params.yaml and print it, or only the value of KEY.
+    """Check params.yaml, then print the file or only the value of KEY.
 
     \b
         recipe params
@@ -100,12 +103,13 @@ def params(key: str | None) -> None:
 
 
 @main.command()
-@click.option("--update", is_flag=True, help="Also update pinned sources to the current commit of their main branch.")
+@click.option("--update", is_flag=True, help="Also update pinned sources to the current commit of `main`.")
 def pin(update: bool) -> None:
-    """Write the commits of Hub sources into params.yaml.
+    """Pin the Hub sources in params.yaml to commits.
 
-    A branch or tag can point to a different commit tomorrow, so fetch accepts only full commit hashes. If a revision
-    is null, the current commit of `main` is used. Comments in params.yaml are kept.
+    Branches and tags can move, so `recipe fetch` accepts only full commit hashes. A branch or tag is replaced by the
+    commit that it points to. A null revision is replaced by the current commit of `main`. Comments in params.yaml are
+    kept.
 
     \b
         recipe pin
@@ -119,10 +123,10 @@ def pin(update: bool) -> None:
 
 @main.command()
 @click.argument("name")
-@click.option("--data", help="A file or folder with rows, or a dataset on the Hub (owner/name).")
-@click.option("--model", help="A folder with a base model, or a model on the Hub (owner/name).")
+@click.option("--data", help="A file or folder of rows, or the name of a dataset on the Hub (owner/name).")
+@click.option("--model", help="A folder that contains a base model, or the name of a model on the Hub (owner/name).")
 def new(name: str, data: str | None, model: str | None) -> None:
-    """Create the recipe folder presets/NAME from the current recipe.
+    """Create a recipe folder, presets/NAME, from the current recipe.
 
     Looks at the rows of --data, and sets the template and the columns that fit them.
 
@@ -146,17 +150,17 @@ def new(name: str, data: str | None, model: str | None) -> None:
     if model:
         params = context.params()
         click.echo(
-            f"The settings are copied from the current recipe: train.learning_rate {params['train'].learning_rate:g} "
-            f"and sequence.max_length {params['sequence'].max_length} were chosen for {params['model'].id}. "
-            "Check whether they suit the new model."
+            "The settings were copied from the current recipe. The values of train.learning_rate "
+            f"({params['train'].learning_rate:g}) and sequence.max_length ({params['sequence'].max_length}) were "
+            f"chosen for {params['model'].id}. Check that these values suit the new model."
         )
-    click.echo(f"created {folder}. Edit {folder}/params.yaml, then: cd {folder} && {next_commands}")
+    click.echo(f"created {folder}. Edit {folder}/params.yaml, then run: cd {folder} && {next_commands}")
 
 
 @main.command()
-@click.option("--rows", default=3, show_default=True, type=click.IntRange(1), help="Number of rows.")
+@click.option("--rows", default=3, show_default=True, type=click.IntRange(1), help="Number of rows to print.")
 def show(rows: int) -> None:
-    """Print the first fetched rows in full.
+    """Print the number of fetched rows, their columns, and the first rows in full.
 
     \b
         recipe show
@@ -170,7 +174,7 @@ def show(rows: int) -> None:
 @main.command()
 @click.option("--base", is_flag=True, help="Use the base model without the adapter.")
 def chat(base: bool) -> None:
-    """Chat with the trained adapter, one instruction per line.
+    """Chat with the trained adapter. Enter one instruction per line.
 
     \b
         recipe chat
@@ -184,7 +188,7 @@ def chat(base: bool) -> None:
     reply = open_chat(HERE, context.paths(), with_adapter=not base)
     interactive = sys.stdin.isatty()
     if interactive:
-        click.echo("Enter one instruction per line, or `instruction | input`. An empty line or Ctrl-D ends the chat.")
+        click.echo("Enter one `instruction` or `instruction | input` per line. An empty line or Ctrl-D ends the chat.")
     while True:
         try:
             line = input("> " if interactive else "").strip()
@@ -197,12 +201,14 @@ def chat(base: bool) -> None:
 
 
 @main.command()
-@click.option("--server", default="http://127.0.0.1:5000", show_default=True, help="Address of the MLflow UI.")
+@click.option("--server", default="http://127.0.0.1:5000", show_default=True, help="URL of the MLflow UI.")
 def link(server: str) -> None:
     """Print the MLflow URL of this recipe's last registered run.
 
+    If this recipe has no registered run, prints the URL of the list of experiments.
+
     \b
-        make mlflow-ui     # in the repository root; also prints the address
+        make mlflow-ui     # run in the repository root; also prints this URL
         recipe link --server http://gpu-host:5000
     """
     from recipe.cli.run_metadata import read_notes

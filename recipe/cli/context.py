@@ -1,4 +1,4 @@
-"""The recipe folder that a command runs in: its checked params, its paths, and a progress bar for its stages."""
+"""Provides the params and paths of the recipe folder that a command runs in, and a progress bar for its stages."""
 
 import sys
 from collections.abc import Iterator
@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path()
-# Each stage is a folder of the package with params.py (its sections of params.yaml) and stage.py (its implementation).
+# Each stage is a subpackage in which params.py declares sections of params.yaml and stage.py implements the stage.
 STAGES = ("fetch", "prepare", "analyze", "train", "evaluate", "register")
 
 
 def sections() -> dict[str, Any]:
-    """The sections of params.yaml and their pydantic classes: LoraParams, in a stage's params.py, belongs to `lora`."""
+    """Return the pydantic class of each section of params.yaml.
+
+    The classes are in the stages' params.py files. LoraParams, for example, is the class of the `lora` section.
+    """
     from recipe.core.config import Section
 
     classes = {}
@@ -29,30 +32,30 @@ def params() -> dict[str, Any]:
     from recipe.core.config import read_params
 
     checked = read_params(HERE / "params.yaml", sections())
-    checked["train"].micro_batch_size(checked["sequence"].max_length)  # raises if not even one sequence fits
+    checked["train"].micro_batch_size(checked["sequence"].max_length)  # raises ParamsError if one sequence is too long
     return checked
 
 
 def paths() -> Any:
-    """The paths of the stages' outputs (`vars: paths` in dvc.yaml)."""
+    """Return the paths of this recipe folder, which `vars: paths` in dvc.yaml declares."""
     from recipe.core.paths import read_paths
 
     return read_paths(HERE)
 
 
 def progress(items: Iterator[Any], what: str, total: int | None = None) -> Iterator[Any]:
-    """Show a progress bar if stderr is a terminal."""
+    """Return an iterator over the items that shows a progress bar if stderr is a terminal."""
     from tqdm import tqdm
 
     return iter(tqdm(items, desc=what, total=total, disable=not sys.stderr.isatty(), leave=False))
 
 
 def missing_output(error: FileNotFoundError) -> str | None:
-    """The error message if the missing file is an output of a stage, else None."""
+    """Return an error message if the missing file belongs to the outputs of a stage or to .recipe, otherwise None."""
     if not (HERE / "dvc.yaml").is_file():
         return None
     path = Path(str(error.filename))
     outputs = [output for name, output in vars(paths()).items() if name != "folder"]
     if not any(path.is_relative_to(output) for output in outputs):
         return None
-    return f"{path} is missing: an earlier stage creates it. Run `dvc repro`."
+    return f"{path} is missing, but an earlier stage should have created it. Run `dvc repro`."

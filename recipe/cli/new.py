@@ -1,6 +1,6 @@
-"""Create a recipe folder: its params.yaml, and a copy of the root's dvc.yaml whose `root` points to the code.
+"""Implements `recipe new`, which creates a recipe folder with its own params.yaml and a copy of the root's dvc.yaml.
 
-With --data, the template and the columns are those that fit the first rows (see detect.py).
+With --data, the template and the columns are chosen to fit the first rows (see detect.py).
 """
 
 import json
@@ -25,7 +25,10 @@ HUB_FILE = (
 
 
 def source_of(source: str) -> str:
-    """The value of `source` in params.yaml: an existing path unchanged, or `hub` for a Hub name."""
+    """Return the value of a `source` key in params.yaml: an existing path unchanged, or `hub` for a Hub name.
+
+    Raises ParamsError if `source` is neither of these.
+    """
     if Path(source).exists():
         return source
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
@@ -34,26 +37,30 @@ def source_of(source: str) -> str:
 
 
 def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> tuple[Path, list[str]]:
-    """Create presets/NAME in the repository from the recipe in `folder`; relative paths still point to the same files.
+    """Create the recipe folder presets/NAME from the recipe in `folder`.
 
-    Returns the new folder, and lines that say which template was chosen for the rows. `data` and `model` replace the
-    sources; each is a path or a Hub name. Raises ParamsError if the name is taken or invalid, if a source is neither a
-    path nor a Hub name, or if the model's path is not a folder with config.json.
+    Return the new folder, and lines that say which template was chosen. `data` and `model` replace the sources. Each is
+    a path or a Hub name. Relative paths are adapted to the new folder. Raises ParamsError if the name is taken or
+    invalid, if a source is neither a path nor a Hub name, if the model's path is not a folder that contains
+    config.json, or if a required section is missing from params.yaml. Raises DataError if the rows can't be read or
+    have no train split.
     """
     root = repository(folder)
     new = root / "presets" / name
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
-        raise ParamsError(f"{name!r} is not a valid recipe name: use letters, digits, '_' and '-'.")
+        raise ParamsError(
+            f"{name!r} is not a valid recipe name. Use letters, digits, '_' and '-', and start with a letter or digit."
+        )
     if new.exists():
-        raise ParamsError(f"{new} already exists. Choose another name.")
+        raise ParamsError(f"{new} already exists. Choose a different name.")
     if model is not None and source_of(model) != HUB and not (Path(model) / "config.json").is_file():
         raise ParamsError(
-            f"{model} is not a base model: it has no config.json. Choose a folder in transformers' layout."
+            f"{model} is not a base model, because it has no config.json. Choose a folder in the transformers format."
         )
     params = load_yaml(folder / "params.yaml")
     missing = [section for section in ("data", "model", "registry") if section not in params]
     if missing:
-        raise ParamsError(f"{folder / 'params.yaml'} has no section {', '.join(missing)}.")
+        raise ParamsError(f"{folder / 'params.yaml'} lacks required sections: {', '.join(missing)}.")
     for section, option in (("data", data), ("model", model)):
         if option is not None:
             source = source_of(option)
@@ -76,7 +83,7 @@ def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> 
         notes = [f"{data} has not been looked at: check sequence.template and sequence.columns in params.yaml."]
     params["registry"].update(name=name, experiment=name)
     params.yaml_set_start_comment(
-        f"Recipe {name}. Run it with `dvc repro` in this folder; check this file with `recipe params`."
+        f"Recipe {name}. To run it, use `dvc repro` in this folder. To check this file, use `recipe params`."
     )
     with new_folder(new) as target:
         write_text(target / "params.yaml", dump_yaml(params))
@@ -86,20 +93,24 @@ def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> 
 
 
 def pipeline_of(root: Path) -> str:
-    """The dvc.yaml of a folder in presets/: the root's dvc.yaml with a different `root`."""
+    """Return the dvc.yaml for a folder in presets/, which is the root's dvc.yaml with `root` set to `../..`."""
     text = (root / "dvc.yaml").read_text(encoding="utf-8")
     assert text.count("\n  - root: .\n") == 1
     return text.replace("\n  - root: .\n", "\n  - root: ../..\n")
 
 
 def write_hub_file(folder: Path, params: Any) -> None:
-    """Write the file `hub`, DVC's dependency for `source: hub`, if a source is `hub`. Its content never changes."""
+    """Write the `hub` file if a source is `hub` and the file does not exist.
+
+    DVC treats the value of `source` as a path, so `source: hub` requires a file named `hub`. The content of this file
+    never changes.
+    """
     if HUB in (params["data"]["source"], params["model"]["source"]) and not (folder / HUB).exists():
         write_text(folder / HUB, HUB_FILE)
 
 
 def _describe(params: Any, data: Path) -> None:
-    """Adapt the data section to the source: a folder has splits, a file does not."""
+    """Adapt the `data` section to a local source. A folder can have several splits, but a file is the train split."""
     params["data"].update(id=None, revision=None, subset=None, sha256=None)
     if not data.is_dir():
         params["data"].update(train_split="train", validation_split=None)
@@ -107,8 +118,8 @@ def _describe(params: Any, data: Path) -> None:
     splits = sorted({re.split(r"[-.]", file.name)[0] for file in data.iterdir() if file.is_file()})
     if "train" not in splits:
         raise DataError(
-            f"{data} has no train split: found {', '.join(splits) or 'no files'}. "
-            "Name the file with the training rows train.jsonl."
+            f"{data} has no train split. Splits found: {', '.join(splits) or 'none'}. "
+            "Rename the file of training rows, for example to train.jsonl."
         )
     validation = next((name for name in ("validation", "valid", "dev", "test") if name in splits), None)
     params["data"].update(train_split="train", validation_split=validation)

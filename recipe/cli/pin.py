@@ -1,4 +1,4 @@
-"""Write the current commits of branches and tags into params.yaml: the implementation of `recipe pin`."""
+"""Implements `recipe pin`, which pins the Hub sources in params.yaml to commits."""
 
 import difflib
 from pathlib import Path
@@ -15,11 +15,11 @@ DEFAULT_BRANCH = "main"
 
 
 def pin(path: Path, params: dict[str, Any], *, update: bool) -> str:
-    """Pin every Hub source in the params file at `path`. Returns a unified diff, empty if nothing changed.
+    """Pin every Hub source in the params file at `path`. Return a unified diff, which is empty if nothing changed.
 
-    A null revision is replaced by the current commit of `main`, a branch or tag by the commit that it points to. A
-    commit is kept or, with `update`, replaced by the current commit of `main`. The rest of the file keeps its values,
-    order and comments.
+    A null revision is replaced by the current commit of `main`. A branch or tag is replaced by the commit that it
+    points to. A commit is replaced by the current commit of `main` if `update` is true; otherwise it is kept. The rest
+    of the file keeps its values, order and comments.
     """
     before, document = path.read_text(encoding="utf-8"), load_yaml(path)
     write_hub_file(path.parent, document)

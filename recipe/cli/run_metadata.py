@@ -1,6 +1,7 @@
-"""Run metadata, kept out of outputs so that they stay reproducible: time, memory, the installed lock, the MLflow run.
+"""Stores run metadata: durations, peak memory, the installed lock and the MLflow run. Also handles stop signals.
 
-Stored in .recipe/notes.json of the recipe folder, which git and DVC ignore.
+Run metadata differs between runs, so it is not part of any output. It is stored in .recipe/notes.json in the recipe
+folder, and git and DVC ignore it.
 """
 
 import ctypes
@@ -23,9 +24,11 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent() -> None:
-    """End this process when its parent dies. Otherwise a killed `dvc` would leave its trainer running.
+    """Make this process end when its parent dies. Otherwise, killing `dvc` would leave the trainer running.
 
-    SIGTERM and SIGINT end this process even if the parent ignores them, as `dvc` does under docker/inside/repro.
+    Also make SIGTERM and SIGINT end this process even if the parent ignores these signals, as `dvc` does when
+    docker/inside/repro runs it. On systems other than Linux, only this part has an effect. Raises MachineError if the
+    parent has already died.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,18 +37,21 @@ def die_with_parent() -> None:
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # the parent died before prctl
-        raise MachineError("the parent process has ended.")
+        raise MachineError("the parent process has died. Run the command again.")
 
 
 def end_if_asked() -> None:
-    """Raise Stopped if a signal arrived before this process started. The file RECIPE_STOP then has the exit code."""
+    """Raise Stopped if docker/inside/repro received a stop signal before this stage started.
+
+    In that case, the file that the environment variable RECIPE_STOP names contains the exit code.
+    """
     stop_file = Path(os.environ.get("RECIPE_STOP") or os.devnull)
     if stop_file.is_file():
-        raise Stopped("stopped before this stage. Run `dvc repro` to resume.", int(stop_file.read_text()) - 128)
+        raise Stopped("stopped before this stage started. Run `dvc repro` to resume.", int(stop_file.read_text()) - 128)
 
 
 def read_notes(local: Path) -> dict[str, Any]:
-    """The notes of all stages; empty if the file is missing or invalid."""
+    """Return the notes of all stages, or an empty dict if the file is missing or is not valid JSON."""
     try:
         return json.loads((local / NOTES).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -53,7 +59,7 @@ def read_notes(local: Path) -> dict[str, Any]:
 
 
 def remember(local: Path, stage: str, facts: dict[str, Any]) -> None:
-    """Add facts to a stage's notes."""
+    """Add `facts` to the notes of a stage."""
     notes = read_notes(local)
     notes[stage] = {**notes.get(stage, {}), **facts}
     write_json(local / NOTES, notes)
@@ -61,11 +67,14 @@ def remember(local: Path, stage: str, facts: dict[str, Any]) -> None:
 
 @contextmanager
 def record_stage(local: Path, stage: str) -> Iterator[None]:
-    """Record the duration of the block and the lock for `stage`; note stages that last ran with a different lock."""
+    """Record the duration of the block and the installed lock in the notes of `stage`, unless the block fails.
+
+    Before the block runs, print the names of the stages that last ran with a different lock.
+    """
     lock = installed_lock()
     others = sorted(name for name, facts in read_notes(local).items() if facts.get("lock", lock) != lock)
     if others:
-        print(f"note: {', '.join(others)} last ran with a different lock file; `dvc repro -f` reruns all stages.")
+        print(f"note: {', '.join(others)} last ran with a different lock file. `dvc repro -f` reruns all stages.")
     started = time.monotonic()
     yield
     remember(local, stage, {"stage_seconds": round(time.monotonic() - started, 2), "lock": lock})

@@ -1,4 +1,4 @@
-"""Print the first fetched rows in full: the implementation of `recipe show`."""
+"""Implements `recipe show`, which prints the number of fetched rows, their columns, and the first rows in full."""
 
 from pathlib import Path
 
@@ -9,10 +9,13 @@ from recipe.core.io import read_json
 
 
 def rows_text(data: Path, num_rows: int) -> str:
-    """The total number of rows, their columns, and the first `num_rows` rows in full."""
+    """Return text that shows the total number of rows, their columns, and the first `num_rows` rows in full.
+
+    Raises DataError if `data` contains no manifest, which means that the rows have not been fetched.
+    """
     if not (data / "manifest.json").is_file():
         raise DataError(
-            f"{data} has no manifest.json. Run `recipe fetch data` to fetch the rows, or `dvc repro` for all stages."
+            f"{data} has no manifest.json. Run `recipe fetch data` to fetch the rows, or `dvc repro` to run all stages."
         )
     columns = Columns()
     first: list[dict[str, str]] = []

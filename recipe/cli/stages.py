@@ -1,4 +1,4 @@
-"""The stage commands that dvc.yaml runs. What a stage does and prints is in its stage.py.
+"""Defines the stage commands that dvc.yaml runs. Each stage is implemented in its stage.py.
 
 To add a stage, see "Adding a stage" in CONTRIBUTING.md.
 """
@@ -13,11 +13,14 @@ import click
 from recipe.cli import context
 from recipe.cli.context import HERE, STAGES
 
-PARTS = {"fetch": ("data", "model")}  # stages that dvc.yaml runs once for each part
+PARTS = {"fetch": ("data", "model")}  # dvc.yaml runs these stages once for each part
 
 
 def run_stage(stage: str, part: str | None, *, force: bool) -> None:
-    """Run a stage in this recipe folder and print its result. Raises RecipeError, e.g. if another stage is running."""
+    """Run a stage, or one part of a stage, in this recipe folder and print its result.
+
+    Raises RecipeError if the stage fails or can't start, for example because another stage is running in this folder.
+    """
     from recipe.cli.run_metadata import die_with_parent, end_if_asked, record_stage
     from recipe.core.environment import check_installed_lock
     from recipe.core.io import file_lock
@@ -34,14 +37,17 @@ def run_stage(stage: str, part: str | None, *, force: bool) -> None:
 
 
 def services(stage: str, params: dict[str, Any], paths: Any, *, force: bool) -> Any:
-    """A stage's access to planning, MLflow and the terminal. Their modules are imported on first use."""
+    """Return the functions that give a stage access to planning, MLflow and the terminal.
+
+    Large modules are imported only when a function that needs them is called.
+    """
     from recipe.cli.run_metadata import remember
     from recipe.core.services import Services
 
     def check_model(folder: Path) -> None:
         from recipe.planning.memory_check import load_config, refuse_without_gpu
 
-        if not force and not params["model"].trust_remote_code:  # sizes of a model with remote code are unknown
+        if not force and not params["model"].trust_remote_code:  # a model with remote code has an unknown size
             refuse_without_gpu(load_config(folder), params["model"].id)
 
     def fit_to_memory() -> Any:
@@ -67,7 +73,7 @@ def services(stage: str, params: dict[str, Any], paths: Any, *, force: bool) -> 
 
 
 def stage_command(stage: str) -> click.Command:
-    """The command of a stage. Its help text is the docstring of the stage's package."""
+    """Return the command of a stage. Its help text is the docstring of the stage's package."""
     parts = PARTS.get(stage)
 
     def run(force: bool, part: str | None = None) -> None:

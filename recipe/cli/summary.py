@@ -1,6 +1,6 @@
-"""Print the results of a run and where to find them: the implementation of `recipe summary`.
+"""Implements `recipe summary`, which prints the results of a run and where to find them.
 
-`make demo` ends with it.
+`make demo` runs this command after the pipeline.
 """
 
 from typing import Any
@@ -16,13 +16,17 @@ NUM_SHOWN = 3
 
 
 def pick(generations: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Up to `count` generations, spread over the file. If the rows have categories, at most one row per category."""
+    """Return up to `count` generations, spread evenly over the file, with no more than one from each category."""
     rows = list({row["category"] or index: row for index, row in enumerate(generations)}.values())
     return [rows[index * len(rows) // count] for index in range(min(count, len(rows)))]
 
 
 def summary_text(paths: Paths, model_name: str) -> str:
-    """The headline, the scores, three prompts with both answers, and the next commands."""
+    """Return the text of the summary.
+
+    It contains the headline, the scores, up to three prompts with both answers, the stages' times, and where to find
+    the results.
+    """
     results = read_json(paths.evaluate_metrics)
     lines = [headline(results), ""]
     lines.append(f"{'':9}{'loss':>9}{'perplexity':>12}{'token acc.':>12}{'exact':>9}")
@@ -56,5 +60,5 @@ def summary_text(paths: Paths, model_name: str) -> str:
 
 
 def _one_line(text: str, width: int = 100) -> str:
-    """The text on one line, cut to `width` characters."""
+    """Return the text on one line, shortened to `width` characters."""
     return shorten(" ".join(text.split()), width)

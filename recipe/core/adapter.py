@@ -1,6 +1,6 @@
-"""An adapter's files, and the base model that they belong to.
+"""Checks an adapter's files, and that the adapter belongs to a given base model.
 
-check_adapter(Path("models/adapter"), manifest)    # raises DataError if they don't
+check_adapter(Path("models/adapter"), manifest)    # raises DataError if a check fails
 """
 
 from pathlib import Path
@@ -13,12 +13,18 @@ CONFIG, WEIGHTS = ADAPTER_FILES = ("adapter_config.json", "adapter_model.safeten
 
 
 def base_name(manifest: dict[str, Any]) -> str:
-    """The base model's name in adapter_config.json: id@revision, or id@sha256:<first 16 digits> without a revision."""
+    """Return the base model's name for adapter_config.json.
+
+    The name is id@revision, or id@sha256:<first 16 digits> if the model has no revision.
+    """
     return f"{manifest['id']}@{manifest['revision'] or 'sha256:' + manifest['sha256'][:16]}"
 
 
 def check_adapter(folder: Path, manifest: dict[str, Any]) -> None:
-    """Raise DataError if the adapter was trained for a different base model from the manifest's, or is damaged."""
+    """Check that the adapter is undamaged and was trained for the base model that the manifest describes.
+
+    Raises DataError if a check fails, and MachineError if a file of the adapter is missing.
+    """
     from safetensors import SafetensorError, safe_open
 
     config = read_json(folder / CONFIG)

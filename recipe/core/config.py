@@ -1,7 +1,7 @@
 """Reads params.yaml into immutable, strictly typed objects and reports all mistakes at once.
 
-Each stage declares the classes of its sections in its own params.py; this module does not import them. Every key is
-required: params.yaml is the complete recipe, and no defaults are hidden in the code.
+Each stage declares the classes of its sections in its own params.py. This module does not import those classes. Every
+key is required, so params.yaml is the complete recipe and the code contains no hidden defaults.
 """
 
 import difflib
@@ -19,14 +19,14 @@ from recipe.core.errors import ParamsError
 
 
 class Section(BaseModel):
-    """A section of params.yaml. Unknown keys and wrong types are rejected; instances are immutable."""
+    """A section of params.yaml. Unknown keys and wrong types are rejected. Instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     RENAMED: ClassVar[dict[str, str]] = {}  # maps the keys of earlier versions to their current names
 
 
 def load_yaml(path: Path) -> CommentedMap:
-    """Load a YAML 1.2 file that contains a mapping, with its comments and line numbers.
+    """Load a YAML 1.2 file that contains a mapping. Comments and line numbers are kept.
 
     PyYAML is not used because it reads `2e-4` as a string. Raises ParamsError if the file is missing or invalid.
     """
@@ -37,10 +37,12 @@ def load_yaml(path: Path) -> CommentedMap:
     except FileNotFoundError:
         raise ParamsError(
             f"{path} is missing. Run this command in a recipe folder, which contains params.yaml and dvc.yaml "
-            "(`recipe new NAME` creates one)."
+            "(`recipe new NAME` creates such a folder)."
         ) from None
     except UnicodeDecodeError as error:
-        raise ParamsError(f"{path} is not UTF-8 (invalid byte at offset {error.start}). Save it as UTF-8.") from None
+        raise ParamsError(
+            f"{path} is not UTF-8 (invalid byte at offset {error.start}). Save the file as UTF-8."
+        ) from None
     except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -54,12 +56,12 @@ def load_yaml(path: Path) -> CommentedMap:
 
 
 def dump_yaml(document: CommentedMap) -> str:
-    """Convert a document from `load_yaml` back to text, keeping its comments, quotes and order.
+    """Convert a document from `load_yaml` back to text. Its comments, quotes and order are kept.
 
-    Two things are normalized: lists inside a mapping are not indented, and empty values are written as `null`.
+    Lists inside a mapping are written without indentation, and empty values are written as `null`.
     """
     yaml, text = YAML(typ="rt"), io.StringIO()
-    yaml.width = 4096  # so large that lines are never wrapped
+    yaml.width = 4096  # large enough that lines are not wrapped
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     yaml.dump(document, text)
     return text.getvalue()
@@ -68,8 +70,8 @@ def dump_yaml(document: CommentedMap) -> str:
 def read_params(path: Path, sections: dict[str, type[Section]]) -> dict[str, Any]:
     """Read every section of params.yaml into an instance of its class.
 
-    Raises ParamsError with a list of all mistakes: for each, the line and the key, and the invalid value or the most
-    similar valid key.
+    Raises ParamsError with a list of all mistakes. Each entry contains the key and, where possible, the line number and
+    the invalid value or the most similar valid key.
     """
     document = load_yaml(path)
     mistakes: list[tuple[int, str]] = []
@@ -83,8 +85,8 @@ def read_params(path: Path, sections: dict[str, type[Section]]) -> dict[str, Any
         if name not in document:
             mistakes.append((0, f"{name}: the section is missing; its keys are {', '.join(section.model_fields)}"))
             continue
-        # Validate as JSON: strict mode then accepts a list for a tuple. For the other types that params.yaml uses, it
-        # is as strict as for Python objects.
+        # Validate as JSON, because strict mode then accepts a list for a tuple. For the other types in params.yaml,
+        # validating JSON is as strict as validating Python objects.
         text = json.dumps(_string_keys(document[name]), default=str)
         try:
             parsed[name] = section.model_validate_json(text)
@@ -105,12 +107,12 @@ def _string_keys(value: Any) -> Any:
 
 
 def _is_branch(part: object) -> bool:
-    """Whether a part of a pydantic error location is a branch of a union (`dict[str,str]`), not a key in the file."""
+    """Return whether part of a pydantic error location is a branch of a union, such as `dict[str,str]`, not a key."""
     return isinstance(part, str) and (part in {"str", "int", "float", "bool", "function-after"} or "[" in part)
 
 
 def _explain(place: list[Any], error: Any, section: type[Section], sections: dict[str, type[Section]]) -> str:
-    """Describe a mistake in a single line."""
+    """Return a description of a mistake in a single line."""
     key = ".".join(map(str, place))
     if error["type"] == "extra_forbidden":
         renamed = section.RENAMED.get(str(place[-1])) if len(place) == 2 else None
@@ -127,10 +129,10 @@ def _explain(place: list[Any], error: Any, section: type[Section], sections: dic
 
 
 def _nearest(place: list[Any], sections: dict[str, type[Section]]) -> str:
-    """A hint such as `; did you mean x?`, or a list of the valid names if none of them is similar.
+    """Return a hint such as `; did you mean x?`, or a list of the valid names if no valid name is similar.
 
-    For an unknown section, the hint is the most similar section. For an unknown key, it is the same key in another
-    section, otherwise the most similar key in this section, otherwise the most similar key in any section.
+    For an unknown section, the hint names the most similar section. For an unknown key, the hint names the first of
+    these that exists: the same key in a different section, a similar key in this section, a similar key in any section.
     """
     if len(place) == 1:
         close = difflib.get_close_matches(place[0], sections, n=1, cutoff=0.5)
@@ -150,7 +152,10 @@ def _nearest(place: list[Any], sections: dict[str, type[Section]]) -> str:
 
 
 def _line(document: CommentedMap, place: list[Any]) -> int:
-    """The line (counted from 1) of the deepest part of `place` that exists in the file; 0 if the section is missing."""
+    """Return the line number of the deepest part of `place` that exists in the file, or 0 if the section is missing.
+
+    Line numbers start at 1.
+    """
     line, node = 0, document
     for part in place:
         if not isinstance(node, CommentedMap) or part not in node:
@@ -161,7 +166,7 @@ def _line(document: CommentedMap, place: list[Any]) -> int:
 
 
 def find_value(path: Path, key: str) -> str:
-    """The value of a dotted key as text: strings unchanged, other values as JSON.
+    """Return the value of a dotted key as text. Strings are returned unchanged. Other values are returned as JSON.
 
     Raises ParamsError if the key is missing.
     """

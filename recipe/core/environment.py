@@ -1,4 +1,4 @@
-"""Checks which lock file the Python environment was installed from, and configures its libraries."""
+"""Checks which lock file the Python environment was installed from, and configures the installed libraries."""
 
 import logging
 import os
@@ -9,13 +9,14 @@ from pathlib import Path
 from recipe.core.errors import MachineError
 from recipe.core.io import sha256_file
 
-LOCKS = ("cpu.lock", "cuda.lock")  # pinned, hashed packages that the stages import; dependencies of every stage
-RECORD = "recipe-lock.sha256"  # written to the environment's folder by `make env` and by the image build
+# These files pin the packages that the stages import. In dvc.yaml, every stage except register depends on both files.
+LOCKS = ("cpu.lock", "cuda.lock")
+RECORD = "recipe-lock.sha256"  # `make env` and the image build write this file to the environment's folder
 UNKNOWN = "unknown"
 
 
 def installed_lock() -> str:
-    """The sha256 of the lock file that this environment was installed from, or UNKNOWN if it was not recorded."""
+    """Return the sha256 of the lock file that this environment was installed from, or UNKNOWN if it is not recorded."""
     path = Path(sys.prefix) / RECORD
     return path.read_text(encoding="utf-8").split()[0] if path.is_file() else UNKNOWN
 
@@ -31,25 +32,26 @@ def check_installed_lock(requirements: Path) -> None:
     if installed != UNKNOWN and known and installed not in known:
         raise MachineError(
             f"the environment {sys.prefix} was installed from a different version of "
-            f"requirements/{' or '.join(LOCKS)}. Run `make env` in the root of the repository."
+            f"requirements/{' or '.join(LOCKS)}. Run `make env` in the repository root."
         )
 
 
 def configure_libraries(*, network: bool) -> None:
-    """Configure libraries before they are imported: no telemetry, less output, and downloads only if `network` is true.
+    """Disable telemetry, reduce what libraries print, and forbid downloads from the Hub unless `network` is true.
 
-    None of these settings changes a stage's output.
+    Call this function before the libraries are imported. None of these settings changes a stage's output.
     """
     if not network:
         os.environ["HF_HUB_OFFLINE"] = "1"
     if not network or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else transformers asks a web service to convert .bin weights
+    # Without this setting, transformers asks a web service to convert .bin weights.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     # On a CPU, bitsandbytes (imported by PEFT) tries to download kernels from the Hub, and warns if it cannot.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # PEFT 0.21 reads a property that transformers 5.23 renamed, which causes a warning.
+    # PEFT 0.21 reads a property by its old name. transformers 5.23 renamed the property and warns about the old name.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

@@ -1,6 +1,6 @@
-"""Errors that a user can cause and fix. Each class has its own exit code for the command line.
+"""Defines errors that a user can cause and fix. Each class has its own exit code for the command line.
 
-Every message says what is wrong, where (file, line, key), what was found, and how to fix it.
+Messages should say what is wrong, where (file, line, key), what was found, and how to fix it.
 """
 
 
@@ -17,13 +17,13 @@ class ParamsError(RecipeError):
 
 
 class DataError(RecipeError):
-    """A file of the dataset or the model is invalid, or differs from what the recipe specifies."""
+    """A file is damaged or invalid, or its content differs from what the recipe specifies."""
 
     exit_code = 3
 
 
 class MachineError(RecipeError):
-    """This machine lacks something that the command needs: a file, a package, memory, disk space or a GPU."""
+    """This machine lacks something that the command needs, such as a file, a package, memory, disk space or a GPU."""
 
     exit_code = 4
 
@@ -41,8 +41,8 @@ class TrackingError(RecipeError):
 
 
 class Stopped(RecipeError):
-    """A signal stopped the command at a point where the next run can resume."""
+    """A signal stopped the command at a point from which the next run can resume."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number  # what shells report for a process that this signal killed
+        self.exit_code = 128 + signal_number  # as shells report for a process killed by this signal

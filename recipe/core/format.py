@@ -1,4 +1,4 @@
-"""Formats sizes, times, error messages and long texts for people to read.
+"""Formats sizes, durations, error messages and long text for display.
 
 format_bytes(27_600_000_000)    # 27.6 GB
 format_time(19_200)             # 5 h 20 min
@@ -7,7 +7,7 @@ shorten("a long sentence", 7)   # a long…
 
 
 def format_bytes(count: float) -> str:
-    """A number of bytes in decimal units (powers of 1000), as disk vendors and the Hub use them: `27.6 GB`."""
+    """Format a number of bytes in decimal units (powers of 1000), as disk vendors and the Hub do: `27.6 GB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
@@ -16,7 +16,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_time(seconds: float) -> str:
-    """A number of seconds as text with at most two units: `42 s`, `3 min`, `5 h 20 min`, `2 d 4 h`."""
+    """Format a number of seconds in one or two units: `42 s`, `3 min`, `5 h 20 min`, `2 d 4 h`."""
     if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -29,14 +29,14 @@ def format_time(seconds: float) -> str:
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
-    """The first non-empty line of an error's message, cut to `limit` characters.
+    """Return the first non-empty line of an error's message, cut to `limit` characters.
 
-    If the message is empty, the name of the error's class is returned.
+    If the message is empty, return the name of the error's class.
     """
     lines = str(error).strip().splitlines()
     return lines[0].strip()[:limit] if lines else type(error).__name__
 
 
 def shorten(text: str, width: int) -> str:
-    """The text, cut to at most `width` characters. A text that was cut ends with an ellipsis."""
+    """Return the text, shortened to `width` characters if it is longer. A shortened text ends with an ellipsis."""
     return text if len(text) <= width else text[: width - 1] + "…"

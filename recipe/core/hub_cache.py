@@ -1,4 +1,4 @@
-"""Finds files from the Hub on this machine: downloads in the Hub's cache, and converted weights in a separate folder.
+"""Locates files from the Hub on this machine: downloads in the Hub's cache, and converted weights in another folder.
 
 Both folders are under HF_HOME by default, and all recipe folders share them. Neither is an output of a stage.
 """
@@ -7,28 +7,34 @@ import os
 from pathlib import Path
 from typing import Any
 
-HUB = "hub"  # the value of `source` in params.yaml for rows or a model that comes from the Hub
+HUB = "hub"  # the value of `source` in params.yaml for rows or a model from the Hub
 
 
 def snapshot_folder(repo_type: str, name: str, revision: str) -> Path:
-    """The folder in the Hub's cache for a commit (`revision`) of a repository. `repo_type` is `model` or `dataset`."""
+    """Return the folder in the Hub's cache for a commit (`revision`) of a repository.
+
+    `repo_type` is `model` or `dataset`.
+    """
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE) / f"{repo_type}s--{name.replace('/', '--')}" / "snapshots" / revision
 
 
 def converted_folder(name: str, revision: str) -> Path:
-    """The folder for a commit (`revision`) of a model whose weights were converted to safetensors on this machine."""
+    """Return the folder for the converted weights of a model at a commit (`revision`).
+
+    The weights were converted to safetensors on this machine.
+    """
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "recipe" / "converted" / name.replace("/", "--") / revision
 
 
 def base_folder(manifest: dict[str, Any], folder: Path) -> Path:
-    """The folder that contains the files listed in a base model's manifest.
+    """Return the folder that contains the files listed in a base model's manifest.
 
-    A path in the manifest is relative to `folder`, the recipe folder. The environment variable RECIPE_BASE_MODEL takes
-    precedence.
+    A path in the manifest is relative to `folder`, the recipe folder. If the environment variable RECIPE_BASE_MODEL is
+    set, the folder that it names is returned instead.
     """
     if os.environ.get("RECIPE_BASE_MODEL"):
         return Path(os.environ["RECIPE_BASE_MODEL"])

@@ -1,6 +1,7 @@
-"""Reads and writes files so that an output is either complete or absent, and identical on every machine.
+"""Reads and writes files. An output is either complete or absent, and its format is the same on every machine.
 
-Used by every stage. A file or folder is created next to its destination under a temporary name and then renamed.
+Every stage uses this module. A file or folder is created next to its destination under a temporary name, and then
+renamed.
 """
 
 import fcntl
@@ -20,12 +21,12 @@ CHUNK_BYTES = 1 << 20
 
 
 def sha256_bytes(data: bytes) -> str:
-    """The sha256 of `data` in lower-case hex."""
+    """Return the sha256 of `data` in lowercase hex."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """The sha256 of a file's content in lower-case hex. The file is read in chunks of 1 MiB."""
+    """Return the sha256 of a file's content in lowercase hex. The file is read in chunks of 1 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -34,7 +35,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_tree(path: Path, suffix: str = "") -> str:
-    """The sha256 of a file, or a combined sha256 of the relative paths and contents of all files in a folder.
+    """Return the sha256 of a file, or a combined sha256 of the relative paths and contents of all files in a folder.
 
     In a folder, only files whose names end in `suffix` are included, and `__pycache__` folders are skipped.
     """
@@ -49,12 +50,12 @@ def sha256_tree(path: Path, suffix: str = "") -> str:
 
 
 def sha256_listing(files: dict[str, str]) -> str:
-    """The combined sha256 of a listing {name: sha256}, independent of the order of the keys."""
+    """Return the combined sha256 of a {name: sha256} listing. The order of the keys does not affect the result."""
     return sha256_bytes("".join(f"{sha}  {name}\n" for name, sha in sorted(files.items())).encode())
 
 
 def json_text(value: object) -> str:
-    """Indented JSON with a final newline. Keys keep their order. Raises ValueError for NaN and infinity."""
+    """Return indented JSON that ends with a newline. Keys keep their order. Raises ValueError for NaN and infinity."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -66,31 +67,40 @@ class JsonObject(dict[str, Any]):
         self.path = path
 
     def __missing__(self, key: str) -> Any:
-        raise DataError(f"{self.path} has no key {key!r}: a different version of the recipe wrote it. Run `dvc repro`.")
+        raise DataError(
+            f"{self.path} has no key {key!r}, probably because a different version of the recipe wrote the file. "
+            "Run `dvc repro`."
+        )
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file that an earlier stage wrote. Objects at any depth are instances of JsonObject."""
+    """Return the value in a JSON file. Objects at any depth are instances of JsonObject.
+
+    Raises MachineError if the file is missing or can't be read, and DataError if it is damaged.
+    """
     return _parse_json(_read_output(path), path)
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The values in a file with one JSON value per line. (`splitlines` would also split at U+2028 in a string.)"""
+    """Return the values in a file that contains one JSON value per line."""
+    # Not `splitlines`, which would also split at U+2028 inside a string.
     return [_parse_json(line, path) for line in _read_output(path).split("\n") if line]
 
 
 @contextmanager
 def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
-    """Report in one line that an output of an earlier stage is missing or can't be read (MachineError) or is damaged.
+    """Convert errors from reading an output of an earlier stage to errors with one-line messages.
 
-    Damage (DataError) shows as a ValueError, as one of `damage`, or as an OSError that is not the system's: Arrow
-    raises those, without an errno.
+    Raises MachineError if the file is missing or can't be read, and DataError if the file is damaged. A ValueError, an
+    error of a class in `damage`, or an OSError without an errno (Arrow raises these) means that the file is damaged.
     """
     errors: tuple[type[Exception], ...] = (OSError, ValueError, *damage)
     try:
         yield
     except FileNotFoundError:
-        raise MachineError(f"{path} is missing: an earlier stage creates it. Run `dvc repro`.") from None
+        raise MachineError(
+            f"{path} is missing, but an earlier stage should have created it. Run `dvc repro`."
+        ) from None
     except errors as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise MachineError(f"{path} can't be read: {error.strerror}.") from None
@@ -98,13 +108,16 @@ def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Raise DataError if a file or folder is not the one whose sha256 (see sha256_tree) an earlier stage recorded."""
+    """Raise DataError if the sha256 of a file or folder (see sha256_tree) differs from `expected`."""
     if sha256_tree(path) != expected:
-        raise DataError(f"{path} is damaged, or was changed later (expected sha256 {expected}). Run `dvc repro`.")
+        raise DataError(f"{path} is damaged or was changed (expected sha256 {expected}). Run `dvc repro`.")
 
 
 def check_count(path: Path, found: int, expected: int, what: str = "rows") -> None:
-    """Raise DataError if a file has fewer or more rows than its stage wrote. A file may be cut between two rows."""
+    """Raise DataError if a file has fewer or more rows than its stage wrote.
+
+    A file that was cut off between two rows can still be parsed, so only the number of rows reveals the damage.
+    """
     if found != expected:
         raise DataError(f"{path} is damaged ({found:,} {what} instead of {expected:,}). Run `dvc repro` to restore it.")
 
@@ -122,7 +135,7 @@ def _parse_json(text: str, path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file with `\\n` line endings, completely or not at all. Creates the parent folder."""
+    """Write a UTF-8 file with `\\n` line endings, either completely or not at all. Creates the parent folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -136,13 +149,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `json_text(value)` to a file, completely or not at all."""
+    """Write `json_text(value)` to a file, either completely or not at all."""
     write_text(path, json_text(value))
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder, which is renamed to `path` if the block succeeds and deleted if it fails.
+    """Yield a temporary folder. It is renamed to `path` if the block succeeds, and deleted if the block fails.
 
     An existing folder at `path` is replaced.
     """
@@ -161,11 +174,11 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def file_lock(path: Path, what: str = "", *, wait: bool = False) -> Iterator[None]:
-    """Hold an exclusive lock (flock) on the file `path` during the block; the kernel releases it if the process dies.
+    """Hold an exclusive lock (flock) on the file `path` during the block. The kernel releases it if the process dies.
 
-    If another process holds the lock, wait for it if `wait` is true; otherwise raise MachineError, which says that
-    `what` is already running. DVC's own lock is not enough: it checks process ids, so it does not notice processes in
-    other containers, or a trainer that outlives its DVC process.
+    If another process holds the lock, wait for the lock if `wait` is true. Otherwise, raise a MachineError that says
+    that `what` is already running. DVC's own lock is not sufficient. It checks process ids, so it does not detect
+    processes in other containers, or a trainer that outlives its DVC process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
 """Reads dvc.yaml, the only place where the paths, dependencies and params of the stages are declared.
 
 paths = read_paths(Path("."))
-fingerprint(Path("."), "train")    # a sha256 of everything that the result of train depends on
+fingerprint(Path("."), "train")    # a sha256 of the dependencies and params of train
 """
 
 import json
@@ -18,13 +18,13 @@ REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
 class Paths(SimpleNamespace):
-    """Paths of the stages' inputs and outputs, from `vars: paths` in dvc.yaml, relative to the working directory.
+    """The paths of the stages' inputs and outputs, from `vars: paths` in dvc.yaml, relative to the working directory.
 
-    dvc.yaml must declare all paths below except `folder` and `local`. It may declare others, such as those of a new
-    stage, which need no entry here.
+    dvc.yaml must declare all paths below except `folder` and `local`. It may declare additional paths, for example for
+    a new stage. Additional paths need no entry here.
     """
 
-    folder: Path  # the recipe folder; paths in params.yaml and in manifests are relative to it
+    folder: Path  # the recipe folder, to which the paths in params.yaml and in manifests are relative
     local: Path  # checkpoints and run metadata, which are not outputs and are ignored by git
     raw: Path
     base: Path
@@ -43,30 +43,33 @@ def read_paths(folder: Path) -> Paths:
     declared = _variables(folder)["paths"]
     missing = [name for name in Paths.__annotations__ if name not in {*declared, "folder", "local"}]
     if missing:
-        raise ParamsError(f"{folder / 'dvc.yaml'}: vars.paths lacks {', '.join(missing)}.")
+        raise ParamsError(f"{folder / 'dvc.yaml'}: vars.paths does not declare {', '.join(missing)}.")
     return Paths(
         folder=folder, local=folder / ".recipe", **{name: folder / Path(path) for name, path in declared.items()}
     )
 
 
 def repository(folder: Path) -> Path:
-    """The root of the repository: the closest folder, from `folder` upwards, that contains requirements/.
+    """Return the root of the repository: the closest folder at or above `folder` that contains requirements/.
 
-    If there is none, it is `folder` itself.
+    If no such folder exists, return `folder` itself. The result is an absolute path.
     """
     here = folder.resolve()
     return next((parent for parent in (here, *here.parents) if (parent / "requirements").is_dir()), here)
 
 
 def home(folder: Path) -> Path:
-    """The root of the user's repository, even in a DVC experiment, which runs in a copy of it in .dvc/tmp/exps."""
+    """Return the root of the user's repository, even if `folder` is in the temporary copy of a DVC experiment.
+
+    DVC creates such copies in .dvc/tmp/exps.
+    """
     here = repository(folder)
     outside = (parent.parents[2] for parent in here.parents if parent.parts[-3:] == (".dvc", "tmp", "exps"))
     return repository(next(outside, here))
 
 
 def fingerprint(folder: Path, stage: str) -> str:
-    """A sha256 of the contents of the dependencies and the values of the params that dvc.yaml declares for the stage.
+    """Return a sha256 of the dependencies' contents and the params' values that dvc.yaml declares for the stage.
 
     Raises MachineError if a dependency is missing.
     """
@@ -76,9 +79,7 @@ def fingerprint(folder: Path, stage: str) -> str:
     for dependency in declared["deps"]:
         path = REFERENCE.sub(lambda match: str(_lookup(values, match[1])), dependency)
         if not (folder / path).exists():
-            raise MachineError(
-                f"{path} is missing: {stage} needs it, and an earlier stage creates it. Run `dvc repro`."
-            )
+            raise MachineError(f"{path} is missing, but the {stage} stage depends on it. Run `dvc repro`.")
         # In code folders, only Python files are included, as in DVC (see .dvcignore).
         contents[path] = sha256_tree(folder / path, suffix=".py" if "/recipe/" in f"/{path}" else "")
     params = {key: _lookup(values, key) for key in declared["params"]}
@@ -86,12 +87,12 @@ def fingerprint(folder: Path, stage: str) -> str:
 
 
 def _variables(folder: Path) -> dict[str, Any]:
-    """The entries of `vars` in dvc.yaml, merged into a single mapping."""
+    """Return the entries of `vars` in dvc.yaml, merged into a single mapping."""
     return {name: value for entry in load_yaml(folder / "dvc.yaml")["vars"] for name, value in entry.items()}
 
 
 def _lookup(values: dict[str, Any], key: str) -> Any:
-    """The value of a dotted key in nested mappings."""
+    """Return the value of a dotted key in nested mappings."""
     node: Any = values
     for part in key.split("."):
         node = node[part]

@@ -1,8 +1,8 @@
-"""The services that the command line passes to a stage. They must not change any output.
+"""Defines the services that the command line passes to each stage. A service must not change any output.
 
-Only `cli` imports their implementations.
+Only `cli` imports the implementations of the services.
 
-def run(params, paths, services): ...    # the entry point of every stage, in its stage.py
+def run(params, paths, services): ...    # the entry point in a stage's stage.py; fetch has run_data and run_model
 """
 
 from collections.abc import Callable, Iterator
@@ -15,10 +15,10 @@ Log = Callable[[dict[str, float], int], None]  # called with {name: value} and t
 
 
 class Progress(Protocol):
-    """Shows progress while iterating over items."""
+    """A function that shows progress while iterating over items."""
 
     def __call__(self, items: Iterator[Any], what: str, total: int | None = None) -> Iterator[Any]:
-        """Yield the same items. `what` labels the progress bar; `total` is the number of items, if known."""
+        """Yield the items unchanged. `what` labels the progress bar. `total` is the number of items, if known."""
 
 
 class Tracker(Protocol):
@@ -26,19 +26,22 @@ class Tracker(Protocol):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Name, fingerprint, params, tags and datasets of the run."""
+        """The name, fingerprint, params, tags and datasets of the run."""
 
     def training(self) -> AbstractContextManager[Log]:
-        """Keep the run open during the block. Yields a function that logs values to the run."""
+        """Keep the run open during the block, and yield a function that logs values to the run."""
 
 
 @dataclass(frozen=True)
 class Services:
-    """Functions that the command line provides to a stage. Call them only when needed: some import large libraries."""
+    """Functions that the command line provides to a stage.
+
+    Some functions import large libraries, so call a function only when it is needed.
+    """
 
     progress: Progress
     check_model: Callable[[Path], None]  # raises MachineError if this machine can't train the model in this folder
-    fit_to_memory: Callable[[], Any]  # section `train` with `auto` resolved; raises MachineError if it doesn't fit
+    fit_to_memory: Callable[[], Any]  # returns `train` with `auto` resolved; raises MachineError if memory is too small
     tracker: Callable[[], Tracker]
     registry: Callable[[], Any]  # returns a Tracker that also implements register.stage.Registry
-    remember: Callable[[dict[str, Any]], None]  # stores run metadata, which is kept out of the outputs
+    remember: Callable[[dict[str, Any]], None]  # stores run metadata outside the outputs

@@ -1,4 +1,4 @@
-"""Builds the evaluation report: whether the adapter is better than the base model, by how much, and for which rows.
+"""Builds the report that shows whether the adapter is better than the base model, by how much, and for which rows.
 
 report_page(results, groups, generations, pictures(groups), about("demo-base", meta, train_metrics))
 """
@@ -14,14 +14,14 @@ from recipe.report.svg import pairs_of_bars
 from recipe.text.alpaca import question_in
 
 SHOWN_ANSWERS = 30
-MAX_GROUPS = 40  # with more groups, a chart is unreadable
+MAX_GROUPS = 40  # with more groups, a chart would be unreadable
 RIGHT = "✓ "
 CHART_LABELS = {"loss": "loss", "exact_match": "exact match"}  # the axis label for each measure that has a chart
 MAX_NAMES = 10
 
 
 def pictures(groups: Groups) -> dict[str, str]:
-    """SVG charts of loss and exact match for both variants, by length and, if rows have categories, by category."""
+    """Return SVG charts of the loss and exact match of both variants by length and, if available, by category."""
     charts = {}
     for name, results in groups.items():
         measure = name.partition("_by_")[0]
@@ -32,11 +32,12 @@ def pictures(groups: Groups) -> dict[str, str]:
 
 
 def about(base_id: str, meta: dict[str, Any], train_metrics: dict[str, Any]) -> str:
-    """A sentence about the adapter and its training, which follows the headline."""
+    """Return a sentence about the adapter and its training, to be shown after the headline."""
     trainable = train_metrics["trainable_parameters"]
     return (
-        f"The adapter adds {trainable:,} parameters to the {train_metrics['parameters'] - trainable:,} of {base_id} "
-        f"and was trained on {meta['rows']['train']:,} rows in {train_metrics['steps']:,} steps."
+        f"The adapter adds {trainable:,} parameters to {base_id}, which has "
+        f"{train_metrics['parameters'] - trainable:,} parameters, and was trained on {meta['rows']['train']:,} rows in "
+        f"{train_metrics['steps']:,} steps."
     )
 
 
@@ -44,9 +45,9 @@ def report_page(
     results: dict[str, Any], groups: Groups, generations: list[dict[str, Any]],
     charts: Mapping[str, str], description: str,
 ) -> str:  # fmt: skip
-    """The report as HTML.
+    """Return the report as HTML.
 
-    `results` is the content of metrics/evaluate.json, and `description` is the result of `about`.
+    `results` has the contents of metrics/evaluate.json, and `description` is the sentence that `about` returns.
     """
     parts = [*_numbers(results), *_groups(groups, charts), *_tasks(results)]
     rows = [
@@ -58,9 +59,9 @@ def report_page(
         for row in generations[:SHOWN_ANSWERS]
     ]
     if rows:
-        note = f"{RIGHT.strip()} marks exact matches."
+        note = f"{RIGHT.strip()} marks an exact match."
         if len(generations) > SHOWN_ANSWERS:
-            note += f" generations.jsonl contains all {len(generations):,} rows."
+            note += f" The file generations.jsonl contains all {len(generations):,} rows."
         parts.append(Part("Sample answers", table(["prompt", "reference", *VARIANTS], rows), note))
     return page("Evaluation report", f"{headline(results)} {description}", parts)
 
@@ -77,14 +78,15 @@ def _numbers(results: dict[str, Any]) -> list[Part]:
     ]
     return [
         Part("Validation scores", table(["model", "loss", "perplexity", "token accuracy", "exact match"], numbers),
-             f"{results['rows']:,} rows; answers generated for {results['prompts']:,} prompts with greedy decoding."),
+             f"The scores cover {results['rows']:,} validation rows. For exact match, answers to "
+             f"{results['prompts']:,} prompts were generated with greedy decoding."),
         Part("Adapter gains", table(["measure", "gain", "95% interval"], gains),
-             f"Intervals are bootstrap percentiles from {RESAMPLES:,} resamples of the validation rows."),
+             f"The intervals are percentile bootstrap intervals from {RESAMPLES:,} resamples of the validation rows."),
     ]  # fmt: skip
 
 
 def _format_score(name: str, value: float | None) -> str:
-    """A score as text, as in the headline: loss with three decimals, perplexity with two, shares as percentages."""
+    """Format a score: loss with three decimals, perplexity with two decimals, and shares as percentages."""
     if value is None:
         return "-"
     return f"{value:.3f}" if name == "loss" else f"{value:,.2f}" if name == "perplexity" else f"{value:.1%}"
@@ -101,7 +103,7 @@ def _groups(groups: Groups, charts: Mapping[str, str]) -> list[Part]:
             for group, result in results.items()
         ]  # fmt: skip
         if rows:
-            chart = _chart(charts, name, f"{title}, base and adapter; the table below has the numbers.")
+            chart = _chart(charts, name, f"{title} for the base model and the adapter. The table lists the numbers.")
             unit = "prompts" if measure == "exact_match" else "rows"
             header = [grouping, unit, *VARIANTS, "gain", "95% interval"]
             parts.append(Part(title, chart + table(header, rows), _group_note(results, unit)))
@@ -109,14 +111,15 @@ def _groups(groups: Groups, charts: Mapping[str, str]) -> list[Part]:
 
 
 def _group_note(results: dict[str, dict[str, Any]], unit: str) -> str:
-    """A note about groups in which the adapter is worse, and about missing intervals."""
+    """Return a note about groups in which the adapter is worse, and about missing intervals."""
     sentences = []
     worse = [group for group, result in results.items() if result["high"] is not None and result["high"] < 0]
     if worse:
         rest = f" and {len(worse) - MAX_NAMES} more" if len(worse) > MAX_NAMES else ""
         sentences.append(
-            f"Worse than the base, with an interval that excludes zero: {', '.join(worse[:MAX_NAMES])}{rest}. (Without "
-            "any real difference, this happens by chance in one group out of 40.)"
+            "The adapter is worse than the base model, with an interval that excludes zero, in these groups: "
+            f"{', '.join(worse[:MAX_NAMES])}{rest}. (If there were no real difference, this would happen by chance in "
+            "about one group out of 40.)"
         )
     if any(result["low"] is None for result in results.values()):
         sentences.append(
@@ -136,7 +139,7 @@ def _tasks(results: dict[str, Any]) -> list[Part]:
         for task, scores in results.get("tasks", {}).items()
         for metric in scores["base"] if "_stderr" not in metric
     ]  # fmt: skip
-    note = "Scores from lm-evaluation-harness; ± is the standard error."
+    note = "The scores are from lm-evaluation-harness. The number after ± is the standard error."
     return [Part("Tasks", table(["task", "metric", *VARIANTS], rows), note)] if rows else []
 
 

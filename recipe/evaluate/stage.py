@@ -1,6 +1,6 @@
-"""The evaluate stage: compares the base model and the adapter on the validation rows.
+"""The evaluate stage compares the base model and the adapter on the validation rows.
 
-Reads data/prepared/, models/base/ and models/adapter/, and metrics/train.json. Writes:
+It reads data/prepared/, models/base/, models/adapter/ and metrics/train.json, and writes these files:
     metrics/evaluate.json                   loss, perplexity, token accuracy and exact match of both variants, the
                                             differences with 95% intervals, and the scores of evaluate.tasks
     reports/evaluation/index.html           the report
@@ -29,13 +29,13 @@ from recipe.tokens.packing import IGNORED, collate, read_sequences
 from recipe.tokens.tokenizer import encode_prompts
 
 Scores = list[tuple[float, int, int]]  # for each row: sum of losses, number of correct tokens, number of loss positions
-NUM_THREADS = 2  # fixed, because the number of threads determines the order of sums, and thus the last digits
+NUM_THREADS = 2  # fixed, because a different number changes the order of additions, and thus the last digits
 
 
 def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """The row indices, in batches of rows of similar length.
+    """Group the row indices into batches of rows with similar lengths.
 
-    A batch has at most `batch_tokens` tokens, including padding, or is a single longer row.
+    A batch has no more than `batch_tokens` tokens, including padding, unless it consists of a single longer row.
     """
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: (lengths[index], index)):
@@ -47,7 +47,11 @@ def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
 
 
 def score(model: Any, rows: Any, pad_token_id: int, batch_tokens: int, progress: Progress) -> Scores:
-    """For each row: the sum of losses (nats), the number of labels ranked first, and the number of loss positions."""
+    """Score each row with the model.
+
+    Returns, for each row, the sum of losses (nats), the number of labels that the model ranks first, and the number of
+    loss positions.
+    """
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -58,7 +62,7 @@ def score(model: Any, rows: Any, pad_token_id: int, batch_tokens: int, progress:
         batch = collate([rows[index] for index in indices], pad_token_id)
         labels = batch["labels"][:, 1:].to(model.device)
         with torch.inference_mode():
-            # Padding is on the right, so with causal attention no real token attends to it.
+            # Padding is on the right, so with causal attention, no real token attends to padding.
             logits = model(input_ids=batch["input_ids"].to(model.device), use_cache=False).logits[:, :-1]
             for index, row_logits, row_labels in zip(indices, logits, labels, strict=True):
                 in_loss = row_labels != IGNORED
@@ -72,7 +76,7 @@ def generate(
     model: Any, tokenizer: Any, prompts: list[str], params: EvaluateParams, meta: dict[str, Any], progress: Progress,
     label: str,
 ) -> list[str]:  # fmt: skip
-    """Greedy answers, in the order of the prompts."""
+    """Generate greedy answers, and return them in the order of the prompts."""
     ids = encode_prompts(tokenizer, prompts, chat=meta["chat_template"] is not None)
     ends = {"pad_token_id": meta["pad_token_id"], "end_token_ids": meta["end_token_ids"]}
     texts = [""] * len(prompts)
@@ -87,7 +91,7 @@ def generate(
 def compared_rows(
     lengths: list[int], categories: list[str], scores: dict[str, Scores], answered: dict[int, dict[str, Any]]
 ) -> list[ScoredRow]:
-    """The validation rows with the scores of both variants.
+    """Combine the scores of both variants for each validation row.
 
     `answered` maps row indices to rows of generations.jsonl.
     """
@@ -150,7 +154,7 @@ def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[s
 def write_report(
     folder: Path, results: dict[str, Any], groups: Groups, generations: list[dict[str, Any]], description: str
 ) -> None:
-    """Write the generated answers, the scores by group, the charts, and the page that shows them."""
+    """Write the generated answers, the scores by group, the charts and the HTML report."""
     with new_folder(folder) as target:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in generations)
         write_text(target / "generations.jsonl", "".join(lines))
@@ -162,6 +166,6 @@ def write_report(
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
-    """Run the evaluate stage; returns a sentence that says whether the adapter is better than the base model."""
+    """Run the evaluate stage, and return a sentence that says whether the adapter is better than the base model."""
     pin_processor()
     return headline(evaluate(params["evaluate"], paths, services.progress))

@@ -1,4 +1,4 @@
-"""Fetch the rows or the base model, and verify every sha256.
+"""Fetch the rows or the base model, and record the sha256 of every file.
 
 \b
     recipe fetch data

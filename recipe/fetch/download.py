@@ -1,9 +1,10 @@
-"""Downloads a single file of a commit on the Hub into the local Hub cache, and verifies it.
+"""Downloads a single file of a Hub commit into the local Hub cache, and verifies the file.
 
-The bytes come from Xet, the Hub's storage for large files, with plain HTTP as the fallback. An interrupted transfer
-resumes where it stopped, even in a later run. (huggingface_hub 2.4 starts over in a new process; therefore, this module
-downloads the bytes itself and moves them into the cache.) A file is accepted if its sha256 (large files) or git blob id
-(other files) matches the Hub's listing of the commit; otherwise it is downloaded once more, over plain HTTP.
+Large files come from Xet, the Hub's storage for large files. Small files are downloaded over plain HTTP, which is also
+the fallback if Xet fails. An interrupted transfer resumes where it stopped, even in a later run. (huggingface_hub 2.4
+would start over in a new process, so this module downloads the bytes itself and moves them into the cache.) A file is
+accepted if its digest matches the Hub's listing of the commit. The digest is a sha256 for large files and a git blob id
+for all other files. If the digest does not match, the file is downloaded once more, over plain HTTP.
 """
 
 import functools
@@ -26,12 +27,12 @@ from recipe.fetch.retries import with_retries
 
 RepoType = Literal["model", "dataset"]
 
-TIMEOUT = 10.0  # seconds allowed to connect, and between two chunks of a response
+TIMEOUT = 10.0  # maximum time, in seconds, to wait for a connection or for the next chunk of a response
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a commit: its path, its size in bytes, and its digest, which is a sha256 or a git blob id (sha1)."""
+    """A file of a commit, with its path, its size in bytes, and its digest (a sha256 or a git blob id)."""
 
     path: str
     size: int
@@ -40,35 +41,38 @@ class RemoteFile:
 
 @dataclass
 class Transfer:
-    """State shared by the files of a download, which are transferred in threads, one per file.
+    """The state that the threads of a download share. Each thread transfers one file at a time.
 
-    `received` is called with the number of bytes whenever bytes arrive; the number is negative if bytes must be
-    downloaded again.
+    `received` is called with the number of bytes whenever bytes arrive. The number is negative if received bytes were
+    discarded and must be downloaded again.
     """
 
     repo_type: RepoType
     name: str
     revision: str
     received: Callable[[int], None]
-    use_xet: bool = True  # false after Xet has failed
+    use_xet: bool = True  # False once Xet has failed
     stopped: threading.Event = field(default_factory=threading.Event)
     aborts: list[Callable[[], None]] = field(default_factory=list)
 
     def stop(self) -> None:
-        """End all transfers; the bytes received so far are kept."""
+        """Stop all transfers. The bytes received so far are kept."""
         self.stopped.set()
         for abort in self.aborts:
             abort()
 
     def on_stop(self, abort: Callable[[], None]) -> None:
-        """Register `abort` for `stop` to call; it is called at once if the transfers were already stopped."""
+        """Register a function for `stop` to call.
+
+        If `stop` was already called, call the function immediately.
+        """
         self.aborts.append(abort)
         if self.stopped.is_set():
             abort()
 
 
 def git_blob_id(path: Path) -> str:
-    """The id that git assigns to a file: the sha1 of `blob SIZE\\0` followed by the file's bytes."""
+    """Return the git blob id of a file, which is the sha1 of `blob SIZE\\0` followed by the file's bytes."""
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -81,7 +85,7 @@ def _digest(path: Path, file: RemoteFile) -> str:
 
 
 def is_complete(path: Path, file: RemoteFile) -> bool:
-    """Whether a file exists with the size and digest that the Hub lists."""
+    """Return whether the file at `path` exists and has the size and digest that the Hub lists."""
     return path.is_file() and path.stat().st_size == file.size and _digest(path, file) == file.digest
 
 
@@ -90,22 +94,23 @@ def _partial(blobs: Path, file: RemoteFile) -> Path:
 
 
 def partial_size(blobs: Path, file: RemoteFile) -> int:
-    """The number of bytes of a file that earlier tries have received."""
+    """Return the number of bytes that earlier tries to download a file have received."""
     path = _partial(blobs, file)
     return min(path.stat().st_size, file.size) if path.is_file() else 0
 
 
 def fetch_file(transfer: Transfer, folder: Path, file: RemoteFile) -> None:
-    """Download a file into the cache. Its bytes go to a partial file, which becomes a blob of the cache once verified.
+    """Download a file into the cache.
 
-    The partial file is kept if the transfer is interrupted. Raises DataError if two downloads differ from the listing.
+    The bytes are written to a partial file, which becomes a blob of the cache after verification. If the transfer is
+    interrupted, the partial file is kept. Raises DataError if two downloads do not match the Hub's listing.
     """
     blobs = folder.parent.parent / "blobs"
     partial, started = _partial(blobs, file), time.monotonic()
-    with file_lock(partial.with_suffix(".lock"), wait=True):  # another recipe may be fetching the same file
+    with file_lock(partial.with_suffix(".lock"), wait=True):  # another process may be fetching the same file
         linked = folder / file.path
         if linked.is_symlink() and not is_complete(linked, file):
-            linked.resolve().unlink(missing_ok=True)  # the damaged blob; its link is created again below
+            linked.resolve().unlink(missing_ok=True)  # delete the damaged blob; _link recreates the link
             linked.unlink()
         for use_xet in (True, False):
             if is_complete(blobs / file.digest, file):
@@ -120,15 +125,15 @@ def fetch_file(transfer: Transfer, folder: Path, file: RemoteFile) -> None:
                 partial.replace(blobs / file.digest)
                 break
             if use_xet:
-                print(f"{file.path} has a wrong digest; downloading it again over plain HTTP", flush=True)
+                print(f"{file.path} has the wrong digest; downloading the file again over plain HTTP", flush=True)
             size = partial.stat().st_size
             partial.unlink()
             transfer.received(-size)
             if not use_xet:
                 raise DataError(
                     f"{file.path} of {transfer.name} differed twice from the Hub's listing: expected {file.size:,} "
-                    f"bytes with digest {file.digest}, found {size:,} bytes with digest {digest}. A proxy may be "
-                    "changing downloads."
+                    f"bytes with digest {file.digest}, found {size:,} bytes with digest {digest}. Check whether a "
+                    "proxy alters downloads."
                 )
         _link(linked, blobs / file.digest)
     if file.size > 10_000_000 and not sys.stderr.isatty():
@@ -136,7 +141,7 @@ def fetch_file(transfer: Transfer, folder: Path, file: RemoteFile) -> None:
 
 
 def _link(link: Path, blob: Path) -> None:
-    """Add a blob to the snapshot as huggingface_hub does: as a relative link, or as a copy if links fail."""
+    """Add a blob to the snapshot as a relative symbolic link, or as a copy if the link can't be created."""
     link.parent.mkdir(parents=True, exist_ok=True)
     temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
@@ -148,7 +153,7 @@ def _link(link: Path, blob: Path) -> None:
 
 
 def read_end(repo_type: RepoType, name: str, revision: str, file: RemoteFile, count: int) -> bytes:
-    """The last `count` bytes of a file on the Hub, or all bytes if it is shorter."""
+    """Return the last `count` bytes of a file on the Hub, or the whole file if it is shorter."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
@@ -191,7 +196,7 @@ def _write(transfer: Transfer, chunks: Iterable[bytes], target: BinaryIO) -> Non
 
 
 def _receive_by_xet(transfer: Transfer, url: str, target: BinaryIO, file: RemoteFile) -> None:
-    """Append the missing bytes, or as many of them as Xet delivers."""
+    """Append as many of the missing bytes as Xet delivers."""
     if not transfer.use_xet or file.size < xet.MIN_BYTES:
         return
     source = xet.find(url, TIMEOUT)
@@ -208,7 +213,7 @@ def _receive_by_xet(transfer: Transfer, url: str, target: BinaryIO, file: Remote
             if transfer.stopped.is_set():
                 raise ConnectionError("another file of this download failed") from error
             if target.tell() > start:
-                continue  # it made progress: try again from there
+                continue  # some bytes arrived, so resume after them
             if transfer.use_xet:
                 print(f"Xet failed ({first_line(error, 120)}); continuing over plain HTTP", flush=True)
             transfer.use_xet = False
@@ -217,18 +222,19 @@ def _receive_by_xet(transfer: Transfer, url: str, target: BinaryIO, file: Remote
 def _receive_by_http(transfer: Transfer, url: str, target: BinaryIO) -> None:
     """Append the missing bytes, or write the whole file again if the server does not support ranges.
 
-    (huggingface_hub's own transfer is not used: it waits as long as Retry-After asks, and writes 10 MB at a time.)
+    This function does not use huggingface_hub's own transfer, which waits for as long as the Retry-After header
+    demands, and writes 10 MB at a time.
     """
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     start = target.tell()
-    # No compression, so that sizes and ranges refer to the bytes of the file itself.
+    # Request no compression, so that sizes and ranges refer to the bytes of the file itself.
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
     with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
         hf_raise_for_status(response)
-        if start and response.status_code != 206:  # the server sends the file from the beginning
+        if start and response.status_code != 206:  # the server is sending the file from the beginning
             target.seek(target.truncate(0))
             transfer.received(-start)
         _write(transfer, response.iter_bytes(CHUNK_BYTES), target)

@@ -1,6 +1,6 @@
-"""Downloads files from the Hugging Face Hub into the local Hub cache, and verifies them.
+"""Downloads files from the Hugging Face Hub into the local Hub cache, and verifies the files.
 
-Only fetch, pin and plan use this module.
+Only `recipe fetch`, `recipe pin` and `recipe plan` use this module.
 
 listing = list_repository("model", "Salesforce/xgen-7b-8k-base", commit)
 folder = download("model", "Salesforce/xgen-7b-8k-base", commit, [listing.files["config.json"]])
@@ -35,51 +35,52 @@ from recipe.fetch.hub_errors import explained
 from recipe.fetch.retries import with_retries
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-STREAMS = 4  # files downloaded at once
-QUIET_BYTES = 1_000_000  # smaller downloads print nothing
-RESERVE_BYTES = 1 << 30  # disk space that a download leaves free
+STREAMS = 4  # number of files that are downloaded at the same time
+QUIET_BYTES = 1_000_000  # downloads up to this size show no progress
+RESERVE_BYTES = 1 << 30  # disk space, in bytes, that a download must leave free
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a commit by path, and the license stated in the model or dataset card."""
+    """The files of a commit, by path, and the license that the model card or dataset card states."""
 
     files: dict[str, RemoteFile]
     license: str | None
 
 
 def offline() -> bool:
-    """Whether HF_HUB_OFFLINE is set, so that only the cache may be used."""
+    """Return whether HF_HUB_OFFLINE is turned on, in which case only the cache may be used."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def check_named(section: str, name: str | None) -> str:
-    """The name of a repository on the Hub. Raises ParamsError if it is null in the params."""
+    """Return `name`, which names a repository on the Hub. Raises ParamsError if `name` is null in params.yaml."""
     if name is None:
         raise ParamsError(
-            f"params.yaml: {section}.source is `hub`, but {section}.id is null. Set it to the name on the Hub "
-            "(owner/name)."
+            f"params.yaml: {section}.source is `hub`, but {section}.id is null. Set {section}.id to the repository's "
+            "name on the Hub (owner/name)."
         )
     return name
 
 
 def check_pinned(section: str, name: str | None, revision: str | None) -> tuple[str, str]:
-    """The name and the revision. Raises ParamsError if the revision is not a full commit.
+    """Return the name and the revision of a repository on the Hub.
 
-    A branch or a tag can move to another commit.
+    Raises ParamsError if the name is null or the revision is not a full commit hash. Branches and tags are rejected
+    because they can move to a different commit.
     """
     repository = check_named(section, name)
     if revision is None or not COMMIT.fullmatch(revision):
         found = "null" if revision is None else repr(revision)
         raise ParamsError(
-            f"params.yaml: {section}.revision is {found}, not a 40-digit commit, so a later fetch could get other "
-            "files. `recipe pin` looks up the commit and writes it to params.yaml."
+            f"params.yaml: {section}.revision is {found}, not a 40-digit commit, so a later fetch could get different "
+            "files. Run `recipe pin` to look up the commit and write it to params.yaml."
         )
     return repository, revision
 
 
 def resolve_commit(repo_type: RepoType, name: str, revision: str) -> str:
-    """The commit that a branch, a tag or a short hash currently refers to on the Hub."""
+    """Return the commit to which a branch, a tag or a short hash currently refers on the Hub."""
     if offline():
         raise MachineError("HF_HUB_OFFLINE is set, but commits can only be looked up on the Hub. Unset HF_HUB_OFFLINE.")
     with explained(repo_type, name, revision):
@@ -87,15 +88,18 @@ def resolve_commit(repo_type: RepoType, name: str, revision: str) -> str:
 
 
 def list_repository(repo_type: RepoType, name: str, revision: str) -> Listing:
-    """The listing of a commit, requested from the Hub; with HF_HUB_OFFLINE, the copy saved on this machine."""
+    """Request the listing of a commit from the Hub, save a copy on this machine, and return the listing.
+
+    If HF_HUB_OFFLINE is set, return the saved copy instead, or raise MachineError if there is no copy.
+    """
     from huggingface_hub.constants import HF_HOME
 
     saved = Path(HF_HOME) / "recipe" / "listings" / f"{repo_type}s--{name.replace('/', '--')}" / f"{revision}.json"
     if offline():
         if not saved.is_file():
             raise MachineError(
-                f"HF_HUB_OFFLINE is set, but {name}@{revision[:8]} was never listed on this machine (looked for "
-                f"{saved}). Unset it once, and run this command again."
+                f"HF_HUB_OFFLINE is set, but the file list of {name}@{revision[:8]} is not saved on this machine "
+                f"(looked for {saved}). Unset HF_HUB_OFFLINE once, and run this command again."
             )
         stored = read_json(saved)
         return Listing({file["path"]: RemoteFile(**file) for file in stored["files"]}, stored["license"])
@@ -118,7 +122,8 @@ def list_repository(repo_type: RepoType, name: str, revision: str) -> Listing:
 def download(repo_type: RepoType, name: str, revision: str, files: list[RemoteFile], also: int = 0) -> Path:
     """Download files of a commit into the local Hub cache, verify each file, and return the snapshot folder.
 
-    `also` is the number of bytes that a later conversion will write; the disk must have room for them too.
+    `also` is the number of bytes that a later conversion will write. Raises MachineError if the disk lacks space for
+    the download and the conversion.
     """
     folder = snapshot_folder(repo_type, name, revision)
     incomplete = [file for file in files if not is_complete(folder / file.path, file)]
@@ -127,7 +132,8 @@ def download(repo_type: RepoType, name: str, revision: str, files: list[RemoteFi
     if offline():
         raise MachineError(
             f"HF_HUB_OFFLINE is set, but files of {name} are missing or incomplete in the cache at {folder}: "
-            f"{', '.join(file.path for file in incomplete)}. Unset it once, and run this command again."
+            f"{', '.join(file.path for file in incomplete)}. Unset HF_HUB_OFFLINE once, and run this command "
+            "again."
         )
     blobs = folder.parent.parent / "blobs"
     with explained(repo_type, name, revision, blobs.parent):
@@ -145,7 +151,7 @@ def download(repo_type: RepoType, name: str, revision: str, files: list[RemoteFi
                 done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
                 failed = next((job for job in done if job.exception()), None)
             finally:
-                transfer.stop()  # if a transfer failed, end the others
+                transfer.stop()  # if one transfer failed, stop the other transfers
                 for job in jobs:
                     job.cancel()
             if failed:
@@ -155,7 +161,10 @@ def download(repo_type: RepoType, name: str, revision: str, files: list[RemoteFi
 
 @contextmanager
 def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar over all files of a download, shown only on a terminal; yields the function that advances it."""
+    """Show a progress bar for a download of `total` bytes, and yield the function that advances the bar.
+
+    The bar appears only on a terminal, and only if `total` exceeds QUIET_BYTES.
+    """
     from tqdm import tqdm
 
     quiet, lock = total <= QUIET_BYTES or not sys.stderr.isatty(), threading.Lock()
@@ -170,9 +179,9 @@ def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder that several recipes may create at once, after waiting for it if necessary.
+    """Lock a folder that several processes may create at the same time, after waiting until the lock is free.
 
-    Deletes what killed processes left behind.
+    This also deletes the temporary folders that killed processes left behind.
     """
     with file_lock(folder.with_suffix(".lock"), wait=True):
         for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
@@ -191,12 +200,12 @@ def _check_disk(folder: Path, needed: int) -> None:
     if free < needed + RESERVE_BYTES:
         raise MachineError(
             f"{folder} has {format_bytes(free)} free, but {format_bytes(needed)} must be written and "
-            f"{format_bytes(RESERVE_BYTES)} must stay free. Free space, or set HF_HOME to a folder on a larger disk."
+            f"{format_bytes(RESERVE_BYTES)} must stay free. Free up space, or set HF_HOME to a folder on a larger disk."
         )
 
 
 def stated_license(folder: Path) -> str | None:
-    """The license stated in a snapshot's card (README.md); None if there is none."""
+    """Return the license that the card (README.md) in a snapshot states, or None if no license is stated."""
     from huggingface_hub import RepoCard
     from yaml import YAMLError
 
@@ -205,7 +214,7 @@ def stated_license(folder: Path) -> str | None:
         return None
     try:
         return _license(RepoCard.load(card, ignore_metadata_errors=True).data)
-    except (YAMLError, ValueError, TypeError):  # invalid metadata counts as no license
+    except (YAMLError, ValueError, TypeError):  # treat invalid metadata as if no license were stated
         return None
 
 

@@ -16,7 +16,7 @@ from recipe.fetch.download import RepoType
 
 @contextmanager
 def explained(repo_type: RepoType, name: str, revision: str, cache: Path | None = None) -> Iterator[None]:
-    """Turn errors from the Hub and the network into one-line messages; `cache` is where received data is kept."""
+    """Turn errors from the Hub and the network into one-line messages. `cache` is the folder for received data."""
     import httpx2
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -32,7 +32,7 @@ def explained(repo_type: RepoType, name: str, revision: str, cache: Path | None 
     section = "model" if repo_type == "model" else "data"
     page = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{name}"
     token = "HF_TOKEN is set, but does not give access" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
-    kept = f" Received data is kept in {cache}; run this command again to resume." if cache else ""
+    kept = f" The received data is kept in {cache}. Run this command again to resume." if cache else ""
     try:
         yield
     except RecipeError:
@@ -41,25 +41,25 @@ def explained(repo_type: RepoType, name: str, revision: str, cache: Path | None 
         raise ParamsError(f"params.yaml: {section}.id is {name!r}, not a valid name on the Hub (owner/name).") from None
     except GatedRepoError:
         raise MachineError(
-            f"{name} is gated: accept its terms on {page}, and set HF_TOKEN to a token of the account that "
-            f"accepted them ({token})."
+            f"{name} is gated ({token}). Accept its terms on {page}, and set HF_TOKEN to a token of the account that "
+            "accepted the terms."
         ) from None
     except RepositoryNotFoundError:
-        raise ParamsError(f"params.yaml: {section}.id: {page} does not exist, or is private ({token}).") from None
+        raise ParamsError(f"params.yaml: {section}.id: {page} does not exist or is private ({token}).") from None
     except RevisionNotFoundError:
         raise ParamsError(
-            f"params.yaml: {section}.revision: {name} has no revision {revision}. Set it to a branch (such as main) "
-            "and run `recipe pin`."
+            f"params.yaml: {section}.revision: {name} has no revision {revision}. Set {section}.revision to a branch "
+            "(such as main), and run `recipe pin`."
         ) from None
     except RemoteEntryNotFoundError as error:
         raise MachineError(
-            f"{constants.ENDPOINT} lists a file of {name} but does not have it: {error.response.url}."
+            f"{constants.ENDPOINT} lists a file of {name}, but the file does not exist: {error.response.url}."
         ) from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         hint = f" ({token})" if status in {401, 403} else ""
         raise MachineError(
-            f"{constants.ENDPOINT} answered {status} for {name}{hint}.{kept or ' Try again later.'}"
+            f"{constants.ENDPOINT} returned HTTP status {status} for {name}{hint}.{kept or ' Try again later.'}"
         ) from None
     except (httpx2.TransportError, LocalEntryNotFoundError, ConnectionError) as error:
         raise MachineError(

@@ -8,7 +8,7 @@ from recipe.core.config import Section
 
 
 class DataParams(Section):
-    """Where the rows come from. DVC tracks this whole section, and also the source."""
+    """The source of the rows. DVC tracks all keys in this section and the source itself."""
 
     RENAMED: ClassVar = {"train": "train_split", "validation": "validation_split"}
     source: str = Field(min_length=1, description="a file or folder of rows, or `hub`")
@@ -20,19 +20,19 @@ class DataParams(Section):
     )
     train_split: str = Field(min_length=1, description="the split to train on")
     validation_split: str | None = Field(
-        description="the split to validate on; null holds out some of the training rows"
+        description="the split to validate on; if null, part of the training rows is held out"
     )
 
     @property
     def splits(self) -> dict[str, str]:
-        """The requested splits as {our name: name in the source}."""
+        """A mapping from `train` and `validation` to the names of these splits in the source."""
         return {"train": self.train_split} | (
             {} if self.validation_split is None else {"validation": self.validation_split}
         )
 
 
 class ModelParams(Section):
-    """Where the base model comes from."""
+    """The source of the base model."""
 
     source: str = Field(min_length=1, description="a folder in transformers' layout, or `hub`")
     id: str = Field(min_length=1, description="the model's name")

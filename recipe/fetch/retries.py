@@ -1,4 +1,4 @@
-"""Repeats requests to the Hub after errors that may be gone at the next try.
+"""Retries requests to the Hub after errors that may be temporary.
 
 listing = with_retries(lambda: api.repo_info(name))
 """
@@ -10,16 +10,19 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 TRIES = 4
-LONGEST_WAIT = 20.0  # seconds between two tries, even if the Hub asks for more: users should not wait in silence
-TEMPORARY = {408, 429, 500, 502, 503, 504}  # HTTP status codes of errors that may not recur at the next try
+# The maximum wait between two tries, in seconds. This limit applies even if the Hub asks for a longer wait, because
+# nothing is printed during the wait.
+LONGEST_WAIT = 20.0
+TEMPORARY = {408, 429, 500, 502, 503, 504}  # HTTP status codes of errors that may be temporary
 
 
 def with_retries(
     call: Callable[[], Result], progress: Callable[[], int] = lambda: 0, stop: threading.Event | None = None
 ) -> Result:
-    """The result of `call`, retried after temporary errors. A try that makes progress resets the count of tries.
+    """Return the result of `call`, which is retried after temporary errors.
 
-    Once `stop` is set, even during the wait between two tries, errors are raised instead of retried.
+    If a failed try increased the value of `progress`, the count of tries restarts at zero. Once `stop` is set, even
+    during the wait between two tries, the error is raised and `call` is not retried.
     """
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
@@ -41,7 +44,11 @@ def with_retries(
 
 
 def _seconds_to_wait(error: Exception, tries: int) -> float:
-    """Seconds until the next try: Retry-After if the Hub sent it, else 1, 2, then 4; at most LONGEST_WAIT."""
+    """Return the number of seconds to wait before the next try, which never exceeds LONGEST_WAIT.
+
+    If the Hub sent a Retry-After header with a number of seconds, that number is used. Otherwise, the wait is 1 second
+    before the first retry, 2 seconds before the second, and 4 seconds before the third.
+    """
     response = getattr(error, "response", None)
     retry_after = response.headers.get("Retry-After", "") if response is not None else ""
     return min(float(retry_after) if retry_after.isdigit() else 2.0 ** max(tries - 1, 0), LONGEST_WAIT)

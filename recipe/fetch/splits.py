@@ -1,4 +1,8 @@
-"""Finds the files of a split: by file name in a local source, or by the rules of `datasets` in a dataset on the Hub."""
+"""Finds the files of a split.
+
+In a local source, the names of the files determine the splits. In a dataset on the Hub, the rules of the `datasets`
+library determine them.
+"""
 
 import fnmatch
 import json
@@ -14,20 +18,25 @@ from recipe.text.readers import FORMATS
 
 
 def split_files(source: Path, split: str) -> list[Path]:
-    """The files of a split in a folder: those named `split.*` or `split-*.*`, sorted by name."""
+    """Return the files of a split in a folder, sorted by name.
+
+    The files are named `SPLIT.EXTENSION` or `SPLIT-*.EXTENSION`, with an extension from FORMATS. Raises DataError if
+    the folder does not contain any of these files.
+    """
     files = sorted(file for file in source.iterdir() if file.suffix in FORMATS and file.is_file())
     matching = [file for file in files if file.stem == split or fnmatch.fnmatch(file.stem, f"{split}-*")]
     if not matching:
         names = ", ".join(file.name for file in files) or f"no {', '.join(FORMATS)} file"
-        raise DataError(f"{source} has no split {split!r}: it contains {names}. The files of a split are named "
-                        f"{split}.jsonl, {split}-00000-of-00002.parquet and so on.")  # fmt: skip
+        raise DataError(f"{source} has no split {split!r}: it contains {names}. Name the files of a split like "
+                        f"{split}.jsonl or {split}-00000-of-00002.parquet.")  # fmt: skip
     return matching
 
 
 def local_split_files(folder: Path, source: str, wanted: dict[str, str]) -> dict[str, list[Path]]:
-    """The files of each split in `wanted`, {our name: name in the source}.
+    """Return the files of each split in a local source.
 
-    `source` is data.source, a file or a folder, relative to `folder`.
+    `source` is the value of data.source, the path of a file or folder relative to `folder`. `wanted` maps `train` and
+    `validation` to the names of these splits in the source.
     """
     path = folder / source
     if not path.exists():
@@ -38,12 +47,13 @@ def local_split_files(folder: Path, source: str, wanted: dict[str, str]) -> dict
         return splits
     if path.suffix not in FORMATS:
         raise DataError(
-            f"data.source: {source} ends in {path.suffix!r}; rows are read from {', '.join(FORMATS)} files."
+            f"data.source: {source} ends in {path.suffix!r}, but rows are read only from {', '.join(FORMATS)} files."
         )
     if "validation" in wanted:
         raise ParamsError(
-            f"params.yaml: data.validation_split is {wanted['validation']!r}, but data.source is one file, {source}. "
-            "Set it to null to take the validation rows from this file, or use a folder that contains both splits."
+            f"params.yaml: data.validation_split is {wanted['validation']!r}, but data.source is a single file, "
+            f"{source}. Set data.validation_split to null to take the validation rows from this file, or set "
+            "data.source to a folder that contains both splits."
         )
     return {"train": [path]}
 
@@ -51,7 +61,10 @@ def local_split_files(folder: Path, source: str, wanted: dict[str, str]) -> dict
 def dataset_splits(
     name: str, revision: str, subset: str | None, wanted: dict[str, str]
 ) -> tuple[Listing, dict[str, list[str]]]:
-    """The files of a dataset on the Hub at a commit, and the paths of each split. Only the card is downloaded."""
+    """Return the listing of a dataset's commit on the Hub, and the paths of the files in each split of `wanted`.
+
+    Of the dataset's files, only the card is downloaded.
+    """
     listing = list_repository("dataset", name, revision)
     card = [listing.files[path] for path in ("README.md",) if path in listing.files]
     root = download("dataset", name, revision, card)
@@ -61,10 +74,11 @@ def dataset_splits(
 def hub_split_files(
     name: str, paths: list[str], card_folder: Path, subset: str | None, wanted: dict[str, str]
 ) -> dict[str, list[str]]:
-    """The repository paths of each split in `wanted`, {our name: name in the dataset}, in the dataset's order.
+    """Return the repository paths of the files in each split, in the order in which `datasets` lists the files.
 
-    The `datasets` library implements the rules (`configs` in the card, else the names and folders of the files). It is
-    given a folder with the repository's card and an empty file for each path, so it decides by the names alone.
+    `wanted` maps `train` and `validation` to the names of these splits in the dataset. The `datasets` library finds the
+    splits from `configs` in the card or, without `configs`, from the names and folders of the files. The library is
+    given a folder with the card and an empty file for each path, so the contents of the data files do not matter.
     """
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary).resolve()
@@ -80,38 +94,38 @@ def hub_split_files(
         if theirs not in splits:
             key = "train_split" if ours == "train" else "validation_split"
             raise ParamsError(
-                f"params.yaml: data.{key}: {name} has no split {theirs!r}; its splits are {', '.join(splits)}."
+                f"params.yaml: data.{key}: {name} has no split {theirs!r}. Its splits are {', '.join(splits)}."
             )
         paths_by_split[ours] = splits[theirs]
         unsupported = [path for path in splits[theirs] if posixpath.splitext(path)[1] not in FORMATS]
         if unsupported:
             raise DataError(
-                f"{name}: rows are read from {', '.join(FORMATS)} files, but its split {theirs!r} contains "
-                f"{unsupported[0]}."
+                f"{name}: the split {theirs!r} contains {unsupported[0]}, but rows are read only from "
+                f"{', '.join(FORMATS)} files."
             )
     reject_overlap(paths_by_split)
     return paths_by_split
 
 
 def _reject_urls(name: str, card: Path) -> None:
-    """Raise DataError if the splits in the card contain a URL, because `datasets` would download from it."""
+    """Raise DataError if `configs` in the card contains a URL, because `datasets` would download from that URL."""
     from huggingface_hub import RepoCard
 
     stated = RepoCard.load(card, ignore_metadata_errors=True).data.to_dict().get("configs")
     url = re.search(r'[^"]*://[^"]*', json.dumps(stated, default=str))
     if url:
-        raise DataError(f"{name}: its card names {url[0]}, which is not a file of the repository.")
+        raise DataError(f"{name}: the card names {url[0]}, which is not a file in the repository.")
 
 
 def reject_overlap(splits: dict[str, list[str]]) -> None:
-    """Raise DataError if a file is in both the train and the validation split."""
+    """Raise DataError if a file belongs to both the train split and the validation split."""
     both = set(splits["train"]) & set(splits.get("validation", []))
     if both:
         raise DataError(f"data.train_split and data.validation_split both contain {', '.join(sorted(both))}.")
 
 
 def _resolve(name: str, root: Path, subset: str | None) -> dict[str, list[str]]:
-    """The splits of a local folder by the rules of `datasets`, as paths relative to the folder."""
+    """Return the splits that `datasets` finds in a local folder, as {split: paths relative to the folder}."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -119,11 +133,11 @@ def _resolve(name: str, root: Path, subset: str | None) -> dict[str, list[str]]:
         builder = datasets.load_dataset_builder(str(root), name=subset)
     except (datasets.exceptions.DataFilesNotFoundError, FileNotFoundError):
         raise DataError(f"{name} contains no data files that `datasets` recognizes.") from None
-    except ValueError as error:  # the subset is unknown, or there are several and none is given
+    except ValueError as error:  # the subset is unknown, or none of several subsets was chosen
         reason = " ".join(str(error).replace(str(root), name).split())
         raise ParamsError(f"params.yaml: data.subset is {subset!r}: {reason[:600]}") from None
     files = builder.config.data_files or {}
     outside = [path for paths in files.values() for path in paths if not Path(path).resolve().is_relative_to(root)]
     if outside:
-        raise DataError(f"{name}: its card names {outside[0]}, which is not a file of the repository.")
+        raise DataError(f"{name}: the card names {outside[0]}, which is not a file in the repository.")
     return {str(split): [Path(path).relative_to(root).as_posix() for path in paths] for split, paths in files.items()}

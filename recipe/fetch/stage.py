@@ -1,11 +1,12 @@
-"""The fetch stage: gets the rows (`fetch data`) or the base model (`fetch model`), and lists their files in a manifest.
+"""The fetch stage fetches the rows (`fetch data`) or the base model (`fetch model`), and lists the files in a manifest.
 
-fetch data   copies the data files unchanged to data/raw/, and lists them in manifest.json
-fetch model  saves the tokenizer in models/base/tokenizer/; the weights stay where they are, and manifest.json records
-             where that is (a path or a commit), and the size and sha256 of each file
+fetch data   copies the data files unchanged to data/raw/, and lists the files in manifest.json there
+fetch model  saves the tokenizer in models/base/tokenizer/ and writes models/base/manifest.json, which records the
+             location of the weights (a path or a commit), and the size and sha256 of each file
 
-A source is a path or `hub`. With `hub`, id and revision name a commit on the Hugging Face Hub, whose files are
-downloaded to the local Hub cache. The rows are copied from the cache; the weights stay in it.
+A source is a path or `hub`. If the source is `hub`, `id` and `revision` name a commit on the Hugging Face Hub, and the
+files of this commit are downloaded to the local Hub cache. Data files are then copied to data/raw/. Weights are not
+copied, but .bin weights from the Hub are converted to safetensors in a separate folder.
 
     recipe fetch data
 """
@@ -40,21 +41,24 @@ MANIFEST = "manifest.json"
 
 
 def check_sha256(params: DataParams, actual: dict[str, str]) -> None:
-    """Check the sha256 of each file against data.sha256. `actual` is {name: sha256}.
+    """Check the sha256 of each file against data.sha256. `actual` maps the name of each file to its sha256.
 
-    Raises DataError for a mismatch, and ParamsError if data.sha256 does not have one value for each file.
+    Raises DataError if a sha256 differs, and ParamsError if data.sha256 does not have exactly one value for each file.
     """
     if params.sha256 is None:
         return
     if isinstance(params.sha256, str):
         if len(actual) > 1:
-            raise ParamsError(f"params.yaml: data.sha256 is one value for {len(actual)} files; write {{name: sha256}}.")
+            raise ParamsError(
+                f"params.yaml: data.sha256 is a single value, but the source has {len(actual)} files. Write "
+                "{name: sha256} instead."
+            )
         wanted = dict.fromkeys(actual, params.sha256)
     else:
         wanted = params.sha256
         missing = sorted(set(actual) - set(wanted))
         if missing:
-            raise ParamsError(f"params.yaml: data.sha256 lacks {', '.join(missing)}.")
+            raise ParamsError(f"params.yaml: data.sha256 has no value for {', '.join(missing)}.")
     for name, sha256 in wanted.items():
         if name not in actual:
             raise ParamsError(f"params.yaml: data.sha256 names {name}, but the source has only {', '.join(actual)}.")
@@ -63,7 +67,10 @@ def check_sha256(params: DataParams, actual: dict[str, str]) -> None:
 
 
 def fetch_data(params: DataParams, paths: Paths) -> None:
-    """Copy the data files to paths.raw, byte for byte, with a manifest of their names, sizes and sha256."""
+    """Copy the data files unchanged to paths.raw, and write a manifest.
+
+    The manifest lists the name, split, size and sha256 of each file.
+    """
     about: dict[str, Any] = {"source": "files", "id": params.id}
     if params.source == HUB:
         name, revision = check_pinned("data", params.id, params.revision)
@@ -77,7 +84,9 @@ def fetch_data(params: DataParams, paths: Paths) -> None:
             for path in files:
                 name = path.relative_to(root).as_posix() if root else path.name
                 if name == MANIFEST:
-                    raise DataError(f"data.source: {path} has the name of the manifest that fetch writes. Rename it.")
+                    raise DataError(
+                        f"data.source: {path} has the name of the manifest that fetch writes. Rename the file."
+                    )
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target / name)
                 digests[name] = sha256_file(target / name)
@@ -87,17 +96,17 @@ def fetch_data(params: DataParams, paths: Paths) -> None:
 
 
 def _rows_from_hub(params: DataParams, name: str, revision: str) -> tuple[Path, dict[str, list[Path]]]:
-    """Download the files of the splits; returns their snapshot folder in the local Hub cache, and {split: files}."""
+    """Download the files of the splits. Returns the snapshot folder in the local Hub cache, and {split: files}."""
     listing, splits = dataset_splits(name, revision, params.subset, params.splits)
     root = download("dataset", name, revision, [listing.files[path] for names in splits.values() for path in names])
     return root, {split: [root / path for path in names] for split, names in splits.items()}
 
 
 def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapshot: None) -> None:
-    """Write a manifest of the base model's files to paths.base, and save the tokenizer there, with a padding token.
+    """Write a manifest of the base model's files to paths.base, and save the tokenizer there with a padding token.
 
-    Before weights are downloaded from the Hub, `check` is called with the folder that contains the config. It may raise
-    an error to prevent the download.
+    Before weights are downloaded from the Hub, `check` is called with the folder that contains config.json. `check` can
+    raise an error to prevent the download.
     """
     if params.source == HUB:
         _, revision = check_pinned("model", params.id, params.revision)
@@ -115,7 +124,7 @@ def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapsho
     except DataError as error:
         raise DataError(f"model.source: {params.source}: {error}") from None
     if any(name.endswith(".bin") for name in names):
-        raise DataError(f"model.source: {params.source} has only .bin weights; a local model must have safetensors.")
+        raise DataError(f"model.source: {params.source} has only .bin weights, but a local model needs safetensors.")
     names = [name for name in CONFIGS if (source / name).is_file()] + names + code
     files = {name: sha256_file(source / name) for name in names}
     check_weights(source, [source / name for name in names if name.endswith(".safetensors")])
@@ -143,20 +152,20 @@ def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapsho
 
 
 def run_data(params: dict[str, Any], paths: Paths, services: Services) -> str:
-    """Run `fetch data`; returns a one-line summary."""
+    """Run `fetch data` and return a one-line summary."""
     fetch_data(params["data"], paths)
     return f"rows: {params['data'].source} -> {paths.raw}"
 
 
 def run_model(params: dict[str, Any], paths: Paths, services: Services) -> str:
-    """Run `fetch model`; returns a one-line summary."""
+    """Run `fetch model` and return a one-line summary."""
     model = params["model"]
     fetch_model(model, paths, services.check_model)
     return f"base model: {model.id} -> {paths.base / MANIFEST}"
 
 
 def model_from_hub(name: str, revision: str, check: Check, *, code: bool) -> tuple[Path, bool]:
-    """Download the needed files of a model; returns its snapshot folder, and whether its weights were converted."""
+    """Download the files that a model needs. Returns the snapshot folder, and whether the weights needed conversion."""
     files = list_repository("model", name, revision).files
     small = [path for path in ("README.md", *CONFIGS, *TOKENIZERS) if path in files]
     small += sorted(path for path in files if code and path.endswith(".py") and "/" not in path)
@@ -165,7 +174,7 @@ def model_from_hub(name: str, revision: str, check: Check, *, code: bool) -> tup
         weights = weight_names(files)
     except DataError as error:
         raise DataError(f"model.id: {name}: {error}") from None
-    reject_code(name, snapshot, allowed=code)  # before gigabytes are downloaded
+    reject_code(name, snapshot, allowed=code)  # reject the model before gigabytes are downloaded
     check(snapshot)
     if not any(path.endswith(".bin") for path in weights):
         return download("model", name, revision, [files[path] for path in weights]), False
@@ -180,10 +189,10 @@ def model_from_hub(name: str, revision: str, check: Check, *, code: bool) -> tup
 
 
 def reject_code(name: str, snapshot: Path, *, allowed: bool) -> list[str]:
-    """The names of a model's Python files if its config needs remote code, else an empty list.
+    """Return the names of a model's Python files if config.json requires remote code, or an empty list if it does not.
 
-    Raises ParamsError if remote code is needed but not `allowed`. The remote code of XGen's tokenizer is never needed:
-    recipe/fetch/xgen_tokenizer.py replaces it.
+    Raises ParamsError if remote code is required but not `allowed`. The remote code of XGen's tokenizer is never
+    required, because recipe/fetch/xgen_tokenizer.py replaces that code.
     """
     configs = configs_with_remote_code(snapshot)
     if "tokenizer_config.json" in configs and is_xgen(read_json(snapshot / "tokenizer_config.json")):
@@ -198,7 +207,10 @@ def reject_code(name: str, snapshot: Path, *, allowed: bool) -> list[str]:
 
 
 def base_tokenizer(snapshot: Path, *, code: bool) -> Any:
-    """The base model's tokenizer. XGen's is built from GPT-2's files, in the snapshot or else on the Hub."""
+    """Return the base model's tokenizer.
+
+    XGen's tokenizer is built from GPT-2's files. If the snapshot does not contain these files, they are downloaded.
+    """
     config = snapshot / "tokenizer_config.json"
     if config.is_file() and is_xgen(read_json(config)):
         if all((snapshot / name).is_file() for name in GPT2_FILES):
@@ -208,6 +220,6 @@ def base_tokenizer(snapshot: Path, *, code: bool) -> Any:
         return build_tokenizer(download("model", GPT2, GPT2_REVISION, wanted))
     tokenizer = load_tokenizer(snapshot, trust_remote_code=code)
     if code and not tokenizer.is_fast:
-        raise DataError(f"{snapshot}: the tokenizer needs remote Python code, which later stages do not run.")
+        raise DataError(f"{snapshot}: the tokenizer needs remote code, which later stages do not run.")
     tokenizer.init_kwargs.pop("auto_map", None)
     return tokenizer

@@ -12,10 +12,10 @@ from recipe.core.format import first_line
 from recipe.core.io import new_folder, read_json, sha256_file, write_json
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
-SUMS = "sha256.json"  # the sha256 of the files that convert wrote, by name
+SUMS = "sha256.json"  # records the sha256 of each file that `convert` wrote
 BIN_INDEX = "pytorch_model.bin.index.json"
 CONFIGS = ("config.json", "generation_config.json")
-# The files from which transformers 5 loads a tokenizer.
+# The files from which transformers 5 can load a tokenizer.
 TOKENIZERS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
@@ -23,10 +23,11 @@ TOKENIZERS = (
 
 
 def weight_names(names: Iterable[str]) -> list[str]:
-    """The weight files among a repository's file names: safetensors if there are any, else PyTorch's .bin.
+    """Return the names of the weight files in a repository, and of the index if the weights are sharded.
 
-    Files in subfolders (other formats, checkpoints) and duplicates of the weights (`consolidated.safetensors` in some
-    repositories) are left out. Raises DataError if there are no weights.
+    PyTorch's .bin files are used only if there are no safetensors files. Files in subfolders (other formats,
+    checkpoints) and duplicates of the weights (`consolidated.safetensors` in some repositories) are left out. Raises
+    DataError if there are no weights.
     """
     top = sorted(name for name in names if "/" not in name)
     for single, shards, index in (
@@ -37,13 +38,16 @@ def weight_names(names: Iterable[str]) -> list[str]:
         if matching:
             return [*matching, *([index] if index in top and single not in matching else [])]
     raise DataError(
-        "it has no model.safetensors, model-*-of-*.safetensors, pytorch_model.bin or pytorch_model-*-of-*.bin: it "
-        f"contains {', '.join(top[:12]) or 'nothing'}."
+        "it has no model.safetensors, model-*-of-*.safetensors, pytorch_model.bin or pytorch_model-*-of-*.bin. It "
+        f"contains {', '.join(top[:12]) or 'no files'}."
     )
 
 
 def check_weights(folder: Path, files: list[Path]) -> None:
-    """Raise DataError if a file is not safetensors (a Git LFS pointer, say), or if the index names a missing file."""
+    """Raise DataError if a file is not in safetensors format, or if the index names a file that is missing.
+
+    For example, a Git LFS pointer is not in safetensors format.
+    """
     from safetensors import SafetensorError, safe_open
 
     for file in files:
@@ -57,7 +61,7 @@ def check_weights(folder: Path, files: list[Path]) -> None:
 
 
 def check_index(index: Path, files: list[Path]) -> None:
-    """Raise DataError if an index exists and names a file that is not in `files`."""
+    """Raise DataError if the index exists and names a file that is not in `files`."""
     if index.is_file():
         missing = sorted(set(read_json(index).get("weight_map", {}).values()) - {file.name for file in files})
         if missing:
@@ -65,11 +69,11 @@ def check_index(index: Path, files: list[Path]) -> None:
 
 
 def convert(source: Path, names: list[str], destination: Path) -> None:
-    """Convert PyTorch's .bin shards to safetensors, one shard in memory at a time, and copy the configs.
+    """Convert PyTorch's .bin shards to safetensors, with a single shard in memory at a time, and copy the configs.
 
     Shards are loaded with `weights_only`, which rejects pickles that would run code. Tensors keep their dtype and
-    bytes; tensors that share memory (tied embeddings) are written separately, because safetensors does not support
-    aliases.
+    values. Tensors that share memory (such as tied embeddings) are written separately, because safetensors does not
+    support shared memory.
     """
     shards = [name for name in names if name.endswith(".bin")]
     check_index(source / BIN_INDEX, [source / name for name in shards])
@@ -91,7 +95,7 @@ def convert(source: Path, names: list[str], destination: Path) -> None:
 
 
 def is_converted(folder: Path) -> bool:
-    """Whether a folder contains all files that `convert` wrote, unchanged."""
+    """Return whether a folder contains all files that `convert` wrote, unchanged."""
     if not (folder / SUMS).is_file():
         return False
     sums = read_json(folder / SUMS)
@@ -99,14 +103,14 @@ def is_converted(folder: Path) -> bool:
 
 
 def _convert_shard(source: Path, destination: Path) -> tuple[list[str], int]:
-    """Convert one shard; returns the names of its tensors and their total size in bytes."""
+    """Convert a single shard. Returns the names of its tensors and their total size in bytes."""
     import pickle
 
     import torch
     from safetensors.torch import save_file
 
     try:
-        # Files from before torch 1.6 are not zip archives and can't be memory-mapped, so they are read completely.
+        # Files written before torch 1.6 are not zip archives and can't be memory-mapped, so they are read completely.
         mmap = zipfile.is_zipfile(source)
         loaded: Any = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -120,7 +124,8 @@ def _convert_shard(source: Path, destination: Path) -> tuple[list[str], int]:
     for name in sorted(loaded):
         tensor = loaded[name]
         address = tensor.untyped_storage().data_ptr()
-        # Clone only tensors that share memory or are not contiguous; the others stay on disk until they are written.
+        # Clone only tensors that share memory or are not contiguous. In a memory-mapped file, all other tensors stay on
+        # disk until they are written.
         tensors[name] = tensor.clone().contiguous() if address in seen or not tensor.is_contiguous() else tensor
         seen.add(address)
     save_file(tensors, destination, metadata={"format": "pt"})
@@ -128,7 +133,7 @@ def _convert_shard(source: Path, destination: Path) -> tuple[list[str], int]:
 
 
 def configs_with_remote_code(folder: Path) -> list[str]:
-    """The names of the config files in a folder that require remote code (`auto_map`)."""
+    """Return the names of the config files in a folder that require remote code, which an `auto_map` key indicates."""
     names = []
     for name in ("config.json", "tokenizer_config.json"):
         path = folder / name

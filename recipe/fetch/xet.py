@@ -1,12 +1,12 @@
-"""Downloads from Xet, the Hub's storage for large files. Its client, hf_xet, sends many requests in parallel.
+"""Downloads from Xet, the Hub's storage for large files, with the hf_xet client.
 
 source = find("https://huggingface.co/owner/name/resolve/COMMIT/model.safetensors", timeout)
 if source:
     for chunk in stream(source, size, start, timeout, on_abort):  # the bytes of the file from `start` on, in order
         ...
 
-The bytes arrive in order, so that an interrupted transfer can resume through Xet or over plain HTTP.
-HF_HUB_DISABLE_XET=1 turns Xet off.
+hf_xet sends many requests in parallel, but delivers the bytes in order, so that an interrupted transfer can resume
+through Xet or over plain HTTP. HF_HUB_DISABLE_XET=1 turns Xet off.
 """
 
 import os
@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 MIN_BYTES = 10_000_000  # for smaller files, locating the storage takes longer than the transfer
-# hf_xet's own limits add up to minutes. If the storage fails repeatedly, plain HTTP takes over.
+# hf_xet's default limits add up to minutes. With these limits, plain HTTP takes over sooner if the storage fails.
 LIMITS = {"CONNECT_TIMEOUT": "10s", "READ_TIMEOUT": "20s", "RETRY_MAX_ATTEMPTS": "3", "RETRY_BASE_DELAY": "1s"}
 _LOCK = threading.Lock()
-_SHARED: dict[str, Any] = {}  # the client, and the connections by the address that refreshes them
+_SHARED: dict[str, Any] = {}  # the client (`session`), and each connection under its refresh URL
 
 
 class XetError(Exception):
@@ -27,9 +27,9 @@ class XetError(Exception):
 
 
 def find(url: str, timeout: float) -> Any | None:
-    """Where Xet stores the file that has this URL on the Hub; None if Xet does not have it or is turned off.
+    """Return the location in Xet of the file at a Hub URL, or None if Xet does not have the file or is turned off.
 
-    Also returns None if the Hub reports an error: the plain HTTP request that follows will raise it.
+    Also return None if the request to the Hub fails, because the plain HTTP request that follows will raise the error.
     """
     import httpx2
     from huggingface_hub import constants, get_hf_file_metadata
@@ -44,7 +44,10 @@ def find(url: str, timeout: float) -> Any | None:
 
 
 def _session() -> Any:
-    """The client, one per process: each has its own threads, connections and buffers. The caller holds _LOCK."""
+    """Return the Xet client of this process. Only one is created, because a client has its own threads and buffers.
+
+    The caller must hold _LOCK.
+    """
     if "session" not in _SHARED:
         for name, value in LIMITS.items():
             os.environ.setdefault(f"HF_XET_CLIENT_{name}", value)
@@ -55,7 +58,10 @@ def _session() -> Any:
 
 
 def _connection(route: str, timeout: float) -> dict[str, Any]:
-    """The storage's address and a token for it, from the Hub: {casUrl, accessToken, exp}, requested once per commit."""
+    """Return the storage's URL and a token for the storage, as {casUrl, accessToken, exp}.
+
+    The Hub provides both. They are requested once per commit, and again when the token is about to expire.
+    """
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     known = _SHARED.get(route)
@@ -70,9 +76,10 @@ def _connection(route: str, timeout: float) -> dict[str, Any]:
 def stream(
     source: Any, size: int, start: int, timeout: float, on_abort: Callable[[Callable[[], None]], None]
 ) -> Iterator[bytes]:
-    """The bytes from `start` on of a file of `size` bytes. A failed transfer raises XetError, or just ends early.
+    """Yield the bytes of a file of `size` bytes, beginning at `start`.
 
-    `on_abort` receives a function that ends the stream from another thread, even while it waits for the network.
+    If the transfer fails, the stream raises XetError or ends early. `on_abort` is called with a function that ends the
+    stream from a different thread, even while the stream waits for the network.
     """
     import httpx2
     from hf_xet import XetAuthenticationError, XetFileInfo, XetObjectNotFoundError
@@ -82,7 +89,7 @@ def stream(
     try:
         with _LOCK:
             session, storage = _session(), _connection(source.refresh_route, timeout)
-        # With an address and a token, creating the group makes no request, so the abort works from the first one on.
+        # With a URL and a token, creating the group sends no request, so `abort` can end even the first request.
         group = session.new_download_stream_group(
             endpoint=storage["casUrl"], token=storage["accessToken"], token_expiry_unix_secs=storage["exp"],
             token_refresh_url=source.refresh_route, token_refresh_headers=build_hf_headers(),
@@ -90,6 +97,6 @@ def stream(
         on_abort(group.abort)
         yield from group.download_stream(XetFileInfo(source.file_hash, size), start=start)
     except (HfHubHTTPError, httpx2.TransportError, KeyError, TypeError, ValueError) as error:
-        raise XetError(f"the Hub gave no access to the storage: {error}") from error
+        raise XetError(f"the Hub did not grant access to the storage: {error}") from error
     except (OSError, RuntimeError, XetAuthenticationError, XetObjectNotFoundError) as error:
         raise XetError(str(error)) from error

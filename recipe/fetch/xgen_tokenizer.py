@@ -1,7 +1,7 @@
-"""XGen-7B's tokenizer without remote code: GPT-2's vocabulary and XGen's own tokens, for the `tokenizers` library.
+"""Builds XGen-7B's tokenizer from GPT-2's vocabulary and XGen's own tokens, without remote code.
 
-XGen's repository implements the tokenizer as remote code based on tiktoken, which has failed with every version of
-transformers since 4.34. The layout of the ids (Salesforce/xgen-7b-8k-base, tokenization_xgen.py):
+XGen's repository implements the tokenizer as remote code based on tiktoken. This remote code has failed with every
+version of transformers since 4.34. Its file tokenization_xgen.py (Salesforce/xgen-7b-8k-base) defines these ids:
 
     0-50255       GPT-2's ranks
     50256         <|endoftext|>
@@ -9,8 +9,8 @@ transformers since 4.34. The layout of the ids (Salesforce/xgen-7b-8k-base, toke
     50287-50294   runs of 9 to 2 tabs
     50295-50312   special tokens
 
-The runs of spaces and tabs are ordinary tokens of the byte-pair encoding, not added tokens: merges produce them within
-the pieces into which GPT-2's pattern splits a text. tests/test_xgen.py compares the ids with tiktoken's.
+The runs of spaces and tabs are ordinary tokens of the byte-pair encoding, not added tokens. Merges produce these runs
+within the pieces into which GPT-2's pattern splits a text. tests/test_xgen.py compares the ids with those of tiktoken.
 """
 
 import json
@@ -23,14 +23,14 @@ from recipe.tokens.byte_level import byte_characters
 
 GPT2 = "openai-community/gpt2"
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
-# The sha256 values that tiktoken pins for OpenAI's encoder.json and vocab.bpe (tiktoken_ext/openai_public.py); the
-# Hub's vocab.json and merges.txt have the same bytes.
+# The sha256 values that tiktoken pins for OpenAI's encoder.json and vocab.bpe (tiktoken_ext/openai_public.py). On the
+# Hub, vocab.json and merges.txt have the same bytes as these two files.
 GPT2_FILES = {
     "vocab.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
 END_TOKEN = "<|endoftext|>"
-SPACES = range(31, 1, -1)  # lengths of the runs, in the order of their ids
+SPACES = range(31, 1, -1)  # lengths of the runs of spaces, in the order of the token ids
 TABS = range(9, 1, -1)
 SPECIALS = tuple(
     f"<{name}>"
@@ -45,22 +45,26 @@ MAX_POSITIONS = 8192
 
 
 def is_xgen(tokenizer_config: dict[str, Any]) -> bool:
-    """Whether a repository's tokenizer_config.json belongs to an XGen model."""
+    """Return whether a repository's tokenizer_config.json belongs to an XGen model."""
     return "XgenTokenizer" in (tokenizer_config.get("tokenizer_class"), tokenizer_config.get("slow_tokenizer_class"))
 
 
 def vocabulary(gpt2: dict[str, int]) -> dict[str, int]:
-    """{token: id}, with tokens in byte characters: GPT-2's tokens, ending with the end token, then the runs."""
+    """Return {token: id} for GPT-2's tokens, the last of which is the end token, and for the runs of spaces and tabs.
+
+    The tokens are written in GPT-2's byte characters.
+    """
     characters = byte_characters()
     runs = [characters[0x20] * length for length in SPACES] + [characters[0x09] * length for length in TABS]
     return gpt2 | {run: len(gpt2) + number for number, run in enumerate(runs)}
 
 
 def merges(ranks: dict[str, int]) -> list[tuple[str, str]]:
-    """All pairs of tokens whose concatenation is a token, in the order of that token's rank.
+    """Return all pairs of tokens whose concatenation is also a token, in the order of the rank of that token.
 
-    tiktoken merges the two adjacent tokens that form the token of lowest rank, no matter where that token is split. A
-    merge list is equivalent if it contains, for every token, all pairs that form it, in the order of the ranks.
+    At each step, tiktoken merges the two adjacent tokens whose concatenation has the lowest rank, regardless of where
+    the boundary between the two tokens is. A list of merges is equivalent if it contains, for every token, all pairs
+    that form the token, in the order of the ranks.
     """
     pairs = []
     ranks = {token: rank for token, rank in ranks.items() if token != END_TOKEN}  # no merge produces the end token
@@ -73,9 +77,9 @@ def merges(ranks: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def build_tokenizer(gpt2_folder: Path) -> Any:
-    """The tokenizer as a PreTrainedTokenizerFast, built from GPT-2's files in a folder.
+    """Build the tokenizer, a PreTrainedTokenizerFast, from GPT-2's files in a folder.
 
-    Raises DataError if a file is missing or differs from GPT-2's.
+    Raises DataError if a file is missing or differs from GPT-2's file.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -83,7 +87,7 @@ def build_tokenizer(gpt2_folder: Path) -> Any:
     for name, sha256 in GPT2_FILES.items():
         found = sha256_file(gpt2_folder / name) if (gpt2_folder / name).is_file() else "no such file"
         if found != sha256:
-            raise DataError(f"{name} in {gpt2_folder} is not GPT-2's: expected sha256 {sha256}, found {found}.")
+            raise DataError(f"{name} in {gpt2_folder} is not GPT-2's file: expected sha256 {sha256}, found {found}.")
     ranks = vocabulary(json.loads((gpt2_folder / "vocab.json").read_text(encoding="utf-8")))
     # As in tiktoken, a piece that equals a token becomes that token without merging (ignore_merges).
     tokenizer = Tokenizer(models.BPE(vocab=ranks, merges=merges(ranks), ignore_merges=True))

@@ -1,1 +1,1 @@
-"""The base model and its adapter: loading, attention, LoRA, loss and generation."""
+"""Loads the base model and its adapter, computes attention, LoRA layers and the loss, and generates answers."""

@@ -1,4 +1,6 @@
-"""Computes the loss of a frozen head in chunks of tokens, so the full (tokens, vocabulary) logits are never in memory.
+"""Computes the loss of a frozen head (output layer) in chunks of tokens.
+
+The full logits, which have shape (tokens, vocabulary), are never in memory.
 
 loss, num_correct = head_loss(hidden, head, labels)    # the summed cross entropy, and the number of correct predictions
 """
@@ -7,30 +9,31 @@ from typing import Any
 
 import torch
 
-# Number of logits per chunk. On a CPU, a chunk is kept to 25 MB in fp32: glibc's malloc returns larger blocks to the
-# system after every use, and the page faults on new blocks take as long as a softmax. On a GPU, it is 268 MB.
+# The number of logits per chunk. On a CPU, a chunk takes only 25 MB in fp32, because glibc's malloc returns blocks of
+# more than 32 MiB to the system after every use, and the page faults on new blocks take as long as a softmax. On a GPU,
+# a chunk takes 268 MB in fp32.
 CHUNK = {"cpu": 6 << 20, "cuda": 1 << 26}
 
 
 def chunk_tokens(vocab_size: int, device: str) -> int:
-    """The number of tokens per chunk, at least 1."""
+    """Return the number of tokens per chunk, which is at least 1."""
     return max(1, CHUNK["cpu" if device == "cpu" else "cuda"] // vocab_size)
 
 
 def is_frozen_linear(head: Any) -> bool:
-    """Whether a head is a plain linear layer without trainable parameters."""
+    """Return whether a head is a plain linear layer without trainable parameters."""
     return type(head) is torch.nn.Linear and not any(weight.requires_grad for weight in head.parameters())
 
 
 class _HeadLoss(torch.autograd.Function):
-    """The sum of -log softmax(h Wᵀ + b)[label] over all tokens. The forward pass also computes the gradient."""
+    """The sum of -log softmax(h Wᵀ + b)[label] over all tokens. The forward pass also computes the gradient of h."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         device = hidden.device.type
-        # The head of a quantized base model is fp32. Cast it once, not for every chunk.
+        # The head of a quantized base model is in fp32. Cast the weight once, not for every chunk.
         if torch.is_autocast_enabled(device):
             weight = weight.to(torch.get_autocast_dtype(device))
         loss = torch.zeros((), device=hidden.device)
@@ -41,15 +44,16 @@ class _HeadLoss(torch.autograd.Function):
             chunk, targets = hidden[start : start + size], labels[start : start + size]
             logits = torch.nn.functional.linear(chunk, weight, bias)
             rows = torch.arange(len(targets), device=targets.device)
-            # (tokens,): the largest logit minus the logit of the label.
+            # `gap`, which has shape (tokens,), is the largest logit minus the logit of the label.
             gap = logits.amax(-1).float() - logits[rows, targets].float()
             num_correct += (gap == 0).sum()
             probabilities = torch.softmax(logits, -1, dtype=torch.float32)
             del logits
-            # -log softmax at the label is the gap minus the log of the largest probability, which can't underflow.
+            # -log softmax at the label equals the gap minus the log of the largest probability. The largest probability
+            # can't underflow.
             loss += (gap - probabilities.amax(-1).log()).sum()
             if grad is not None:
-                probabilities[rows, targets] -= 1  # d loss / d logits = softmax, minus 1 at the label
+                probabilities[rows, targets] -= 1  # d loss / d logits is the softmax, minus 1 at the label
                 grad[start : start + size] = torch.mm(probabilities.to(weight.dtype), weight)
         if grad is not None:
             ctx.save_for_backward(grad)
@@ -63,9 +67,9 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def head_loss(hidden: torch.Tensor, head: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The summed loss (fp32) and the number of labels ranked first.
+    """Return the summed loss in fp32, and the number of tokens for which the label has the largest logit.
 
-    `hidden` is (tokens, hidden) and `labels` is (tokens,).
+    `hidden` has shape (tokens, hidden), and `labels` has shape (tokens,).
     """
     if is_frozen_linear(head):
         loss, num_correct = _HeadLoss.apply(hidden.to(head.weight.dtype), head.weight, head.bias, labels)

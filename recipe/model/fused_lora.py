@@ -1,10 +1,11 @@
-"""A LoRA layer that does not save its dropout mask: the backward pass draws the mask again from the same seed.
+"""Computes LoRA layers without saving the dropout mask. The backward pass draws the mask again from the same seed.
 
     patch_lora_layers(model)    # the LoRA layers of this PEFT model then need less memory and time
 
-PEFT computes y + scaling * B(A(dropout(x))) step by step, and autograd saves the mask and the masked input of every
-layer. On a CPU, torch also draws the mask one number at a time. Here, a single autograd function implements the forward
-and backward passes. It saves x, which several layers with the same input share, and A(dropout(x)), which is small.
+PEFT computes y + scaling * B(A(dropout(x))) step by step, so autograd saves the mask and the masked input of every
+layer. On a CPU, torch also draws the mask one number at a time. In this module, a single autograd function implements
+the forward and backward passes. The function saves x, which several layers with the same input share, and
+A(dropout(x)), which is small.
 
 Under autocast, the output has the dtype of the frozen layer's output, as in PEFT's layers for bitsandbytes.
 """
@@ -18,17 +19,18 @@ PATCHED = {
     "Linear",
     "Linear4bit",
     "Linear8bitLt",
-}  # names instead of classes, because PEFT's classes for bitsandbytes exist only if it is installed
+}  # names instead of classes, because PEFT defines the classes for bitsandbytes only if bitsandbytes is installed
 
 
 @torch.library.custom_op("recipe::sample_dropout_mask", mutates_args=())
 def sample_dropout_mask(x: torch.Tensor, p: float, seed: torch.Tensor) -> torch.Tensor:
-    """The dropout mask for x, a bool tensor of the same shape: each element is True (keep) with probability 1 - p.
+    """Return the dropout mask for x, which is a bool tensor of the same shape.
 
-    The seed determines the mask. It is a scalar int64 tensor on the CPU, so that reading it does not wait for the GPU.
+    Each element is True (keep) with probability 1 - p. The seed determines the mask. The seed is a scalar int64 tensor
+    on the CPU, so that the CPU does not have to wait for the GPU to read the seed.
 
-    On a CPU, p is rounded to a multiple of 1/65,536, because four elements share each 64-bit random number. The numbers
-    come from SFC64, whose stream is stable across NumPy versions.
+    On a CPU, p is rounded to a multiple of 1/65,536, because each 64-bit random number provides four mask elements. The
+    numbers come from SFC64, whose stream is stable across NumPy versions.
     """
     if x.device.type == "cpu":
         import numpy as np
@@ -45,7 +47,7 @@ def _(x: torch.Tensor, p: float, seed: torch.Tensor) -> torch.Tensor:
 
 
 class AddLora(torch.autograd.Function):
-    """y + scaling * dropout(x) Aᵀ Bᵀ, for x (tokens, in), y (tokens, out), A (r, in) and B (out, r)."""
+    """The function y + scaling * dropout(x) Aᵀ Bᵀ, for x (tokens, in), y (tokens, out), A (r, in) and B (out, r)."""
 
     @staticmethod
     def forward(  # noqa: D102
@@ -56,7 +58,7 @@ class AddLora(torch.autograd.Function):
         low_rank = dropped @ a.to(x.dtype).T  # (tokens, r)
         ctx.save_for_backward(x, a, b, low_rank, seed)
         ctx.scaling, ctx.p = scaling / (1 - p), p
-        if torch.is_autocast_enabled(y.device.type):  # addmm would cast y to bf16, but y is fp32 in a quantized model
+        if torch.is_autocast_enabled(y.device.type):  # addmm would cast y to bf16, but a quantized model has y in fp32
             return y + (low_rank @ b.to(low_rank.dtype).T) * ctx.scaling
         return torch.addmm(y, low_rank.to(y.dtype), b.to(y.dtype).T, alpha=ctx.scaling)
 
@@ -78,7 +80,7 @@ class AddLora(torch.autograd.Function):
 def patch_lora_layers(model: Any) -> int:
     """Make the plain LoRA layers of a PEFT model use AddLora. Returns the number of patched layers.
 
-    Layers with DoRA, a LoRA bias, several adapters or an adapter of a different type stay unchanged.
+    Layers with DoRA, a LoRA bias, several adapters or a different type of adapter are not changed.
     """
     count = 0
     for module in model.modules():
@@ -104,12 +106,13 @@ def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
         return type(self).forward(self, x, *args, **kwargs)
     [adapter] = self.active_adapters
     dropout = self.lora_dropout[adapter]
-    p = getattr(dropout, "p", 0.0)  # without dropout, the module is nn.Identity
-    # The seed comes from torch's global generator. Checkpoints save its state; activation checkpointing restores it.
+    p = getattr(dropout, "p", 0.0)  # without dropout, this module is an nn.Identity
+    # The seed comes from torch's global generator. Training checkpoints save the generator's state, and activation
+    # checkpointing restores that state.
     seed = torch.randint(1 << 62, ()) if p else torch.zeros((), dtype=torch.int64)
     y = self.base_layer(x)
-    # Reshape outside AddLora: some models change the output in place, and autograd forbids that for a view created in a
-    # custom function.
+    # Reshape outside AddLora, because some models change the output in place. Autograd forbids this for a view that a
+    # custom function created.
     flat_inputs = y.reshape(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
     weights = self.lora_A[adapter].weight, self.lora_B[adapter].weight
     output = AddLora.apply(*flat_inputs, *weights, self.scaling[adapter], p, seed)

@@ -1,4 +1,4 @@
-"""Generates greedy answers. Used by evaluate, `recipe chat` and the registered model."""
+"""Generates answers with greedy decoding, for `recipe evaluate`, `recipe chat` and the registered model."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from recipe.tokens.tokenizer import encode_prompts
 def answer(
     model: Any, prompts: list[list[int]], max_new_tokens: int, *, pad_token_id: int, end_token_ids: list[int]
 ) -> list[list[int]]:
-    """Greedy answers to prompts, both as token ids. Each answer is cut before its first end token.
+    """Generate an answer to each prompt with greedy decoding. Prompts and answers are lists of token ids.
 
-    Prompts are padded on the left.
+    Prompts are padded on the left. Each answer is cut off before its first end token.
     """
     import torch
 
@@ -39,10 +39,11 @@ def answer(
 def answer_rows(
     model: Any, tokenizer: Any, meta: dict[str, Any], rows: list[dict[str, Any]], max_new_tokens: int
 ) -> list[str]:
-    """Answer each row, with the same template as in training. `meta` is the content of prepare's meta.json.
+    """Answer each row, with the template that was used for training.
 
-    A row contains `text` for the template `text`, and `instruction` and optionally `input` for the other templates. The
-    chat templates also accept `messages`. Raises DataError if a row is invalid.
+    `meta` is the content of meta.json, which the prepare stage writes. For the `text` template, a row contains `text`.
+    For all other templates, a row contains `instruction` and, optionally, `input`. The `chat` and `alpaca_chat`
+    templates also accept rows that contain `messages` instead. Raises DataError if a row is invalid.
     """
     chat = ChatTemplate(tokenizer, meta["chat_template"]) if meta["chat_template"] is not None else None
     template = make_template(meta["template"], meta["columns"], chat)

@@ -1,7 +1,8 @@
-"""Finds the base model that a manifest describes, checks its files, loads it, and adds an adapter.
+"""Finds the base model that a manifest describes, checks the model's files, loads the model, and adds an adapter.
 
-Used by train, evaluate, `recipe chat` and the registered model. The stages fix the CPU's instruction set, so that the
-same inputs produce the same bytes on any x86-64 processor with AVX2.
+The train and evaluate stages, `recipe chat` and the registered model use this module. The stages fix the CPU's
+instruction set, so that the same inputs produce the same bytes on every x86-64 processor with AVX2 (for bfloat16, see
+pin_processor).
 """
 
 import json
@@ -24,17 +25,19 @@ from recipe.tokens.tokenizer import load_tokenizer
 def find_base(manifest: dict[str, Any], folder: Path) -> Path:
     """Find the folder with the base model's files, and check the size and sha256 of each file against the manifest.
 
-    Raises MachineError if a file is missing, and DataError if it differs.
+    Raises MachineError if a file is missing, and DataError if a file differs.
     """
     from_hub = manifest["path"] is None
     source = base_folder(manifest, folder)
-    restore = "Run `recipe fetch model` to restore it (no output changes)" if from_hub else "Restore the file"
+    restore = (
+        "Run `recipe fetch model` to restore the file (no outputs will change)" if from_hub else "Restore the file"
+    )
     for file in manifest["files"]:
         path = source / file["name"]
         if not path.is_file():
             raise MachineError(
                 f"the base model {manifest['id']} is not at {source}: {file['name']} is missing. "
-                f"{restore}, or set RECIPE_BASE_MODEL to a folder that contains it."
+                f"{restore}, or set RECIPE_BASE_MODEL to a folder that contains the file."
             )
         if path.stat().st_size != file["bytes"] or sha256_file(path) != file["sha256"]:
             raise DataError(
@@ -48,11 +51,11 @@ def load_base(
     manifest: dict[str, Any], folder: Path, num_tokens: int, quantization: Quantization = "none", *,
     dtype: Dtype = "auto", packed: bool = False,
 ) -> Any:  # fmt: skip
-    """Load the base model that a manifest describes, in `torch_dtype(dtype)`, after checking its files.
+    """Check the files of the base model that a manifest describes, and load the model in `torch_dtype(dtype)`.
 
     A local path in the manifest is relative to `folder`.
 
-    Set `packed` for training on packed sequences. The model then uses `by_document` attention if it supports this.
+    Set `packed` for training on packed sequences. The model then uses `by_document` attention if the model supports it.
     Raises ParamsError if the model can't keep the examples of a packed sequence apart.
 
     If the tokenizer has more tokens (`num_tokens`) than the embeddings have rows, rows are added. Each new row is the
@@ -78,15 +81,15 @@ def load_base(
         options["quantization_config"] = quantization_config(quantization)
     model = None
     if attention is not None:
-        with suppress(KeyError):  # some model families look up attention in a table of their own
+        with suppress(KeyError):  # some model families look up attention functions in their own table
             model = _from_pretrained(source, options)
     if model is None or (packed and not packing_is_isolated(model)):
-        model = None  # free it before loading it again: two copies may not fit in memory
+        model = None  # free the model before loading it again, because two copies may not fit in memory
         model = _from_pretrained(source, {**options, "attn_implementation": None})
     if packed and not packing_is_isolated(model):
         raise ParamsError(
             f"params.yaml: sequence.packing is true, but {type(model).__name__} can't keep the examples of a packed "
-            "sequence apart. Set sequence.packing: false."
+            "sequence apart. Set sequence.packing to false."
         )
     # The base model's generation settings (such as a repetition penalty) would change greedy answers.
     model.generation_config = GenerationConfig()
@@ -101,7 +104,7 @@ def load_base(
 
 
 def _from_pretrained(source: Path, options: dict[str, Any]) -> Any:
-    """Load the model with transformers, in evaluation mode. Raises DataError if that fails."""
+    """Load the model with transformers, in evaluation mode. Raises DataError if loading fails."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -110,15 +113,16 @@ def _from_pretrained(source: Path, options: dict[str, Any]) -> Any:
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise DataError(f"transformers can't load the base model in {source}: {first_line(error)}") from None
     for module in model.modules():
-        # In evaluation mode, bitsandbytes repacks nf4 weights for AVX512-BF16. From then on, even in training, it uses
-        # a kernel that has no gradient and whose results differ from those on processors without AVX512-BF16.
+        # In evaluation mode, bitsandbytes repacks nf4 weights for AVX512-BF16. From then on, even during training,
+        # bitsandbytes uses a kernel that has no gradient, and whose results differ from those on processors without
+        # AVX512-BF16.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
 
 
 def quantization_config(quantization: Quantization) -> Any:
-    """The bitsandbytes configuration: int8, or nf4 with double quantization and bf16 compute (as in QLoRA)."""
+    """Return the bitsandbytes configuration for int8, or for nf4 with double quantization and bf16 compute (QLoRA)."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -146,7 +150,7 @@ def check_target_modules(model: Any, target_modules: str | tuple[str, ...]) -> N
 
 
 def peft_config(lora: Any) -> Any:
-    """The PEFT configuration of the adapter, from the `lora` section of params.yaml."""
+    """Return the PEFT configuration of the adapter for the `lora` section of params.yaml."""
     from peft import LoraConfig
 
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
@@ -156,15 +160,16 @@ def peft_config(lora: Any) -> Any:
 
 
 def _is_linear(module: Any) -> bool:
-    """Whether a module is a linear layer. GPT-2's Conv1D and the layers of bitsandbytes also count."""
+    """Return whether a module is a linear layer. GPT-2's Conv1D and the linear layers of bitsandbytes also count."""
     return type(module).__name__ in {"Linear", "Conv1D", "Linear8bitLt", "Linear4bit"}
 
 
 def save_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> None:
     """Write the adapter in PEFT's format, without anything that differs between machines or runs.
 
-    PEFT alone would also write the base model's local path, its own version and a README, and would list the target
-    modules in the arbitrary order of a set.
+    PEFT also writes the local path of the base model, PEFT's version and a README, and lists the target modules in the
+    arbitrary order of a set. This function replaces the path, removes the version and the README, and sorts the target
+    modules.
     """
     model.save_pretrained(folder, save_embedding_layers=False)
     path = folder / "adapter_config.json"
@@ -182,19 +187,19 @@ def save_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> None:
 def load_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> Any:
     """Add the adapter in `folder` to the base model, in evaluation mode.
 
-    Raises DataError if the adapter was trained for a different base model or its weights are damaged, and MachineError
-    if they are missing.
+    Raises DataError if the adapter was trained for a different base model or the adapter's files are damaged, and
+    MachineError if a file is missing.
     """
     from peft import PeftModel
 
-    check_adapter(folder, manifest)  # without its weights, PEFT would look for them on the Hub
+    check_adapter(folder, manifest)  # if the weights were missing, PEFT would look for them on the Hub
     return PeftModel.from_pretrained(model, folder).eval()
 
 
 def load_trained(
     manifest: dict[str, Any], folder: Path, tokenizer_folder: Path, adapter: Path | None, quantization: Quantization
 ) -> tuple[Any, Any]:
-    """Load the tokenizer and the base model, with the adapter unless `adapter` is None.
+    """Load the tokenizer and the base model, and add the adapter unless `adapter` is None.
 
     A local path in the manifest is relative to `folder`.
     """

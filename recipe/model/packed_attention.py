@@ -1,10 +1,10 @@
-"""Attention by document: each example of a packed sequence attends only to itself, without a (seq, seq) mask.
+"""Computes attention by document: each example of a packed sequence attends only to itself, without a (seq, seq) mask.
 
 transformers isolates packed examples with a dense mask, so `scaled_dot_product_attention` computes every pair of
-positions in a sequence, even the masked pairs. This module computes the same attention without the pairs that belong to
-different examples. On a CPU, it loops over the examples. On CUDA, it makes a single call to torch's variable-length
-attention (Flash), with the cu_seqlens that `add_cu_seqlens` adds to the batch. Models that need more than plain causal
-attention are trained with the dense mask.
+positions in a sequence, even the masked pairs. This module computes the same attention, but skips pairs of positions
+from different examples. On a CPU, the code loops over the examples. On CUDA, the code makes a single call to torch's
+variable-length attention (Flash), with the cu_seqlens that `add_cu_seqlens` adds to the batch. Models that need more
+than plain causal attention are trained with the dense mask.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 NAME = "by_document"
 CU_SEQLENS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-# Examples are isolated if changing a token changes the logits that must not depend on it by less than this fraction of
-# the change in its own logits. In fp32, the rounding error is about 1e-7.
+# The test for isolation changes a token. Logits that must not depend on this token may change by less than this
+# fraction of the change in the logits at the token itself. In fp32, the rounding error is about 1e-7.
 LEAK = 1e-4
-# Attention arguments that some models pass but plain causal attention does not support.
+# Arguments that some models pass to the attention function, but that plain causal attention does not support.
 MORE_THAN_CAUSAL = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
 def add_cu_seqlens(batch: "dict[str, torch.Tensor]") -> dict[str, Any]:
-    """Add cu_seqlens to a collated batch, under the argument names that transformers passes on to the attention.
+    """Add cu_seqlens to a collated batch, under the names of the arguments that transformers passes to the attention.
 
-    cu_seqlens is int32 (examples + 1,). The length of the longest example is added as well. Both are computed on the
-    CPU, so that no layer has to wait for the GPU.
+    cu_seqlens is an int32 tensor of shape (examples + 1,). The length of the longest example is also added. Both are
+    computed on the CPU, so that no layer has to wait for the GPU.
     """
     import torch
 
@@ -37,11 +37,11 @@ def add_cu_seqlens(batch: "dict[str, torch.Tensor]") -> dict[str, Any]:
 
 
 def choose_attention(config: Any, *, cuda: bool) -> str | None:
-    """The attention for training on packed sequences: `by_document`, or None for the default of transformers.
+    """Choose the attention for training on packed sequences: `by_document`, or None for the default of transformers.
 
-    Returns None for models that need more than plain causal attention, which `by_document` does not implement. Also
-    returns None on CUDA for models with attention dropout: variable-length Flash attention does not support dropout,
-    and a loop over the examples would be slow.
+    Returns None for models that need more than plain causal attention, because `by_document` implements only plain
+    causal attention. On CUDA, also returns None for models with attention dropout: variable-length Flash attention does
+    not support dropout, and a loop over the examples would be slow.
     """
     special = ("sliding_window", "attn_logit_softcapping", "attention_chunk_size")
     plain = all(getattr(config, name, None) is None for name in special)
@@ -51,9 +51,9 @@ def choose_attention(config: Any, *, cuda: bool) -> str | None:
 
 
 def packing_is_isolated(model: Any) -> bool:
-    """Whether the model keeps two packed examples apart and stays causal.
+    """Return whether the model keeps two packed examples apart and remains causal.
 
-    Runs the model to find out, because a model with its own attention code may ignore the positions or need a mask.
+    This function runs the model, because a model with its own attention code may ignore the positions or need a mask.
     """
     import torch
 
@@ -69,19 +69,20 @@ def packing_is_isolated(model: Any) -> bool:
                 outputs.append(model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits[0].float())
             except (torch.OutOfMemoryError, torch.AcceleratorError):
                 raise
-            # Errors that a model raises for arguments it can't use. RuntimeError: its kernel rejected the input.
+            # Models raise these errors for arguments that they can't use. Kernels that reject the input raise
+            # RuntimeError.
             except (AssertionError, AttributeError, KeyError, TypeError, RuntimeError):
                 return False
     whole, first, last = outputs
-    # Positions that must not depend on the changed token may differ only by rounding, relative to the effect at the
-    # changed token itself.
+    # At positions that must not depend on the changed token, the logits may differ only by rounding errors, which are
+    # measured relative to the effect at the changed token itself.
     leaks = [(whole - first)[5:], (whole - last)[5:], (whole - last)[:4]]
     effect = min((whole - first)[0].abs().max(), (whole - last)[4].abs().max())
     return max(leak.abs().max() for leak in leaks).item() < LEAK * effect.item()
 
 
 def register_attention() -> None:
-    """Register `by_document` with transformers, together with a mask function that creates no mask."""
+    """Register `by_document` with transformers, together with a mask function that does not create a mask."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
@@ -100,10 +101,11 @@ def attend_by_document(
     position_ids: "torch.Tensor | None" = None,
     **kwargs: Any,
 ) -> "tuple[torch.Tensor, None]":
-    """Causal attention within each example. An example starts wherever `position_ids` is 0.
+    """Compute causal attention within each example. An example starts wherever `position_ids` is 0.
 
-    `query` is (batch, heads, seq, dim), `key` and `value` are (batch, key heads, seq, dim), and `position_ids` is int64
-    (batch, seq). The result is (batch, seq, heads, dim), as transformers expects from attention functions.
+    `query` has shape (batch, heads, seq, dim), `key` and `value` have shape (batch, key heads, seq, dim), and
+    `position_ids` has dtype int64 and shape (batch, seq). The output has shape (batch, seq, heads, dim), which
+    transformers requires of attention functions.
     """
     import torch
     from torch.nn.functional import scaled_dot_product_attention
@@ -140,10 +142,10 @@ def attend_by_document(
 
 
 def flash_dtype(query: "torch.Tensor") -> "torch.dtype | None":
-    """The dtype for Flash attention, which supports only bf16 and fp16; None for wider dtypes.
+    """Return the dtype for Flash attention, which supports only bf16 and fp16, or None for wider dtypes.
 
-    Under autocast, it is autocast's dtype, because the fp32 norms of a quantized base model make some of q, k and v
-    fp32.
+    Under autocast, this is the dtype of autocast instead of the query's dtype, because the fp32 norms of a quantized
+    base model may make the query, the key or the value fp32.
     """
     import torch
 
@@ -156,7 +158,7 @@ def _attend_varlen(
     query: "torch.Tensor", key: "torch.Tensor", value: "torch.Tensor", scaling: float | None,
     position_ids: "torch.Tensor", kwargs: dict[str, Any],
 ) -> "torch.Tensor":  # fmt: skip
-    """Attention within each example of a batch, in a single call. Shapes are as in `attend_by_document`."""
+    """Compute attention within each example of a batch in a single call. The inputs are as in `attend_by_document`."""
     from torch.nn.attention.varlen import varlen_attn
 
     batch, heads, seq, _ = query.shape

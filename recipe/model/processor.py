@@ -1,6 +1,6 @@
-"""Settings of the CPU or GPU: the instruction set, deterministic kernels and the dtype.
+"""Configures the CPU or GPU: the instruction set, deterministic kernels and the dtype.
 
-The stages fix these settings, so that the same inputs produce the same bytes.
+The stages use these settings so that the same inputs produce the same bytes.
 """
 
 import os
@@ -15,8 +15,8 @@ Quantization = Literal["none", "int8", "nf4"]  # of the frozen base model
 def pin_processor(dtype: Dtype = "auto") -> None:
     """Set the instruction set that ATen, oneDNN and MKL use. Call this function before importing torch.
 
-    With bf16, oneDNN may use AVX512-BF16 and AMX. ATen then uses its default, which is AVX512 on every processor that
-    has either of these.
+    If `dtype` is bfloat16, oneDNN may also use AVX512-BF16 and AMX. ATen then uses its default instruction set, which
+    is AVX512 on every processor that has AVX512-BF16 or AMX.
     """
     os.environ["MKL_CBWR"] = "AVX2"
     if dtype == "bfloat16":
@@ -24,29 +24,31 @@ def pin_processor(dtype: Dtype = "auto") -> None:
         os.environ.pop("ATEN_CPU_CAPABILITY", None)
     else:
         os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2")
-    # Waiting threads spin for this many iterations, then sleep. With libgomp's default, two simultaneous training runs
-    # on two cores take 4 to 9 times as long as a single run. With this value, they take twice as long, and a single run
-    # is as fast as with the default (docs/RESULTS.md).
+    # A waiting thread spins for this many iterations and then sleeps. With libgomp's default, two simultaneous training
+    # runs on two cores take 4 to 9 times as long as a single run. With this value, two simultaneous runs take twice as
+    # long as a single run, and a single run is as fast as with the default (docs/RESULTS.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # By default, cuBLAS selects a workspace for each stream. This can change the order of sums (CUDA docs, cuBLAS,
-    # 2.1.4).
+    # By default, cuBLAS selects a workspace for each stream, which can change the order in which numbers are added
+    # (CUDA documentation, cuBLAS, section 2.1.4).
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def be_deterministic(num_threads: int) -> None:
-    """Use deterministic kernels and a fixed number of CPU threads, which determines how sums are split."""
+    """Use deterministic kernels, and fix the number of CPU threads because it determines how sums are split."""
     import torch
 
     torch.set_num_threads(num_threads)
     torch.use_deterministic_algorithms(True)
-    # True would fill new tensors with NaN to expose reads of uninitialized memory. Reproducibility does not need that.
+    # If this setting were True, torch would fill new tensors with NaN to expose reads of uninitialized memory.
+    # Reproducibility does not require this.
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def torch_dtype(dtype: Dtype) -> Any:
-    """The torch dtype of frozen weights and matmuls: bf16 on CUDA; on a CPU, fp32 unless `dtype` is bfloat16.
+    """Return the torch dtype of frozen weights and matrix multiplications.
 
-    Raises MachineError if bf16 is needed but the device can only emulate it.
+    On CUDA, the dtype is bf16. On a CPU, the dtype is fp32 unless `dtype` is bfloat16. Raises MachineError if bf16 is
+    needed but the device can only emulate it.
     """
     import torch
 
@@ -54,7 +56,7 @@ def torch_dtype(dtype: Dtype) -> Any:
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             raise MachineError(
                 f"{torch.cuda.get_device_name()} can't compute in bf16, which recipes always use on CUDA. Use an "
-                "Ampere GPU or newer (A100, RTX 30, L4, ...), or set CUDA_VISIBLE_DEVICES='' to use the CPU."
+                "Ampere or newer GPU (A100, RTX 30, L4, ...), or set CUDA_VISIBLE_DEVICES='' to use the CPU."
             )
         return torch.bfloat16
     if dtype == "auto":
@@ -63,6 +65,6 @@ def torch_dtype(dtype: Dtype) -> Any:
     if not supported & {"avx512_bf16", "amx_bf16"}:
         raise MachineError(
             "this processor has no bf16 instructions (AVX512-BF16 or AMX) and would emulate them slowly. "
-            "Set train.dtype: auto."
+            "Set train.dtype to auto in params.yaml."
         )
     return torch.bfloat16

@@ -1,1 +1,1 @@
-"""Estimates the memory, time and disk space that a recipe needs, before anything large is downloaded."""
+"""Estimates the memory, time and disk space that a recipe needs, before any large download."""

@@ -1,8 +1,8 @@
 """Runs a model without weights and counts the bytes that a training step saves for the backward pass.
 
-The model is built on the meta device, receives its adapter, and runs on tensors without data (torch's FakeTensor).
-Every tensor that autograd would save for the backward pass is counted. The count therefore follows the actual code of
-PEFT and of the model, whatever its family.
+The model is built on the meta device, gets an adapter, and runs on tensors without data (torch's FakeTensor). Every
+tensor that autograd would save for the backward pass is counted. The count therefore reflects the actual code of
+PEFT and of the model, for any model family.
 """
 
 from collections import Counter
@@ -13,31 +13,36 @@ from recipe.core.errors import ParamsError
 
 
 class Untraceable(Exception):
-    """The model can't be traced, because its code needs real values (for example, to branch on them)."""
+    """The model can't be traced, typically because its code needs real values, for example to branch on them."""
 
 
 def empty_model(config: Any, dtype: Any, *, wide_attention: bool = False) -> Any:
-    """The causal LM for a transformers config, on the meta device, which allocates no memory.
+    """Return the causal LM for a transformers config, built on the meta device, which allocates no memory.
 
-    With `wide_attention`, attention is computed in fp32 whatever the dtype, as on a CPU
-    (recipe/model/packed_attention.py). Raises ParamsError if the config is not that of a causal LM.
+    If `wide_attention` is true, attention is computed in fp32 regardless of `dtype`, as on a CPU
+    (recipe/model/packed_attention.py). Raises ParamsError if the config does not describe a causal LM.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ParamsError(f"params.yaml: model.id: a {config.model_type} model is not a causal language model.")
-    with torch.device("meta"):  # from_config modifies the config, so it gets a copy
+        raise ParamsError(
+            f"params.yaml: model.id: a {config.model_type} model is not a causal language model. Choose a causal model."
+        )
+    with torch.device("meta"):  # from_config modifies the config, so pass a copy
         try:
             return AutoModelForCausalLM.from_config(
                 deepcopy(config), dtype=dtype, attn_implementation=_attention(wide=wide_attention)
             )
-        except KeyError:  # this family looks up its attention in a table of its own; trace its default attention
+        except KeyError:  # this model family has its own table of attention functions, so trace its default attention
             return AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype)
 
 
 def _use_fake_weights(model: Any) -> Any:
-    """Replace the weights of a model on the meta device with FakeTensors; returns the FakeTensorMode to run it in."""
+    """Replace the weights and buffers of a model on the meta device with FakeTensors.
+
+    Return the FakeTensorMode in which the model must run.
+    """
     import torch
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -54,7 +59,10 @@ def _use_fake_weights(model: Any) -> Any:
 
 
 def _saved_bytes(model: Any, ids: Any, positions: Any) -> int:
-    """The number of bytes that autograd saves in one forward pass through a PEFT model, without the model's head."""
+    """Return the number of bytes that autograd saves in one forward pass through a PEFT model without its head.
+
+    The model's weights are not counted.
+    """
     import torch
 
     weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
@@ -63,7 +71,7 @@ def _saved_bytes(model: Any, ids: Any, positions: Any) -> int:
     def pack(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            saved[storage._cdata] = tensor  # keep a reference, so that no other storage reuses this address
+            saved[storage._cdata] = tensor  # keep a reference, so that no new storage reuses this address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -72,7 +80,10 @@ def _saved_bytes(model: Any, ids: Any, positions: Any) -> int:
 
 
 def head_is_the_only_operation(model: Any, ids: Any, positions: Any) -> bool:
-    """Whether the model runs only its backbone and head; recipe/train/sft.py checks the same by comparing logits."""
+    """Return whether the model runs no operations other than those of its backbone and its head.
+
+    recipe/train/sft.py makes the same check by comparing logits.
+    """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -96,9 +107,10 @@ def head_is_the_only_operation(model: Any, ids: Any, positions: Any) -> bool:
 
 
 def trace(model: Any, micro_batch_size: int, max_length: int, *, mixed: bool) -> tuple[int, bool]:
-    """The bytes that autograd saves for a PEFT model on the meta device, and whether the logits are the head's output.
+    """Trace a forward pass of a PEFT model on the meta device.
 
-    With `mixed`, the model runs under bf16 autocast, as in the trainer on CUDA. Raises Untraceable if the model's code
+    Return the number of bytes that autograd saves, and whether the logits are the unmodified output of the head. If
+    `mixed` is true, the model runs under bf16 autocast, as in bf16 training. Raises Untraceable if the model's code
     needs real values.
     """
     import torch
@@ -116,7 +128,7 @@ def trace(model: Any, micro_batch_size: int, max_length: int, *, mixed: bool) ->
 def _attention(*, wide: bool) -> str:
     """Register an attention function that saves the same tensors as fused kernels: q, k, v and the output.
 
-    Returns the name of the function, which computes in fp32 if `wide`.
+    Return the name under which the function is registered. The function computes in fp32 if `wide` is true.
     """
     import torch
     from transformers import AttentionInterface

@@ -1,6 +1,7 @@
-"""Checks that training fits this machine: enough memory, and a GPU for a large model.
+"""Checks that this machine has enough memory for training, and a GPU if the model is large.
 
-`recipe plan` shows the result; fetch and train refuse to run if training can't fit.
+`recipe plan` shows the result. Unless --force is set, fetch fails before the download if a Hub model needs a GPU and
+there is none, and train fails if memory is too small.
 """
 
 from collections.abc import Callable
@@ -16,14 +17,14 @@ from recipe.planning.activation_trace import Untraceable
 from recipe.planning.memory_estimate import MemoryEstimate, count_parameters, estimate_training_memory
 
 AUTO_MARGIN = 1.15  # the memory estimate is accurate to within 15% (tests/test_memory.py)
-CPU_PARAMETERS = 1_000_000_000  # a larger model is too slow to train on a CPU
+CPU_PARAMETERS = 1_000_000_000  # larger models are too slow to train on a CPU
 MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-DEMO_HINT = "The demo needs no GPU: run `make demo` in the repository's root."
+DEMO_HINT = "The demo needs no GPU. To try it, run `make demo` in the repository root."
 FORCE_HINT = "To run anyway, use --force or RECIPE_FORCE=1."
 
 
 def load_config(folder: Path) -> Any:
-    """The transformers config in a model's folder; remote code is disabled."""
+    """Load the transformers config in a model's folder, without remote code. Raises MachineError if that fails."""
     from transformers import AutoConfig
 
     try:
@@ -33,7 +34,7 @@ def load_config(folder: Path) -> Any:
 
 
 def missing_gpu(count: int) -> str | None:
-    """The reason why a model with `count` parameters can't be trained on this machine without a GPU; None if it can."""
+    """Return an error message if a model with `count` parameters needs a GPU and there is none, otherwise None."""
     import torch
 
     if torch.cuda.is_available() or count <= CPU_PARAMETERS:
@@ -42,27 +43,33 @@ def missing_gpu(count: int) -> str | None:
 
 
 def refuse_without_gpu(config: Any, name: str) -> None:
-    """Raise MachineError for a large model on a machine without CUDA, before downloading its weights."""
+    """Raise MachineError if the model needs a GPU and this machine has none.
+
+    fetch calls this function before it downloads the weights.
+    """
     reason = missing_gpu(count_parameters(config))
     if reason:
         raise MachineError(f"{name}: {reason} {FORCE_HINT}")
 
 
 def machine_memory() -> tuple[str, int]:
-    """The training device and its memory in bytes; for a CPU, the available memory, at most the container's limit."""
+    """Return the name of the training device and its memory in bytes.
+
+    For a CPU, this is the available memory, or the container's limit if that is lower.
+    """
     import psutil
     import torch
 
     if torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0)
         return device.name, device.total_memory
-    # psutil reports the host's memory; a container's limit is in a file of cgroup v2 or v1.
+    # psutil reports the host's memory. A container's limit is in a file of cgroup v2 or v1.
     limits = [path.read_text().strip() for path in MEMORY_LIMITS if path.is_file()]
     return "CPU", min([psutil.virtual_memory().available, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def estimate_for(params: dict[str, Any], config: Any, trained_fraction: float, *, cuda: bool) -> MemoryEstimate:
-    """The memory estimate for a recipe's params; `activation_checkpointing` must be on or off, not auto."""
+    """Return the memory estimate for a recipe's params. `activation_checkpointing` must be on or off, not auto."""
     train, max_length = params["train"], params["sequence"].max_length
     return estimate_training_memory(
         config, params["lora"], quantization=train.quantization, cuda=cuda, dtype=train.dtype,
@@ -72,9 +79,9 @@ def estimate_for(params: dict[str, Any], config: Any, trained_fraction: float, *
 
 
 def choose_checkpointing(params: dict[str, Any], config: Any, trained_fraction: float) -> dict[str, Any]:
-    """The params with `activation_checkpointing: auto` resolved: off if memory allows, else on.
+    """Return the params with `activation_checkpointing: auto` resolved to off if memory allows, and to on otherwise.
 
-    It is also on for a model that can't be traced. Both settings produce the same adapter, byte for byte.
+    It is also resolved to on for a model that can't be traced. Both settings produce the same adapter, byte for byte.
     """
     import torch
 
@@ -92,7 +99,11 @@ def choose_checkpointing(params: dict[str, Any], config: Any, trained_fraction: 
 
 
 def suggest_fix(params: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) -> str:
-    """A sentence that suggests the cheapest change that makes training fit, if possible to section `train`."""
+    """Return a sentence that suggests how to make training fit in memory.
+
+    It suggests the cheapest sufficient change to the `train` section. If no change to that section is sufficient, it
+    suggests a shorter max_length, a smaller model or a larger GPU.
+    """
     train, max_length = params["train"], params["sequence"].max_length
     changes: list[dict[str, Any]] = []
     one_sequence = {"micro_batch_tokens": max_length}
@@ -112,8 +123,9 @@ def suggest_fix(params: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) 
 def check_memory(
     params: dict[str, Any], config: Any, trained_fraction: float
 ) -> tuple[MemoryEstimate | None, list[str]]:
-    """The memory estimate (None for a model that can't be traced) and a list of problems, empty if training fits.
+    """Return the memory estimate and a list of problems, which is empty if training fits.
 
+    If the model can't be traced, the estimate is None and the list is empty.
     `params` must come from `choose_checkpointing`.
     """
     import torch
@@ -127,17 +139,17 @@ def check_memory(
         return estimate, []
     change = suggest_fix(params, lambda fix: estimate_for(fix, config, trained_fraction, cuda=cuda).peak <= memory)
     needed, available = format_bytes(estimate.peak), format_bytes(memory)
-    return estimate, [f"training needs {needed} of memory, but {device} has {available}. {change}"]
+    return estimate, [f"training needs {needed} of memory, but the device ({device}) has {available}. {change}"]
 
 
 def fit_to_machine(params: dict[str, Any], paths: Paths, *, force: bool) -> Any:
-    """The section `train` with activation checkpointing set to on or off for this machine's memory.
+    """Return the `train` section with `activation_checkpointing` set to on or off for this machine's memory.
 
-    Raises MachineError if training needs more memory than the machine has, unless `force` is set.
+    Raises MachineError if training needs more memory than the machine has, unless `force` is true.
     """
     folder = base_folder(read_json(paths.base / "manifest.json"), paths.folder)
     if not (folder / "config.json").is_file() or params["model"].trust_remote_code:
-        # train itself reports missing files; a model with remote code can't be traced.
+        # The train stage reports missing files itself. A model with remote code can't be traced.
         setting = params["train"].activation_checkpointing
         return params["train"].model_copy(update={"activation_checkpointing": "on" if setting == "auto" else setting})
     tokens, config = read_json(paths.prepared / "meta.json")["tokens"], load_config(folder)

@@ -1,6 +1,6 @@
 """Estimates the memory and the floating-point operations of training, from a trace of the model without data.
 
-recipe/planning/activation_trace.py counts the bytes of the activations; this module adds those of the weights, the
+recipe/planning/activation_trace.py counts the bytes of the activations. This module adds the bytes of the weights, the
 optimizer state and the logits.
 """
 
@@ -11,16 +11,16 @@ from recipe.model.load import check_target_modules, peft_config
 from recipe.model.processor import Dtype
 from recipe.planning.activation_trace import empty_model, trace
 
-# Bytes per parameter of a quantized linear layer. nf4: half a byte, an 8-bit scale per block of 64 parameters, and a
-# 32-bit scale per 256 of those blocks (Dettmers et al. 2023, arXiv 2305.14314, section 3).
+# Bytes per parameter of a quantized linear layer. nf4 uses half a byte per parameter, an 8-bit scale per block of 64
+# parameters, and a 32-bit scale per group of 256 blocks (Dettmers et al. 2023, arXiv 2305.14314, section 3).
 QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
 ADAPTER_BYTES = 16  # per fp32 parameter: the parameter, its gradient, and AdamW's two moments
-CUDA_CONTEXT_BYTES = 600_000_000  # used by the driver and libraries, or not available to the allocator
+CUDA_CONTEXT_BYTES = 600_000_000  # memory that the driver and libraries use, or that the allocator can't use
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """The bytes of memory for each part, the numbers of parameters, and the floating-point operations per token."""
+    """The memory of each part in bytes, the numbers of parameters, and the floating-point operations per token."""
 
     weights: int
     adapter: int
@@ -33,12 +33,15 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
-        """Peak memory in bytes: during the loss or a layer's backward pass, whichever needs more."""
+        """The peak memory in bytes.
+
+        The peak occurs in the loss or in a layer's backward pass, whichever needs more memory.
+        """
         return self.weights + self.adapter + self.activations + self.logits + self.other
 
 
 def count_parameters(config: Any) -> int:
-    """The number of parameters of a causal LM; shared parameters count once."""
+    """Return the number of parameters of a causal LM. Shared parameters count once."""
     import torch
 
     return sum(weight.numel() for weight in empty_model(config, torch.float32).parameters())
@@ -48,10 +51,11 @@ def estimate_training_memory(
     config: Any, lora: Any, *, quantization: str, activation_checkpointing: bool, micro_batch_size: int,
     max_length: int, trained_fraction: float, cuda: bool, dtype: Dtype = "auto",
 ) -> MemoryEstimate:  # fmt: skip
-    """The memory estimate for a training step. `lora` is the `lora` section of params.yaml.
+    """Return the memory estimate for a training step.
 
-    `trained_fraction` is the fraction of tokens at loss positions.
-    Raises ParamsError for target modules that the model does not have, and Untraceable if its code needs real values.
+    `lora` is the `lora` section of params.yaml, and `trained_fraction` is the fraction of tokens at loss positions.
+    Raises ParamsError if the model does not have one of the target modules, and Untraceable if the model's code needs
+    real values.
     """
     import torch
 
@@ -69,21 +73,22 @@ def estimate_training_memory(
     tokens, size = micro_batch_size * max_length, weight_dtype.itemsize
     saved, logits_from_head = trace(model, micro_batch_size, max_length, mixed=mixed)
     text_config = config.get_text_config()
-    projected = int(tokens * trained_fraction) if logits_from_head else tokens  # else TRL's loss uses every position
+    # If the logits are not the head's output, TRL's loss is used, which computes logits at every position.
+    projected = int(tokens * trained_fraction) if logits_from_head else tokens
     chunked = logits_from_head and is_frozen_linear(model.get_base_model().get_output_embeddings())
     logits = _logits_bytes(projected, text_config, size, chunked=chunked, mixed=mixed, cuda=cuda)
-    # Memory peaks in the loss, or in the backward pass of a layer, whose gradients take about half as much as its
-    # activations.
+    # Memory peaks in the loss or in the backward pass of a layer. The gradients in a layer take about half as much
+    # memory as its activations.
     layers = text_config.num_hidden_layers
     layer = saved // layers
     if activation_checkpointing:
-        # Every layer's input is saved; other activations exist for one layer at a time, once the logits are freed.
-        # A quantized model has fp32 norms, so its layers' outputs are fp32.
+        # The input of every layer is saved. Other activations exist for only one layer at a time, after the logits are
+        # freed. A quantized model has fp32 norms, so the outputs of its layers are fp32.
         inputs = layers * tokens * text_config.hidden_size * (4 if quantization != "none" else size)
         saved = inputs + max(layer + layer // 2 - logits, 0)
     else:
         saved += max(layer // 2 - logits, 0)
-    # A quantized layer is dequantized while it computes.
+    # Each quantized layer is dequantized during its computation.
     other = (CUDA_CONTEXT_BYTES if cuda else 0) + (largest * 2 if quantization != "none" else 0)
     if quantization != "none" and mixed:
         other += head.numel() * 2  # autocast's bf16 copy of the fp32 head
@@ -96,7 +101,7 @@ def estimate_training_memory(
 
 
 def _add_adapter(model: Any, lora: Any, *, quantized: bool) -> Any:
-    """The model on the meta device, with its adapter and our LoRA layers, as in training."""
+    """Add an adapter to a model on the meta device, patch the LoRA layers as in training, and return the model."""
     import torch
     from peft import get_peft_model
 
@@ -115,18 +120,22 @@ def _add_adapter(model: Any, lora: Any, *, quantized: bool) -> Any:
 
 
 def _logits_bytes(tokens: int, config: Any, size: int, *, chunked: bool, mixed: bool, cuda: bool) -> int:
-    """The bytes of the logits at `tokens` positions and of their gradients. `size` is the size of a weight in bytes."""
+    """Return the bytes of the logits at `tokens` positions and of their gradients.
+
+    `size` is the size of a weight in bytes.
+    """
     from recipe.model.chunked_loss import chunk_tokens
 
-    if not chunked:  # logits in the model's dtype and in fp32, the log-softmax, and both gradients
+    if not chunked:  # the logits, the fp32 log-softmax, and the fp32 gradient; if mixed, also a bf16 gradient
         return tokens * config.vocab_size * (2 * size + 8 if mixed else 12)
-    # For a chunk: logits, an fp32 copy if mixed, and the softmax; for all tokens: the gradient of the hidden states.
+    # A chunk has logits, an fp32 copy of the logits if mixed, and the fp32 softmax. The last term covers the
+    # hidden states at all positions and their gradient.
     chunk = min(tokens, chunk_tokens(config.vocab_size, "cuda" if cuda else "cpu"))
     return chunk * config.vocab_size * (size + 8 if mixed else 8) + 2 * tokens * config.hidden_size * size
 
 
 def _weight_bytes(model: Any, quantization: str, dtype: Any) -> tuple[int, int]:
-    """The bytes of the frozen weights, and the number of parameters in the largest quantized layer."""
+    """Return the bytes of the frozen weights, and the number of parameters in the largest quantized layer."""
     if quantization == "none":
         return sum(weight.numel() for weight in model.parameters()) * dtype.itemsize, 0
     layers = _quantized_layers(model)
@@ -137,6 +146,6 @@ def _weight_bytes(model: Any, quantization: str, dtype: Any) -> tuple[int, int]:
 
 
 def _quantized_layers(model: Any) -> list[Any]:
-    """The linear layers that bitsandbytes quantizes: all except the head."""
+    """Return the linear layers that bitsandbytes quantizes, which are all linear layers except the head."""
     head = model.get_output_embeddings()
     return [layer for layer in model.modules() if type(layer).__name__ in {"Linear", "Conv1D"} and layer is not head]

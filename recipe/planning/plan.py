@@ -1,6 +1,7 @@
-"""Plans a recipe before anything large is downloaded: the output of `recipe plan`.
+"""Implements `recipe plan`, which estimates a recipe's requirements without downloading rows or weights.
 
-Numbers are exact if the stage that determines them has run; otherwise they are estimates, marked as such.
+The numbers of rows, tokens and steps are exact if prepare has run. Otherwise, they are estimates, and the plan marks
+them as estimated. Memory and time are always estimates.
 """
 
 import shutil
@@ -24,7 +25,7 @@ from recipe.prepare.examples import check_columns
 from recipe.text.templates import TEMPLATES
 
 EFFICIENCY = 0.5  # speed of a training step relative to a matmul; 0.61 was measured on a CPU (docs/RESULTS.md)
-TRAINED_FRACTION = 0.5  # share of tokens at loss positions, assumed until prepare has counted them
+TRAINED_FRACTION = 0.5  # fraction of tokens at loss positions, assumed until prepare has counted them
 PARTS = {
     "weights": "weights of the frozen base model",
     "adapter": "adapter, its gradients and optimizer state",
@@ -36,22 +37,23 @@ PARTS = {
 
 @dataclass
 class Plan:
-    """Lines to show, as (heading, text), and the problems that prevent training."""
+    """The lines to show, as (heading, text) pairs, and the problems that prevent training."""
 
     lines: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        """The plan as a table, followed by the verdict."""
+        """Return the plan as a table, followed by the problems or `fits this machine`."""
         rows = [f"{name:<10}{value}" for name, value in self.lines]
         verdict = [f"does not fit: {problem}" for problem in self.problems] or ["fits this machine"]
         return "\n".join([*rows, "", *verdict])
 
 
 def matmul_flops(dtype: Any, size: int | None = None) -> float:
-    """Floating-point operations per second of a (size, size) matmul in a torch dtype; the best of 8 trials.
+    """Measure the floating-point operations per second of a (size, size) matmul in a torch dtype.
 
-    The default size is 8192 on CUDA and 1024 on a CPU. The inputs are random: a GPU's power draw depends on them.
+    Return the best of 8 trials. The default size is 8192 on CUDA and 1024 on a CPU. The inputs are random, because the
+    power draw of a GPU depends on the values.
     """
     import torch
 
@@ -59,7 +61,7 @@ def matmul_flops(dtype: Any, size: int | None = None) -> float:
     size = size or (8192 if cuda else 1024)
     device = "cuda" if cuda else "cpu"
     left, right = (torch.randn((size, size), dtype=dtype, device=device) for _ in range(2))
-    repeats = 4 if cuda else 1  # so that synchronizing with the GPU adds little
+    repeats = 4 if cuda else 1  # so that synchronizing with the GPU adds little time
     best = 0.0
     for _ in range(8):
         started = time.perf_counter()
@@ -72,7 +74,10 @@ def matmul_flops(dtype: Any, size: int | None = None) -> float:
 
 
 def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
-    """The plan of a recipe folder. From the Hub, it downloads only listings, cards, Parquet footers and configs."""
+    """Return the plan of a recipe folder.
+
+    From the Hub, only listings, cards, Parquet footers and configs are downloaded.
+    """
     plan = Plan()
     rows, tokens, download_bytes = _plan_data(plan, params, folder)
     config_folder = _plan_model(plan, params, folder, download_bytes)
@@ -96,13 +101,17 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
     longest = getattr(config, "max_position_embeddings", None)
     if longest and sequence.max_length > longest:
         plan.problems.append(
-            f"sequence.max_length is {sequence.max_length:,}; the model has only {longest:,} positions."
+            f"sequence.max_length is {sequence.max_length:,}, but the model has only {longest:,} positions. "
+            "Lower sequence.max_length."
         )
     return _plan_memory_and_time(plan, params, config, fraction, tokens)
 
 
 def _plan_memory_and_time(plan: Plan, params: dict[str, Any], config: Any, fraction: float, tokens: int) -> Plan:
-    """Add the lines about memory and time. `fraction` is the share of the training `tokens` at loss positions."""
+    """Add the lines about memory and time to the plan, and return the plan.
+
+    `fraction` is the fraction of the training `tokens` that are at loss positions.
+    """
     train = params["train"]
     params = choose_checkpointing(params, config, fraction)
     estimate, problems = check_memory(params, config, fraction)
@@ -133,7 +142,10 @@ def _plan_memory_and_time(plan: Plan, params: dict[str, Any], config: Any, fract
 
 
 def _plan_data(plan: Plan, params: dict[str, Any], folder: Path) -> tuple[int, int, int]:
-    """Add the line about the data; returns the number of rows (0 if unknown) and tokens, and the bytes to download."""
+    """Add the line about the data to the plan.
+
+    Return the number of rows (0 if unknown), the number of tokens, and the number of bytes to download.
+    """
     data, sequence = params["data"], params["sequence"]
     columns = {column for column in sequence.columns.values() if column is not None}
     if data.source != HUB:
@@ -164,9 +176,9 @@ def _plan_data(plan: Plan, params: dict[str, Any], folder: Path) -> tuple[int, i
 
 
 def _plan_model(plan: Plan, params: dict[str, Any], folder: Path, data_bytes: int) -> Path:
-    """Add the lines about the model and the disk; returns the folder with the config.
+    """Add the lines about the model and the disk to the plan, and return the folder that contains the config.
 
-    `data_bytes` is the disk space that the rows need.
+    `data_bytes` is the number of bytes of rows to download.
     """
     from huggingface_hub.constants import HF_HOME
 
@@ -204,7 +216,7 @@ def _plan_model(plan: Plan, params: dict[str, Any], folder: Path, data_bytes: in
 
 
 def _license(stated: str | None) -> str:
-    """The license as the source states it, with a note if it forbids commercial use."""
+    """Return the license as the source states it, with a note if the license forbids commercial use."""
     if not stated:
         return ", no license stated"
     forbids = "-nc" in stated.lower() or "non-commercial" in stated.lower()

@@ -1,9 +1,10 @@
-"""Estimates a source's number of rows and amount of text before the rows are fetched or prepared.
+"""Estimates how many rows and how much text a source contains, before the rows are fetched or prepared.
 
     rows, size = parquet_text(read_metadata(path), {"instruction", "output"})
 
-Local files are read. A Parquet file on the Hub has both numbers in its footer, so only its last bytes are downloaded.
-For other formats on the Hub, only the file size is known; it is used as the amount of text.
+A Parquet file has both numbers in its footer, so only the last bytes of a Parquet file on the Hub are downloaded. For
+other formats on the Hub, the file size is used as the amount of text, and the number of rows is unknown. Local
+files in other formats are read completely.
 """
 
 import io
@@ -16,19 +17,25 @@ from recipe.fetch.hub_errors import explained
 from recipe.text.readers import Row, read_rows
 from recipe.text.templates import TEMPLATES
 
-BYTES_A_TOKEN = 4.3  # for English text (Alpaca) with GPT-2's vocabulary
-FOOTER_BYTES = 65_536  # read from the end of a Parquet file; Alpaca's footer has 7,000 bytes
-MAX_FOOTERS = 8  # read per dataset; further files are assumed to be similar
-LENGTH_BYTES = 4  # that Parquet stores for each string in addition to the text
+BYTES_A_TOKEN = 4.3  # in English text (Alpaca) with GPT-2's vocabulary
+FOOTER_BYTES = 65_536  # number of bytes read from the end of a Parquet file; Alpaca's footer has 7,000 bytes
+MAX_FOOTERS = 8  # maximum number of footers to read per dataset; the other files are assumed to be similar
+LENGTH_BYTES = 4  # number of bytes in which Parquet stores the length of each string
 
 
 def text_tokens(template: str, rows: int, size: int) -> int:
-    """The estimated tokens in `size` bytes of text in `rows` rows, including the template's text around each row."""
+    """Estimate the number of tokens in `rows` rows that contain `size` bytes of text.
+
+    The estimate includes the text that the template adds to each row.
+    """
     return int((size + rows * TEMPLATES[template].CHARS_AROUND) / BYTES_A_TOKEN)
 
 
 def parquet_text(metadata: Any, columns: set[str]) -> tuple[int, int]:
-    """The number of rows and bytes of text in `columns`, from a Parquet file's metadata (pyarrow's FileMetaData)."""
+    """Return the number of rows in a Parquet file, and the bytes of text in `columns`.
+
+    `metadata` is pyarrow's FileMetaData.
+    """
     size = 0
     for group in range(metadata.num_row_groups):
         chunks = metadata.row_group(group)
@@ -40,7 +47,10 @@ def parquet_text(metadata: Any, columns: set[str]) -> tuple[int, int]:
 
 
 def local_text(files: list[Path], columns: set[str]) -> tuple[int, int, set[str]]:
-    """The number of rows in local files, the bytes of text in `columns`, and the names of all columns."""
+    """Return the number of rows in local files, the bytes of text in `columns`, and the names of all columns.
+
+    Raises DataError if a Parquet file can't be read.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -51,7 +61,7 @@ def local_text(files: list[Path], columns: set[str]) -> tuple[int, int, set[str]
             try:
                 metadata = pq.read_metadata(file)
             except (pa.ArrowInvalid, OSError) as error:
-                raise DataError(f"{file.name}: not a readable Parquet file: {error}.") from None
+                raise DataError(f"{file.name} is not a readable Parquet file: {error}.") from None
             file_rows, file_size = parquet_text(metadata, columns)
             rows, size = rows + file_rows, size + file_size
             seen.update(metadata.schema.to_arrow_schema().names)
@@ -65,7 +75,7 @@ def local_text(files: list[Path], columns: set[str]) -> tuple[int, int, set[str]
 
 
 def _text_bytes(value: object) -> int:
-    """The bytes of a string, or of the strings in a list of messages."""
+    """Return the number of bytes in a string, or in all strings of a list of messages."""
     if isinstance(value, str):
         return len(value.encode("utf-8", errors="replace"))
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
@@ -73,7 +83,10 @@ def _text_bytes(value: object) -> int:
 
 
 def hub_text(name: str, revision: str, files: list[RemoteFile], columns: set[str]) -> tuple[int, int]:
-    """The number of rows (0 if unknown) and the bytes of text in files on the Hub; downloads only Parquet footers."""
+    """Return the number of rows (0 if unknown) and the bytes of text in files on the Hub.
+
+    Only the footers of Parquet files are downloaded.
+    """
     total = sum(file.size for file in files)
     if not all(file.path.endswith(".parquet") for file in files):
         return 0, total
@@ -85,9 +98,9 @@ def hub_text(name: str, revision: str, files: list[RemoteFile], columns: set[str
 
 
 def _footer(name: str, revision: str, file: RemoteFile) -> Any:
-    """The metadata at the end of a Parquet file on the Hub.
+    """Return the metadata at the end of a Parquet file on the Hub.
 
-    The last 8 bytes of the file are the length of the metadata and `PAR1`.
+    The last 8 bytes of the file are the length of the metadata (4 bytes) and `PAR1`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -100,4 +113,4 @@ def _footer(name: str, revision: str, file: RemoteFile) -> Any:
         # pyarrow reads the metadata from the end, so a file with only the footer is enough.
         return pq.read_metadata(io.BytesIO(b"PAR1" + end[-length:]))
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file.path} of {name}: not a readable Parquet file: {error}.") from None
+        raise DataError(f"{file.path} of {name} is not a readable Parquet file: {error}.") from None

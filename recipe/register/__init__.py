@@ -1,4 +1,4 @@
-r"""Register the adapter in MLflow, and move the alias `champion` to it if it is better.
+r"""Register the adapter in MLflow, and move the `champion` alias to it if it is better.
 
-To use another server: MLFLOW_TRACKING_URI=http://... recipe register
+To use a different server: MLFLOW_TRACKING_URI=http://... recipe register
 """

@@ -1,4 +1,4 @@
-"""The model card of a registered adapter."""
+"""Builds the model card of a registered adapter."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def model_card(
     scores: dict[str, Any],
     tags: dict[str, str],
 ) -> str:
-    """The card in Markdown: result, base model, data, training, scores and lineage."""
+    """Return the model card in Markdown, with the result, base model, data, training, scores and lineage."""
     base, adapter = scores["base"], scores["adapter"]
     revision = f", revision {manifest['revision']}" if manifest["revision"] else ""
     lines = [

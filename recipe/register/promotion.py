@@ -6,11 +6,11 @@ ALIAS = "champion"
 def decide(
     rule: str, version: str, tags: dict[str, str], champion: tuple[str, dict[str, str]] | None
 ) -> tuple[bool, str]:
-    """Whether the alias moves to `version`, and a sentence that gives the reason."""
+    """Return whether the `champion` alias moves to `version`, and a sentence with the reason."""
     if rule == "never":
         return (
             False,
-            f"version {version} is registered; the alias {ALIAS} does not move, because registry.promote is never",
+            f"version {version} is registered, but the {ALIAS} alias does not move, because registry.promote is never",
         )
     if champion is None:
         return True, f"version {version} is the first {ALIAS}"
@@ -29,7 +29,7 @@ def decide(
         if tags[tag] != champion_tags.get(tag):
             return False, (
                 f"version {number} stays the {ALIAS}: version {version} was evaluated with {difference}, so the "
-                "two losses can't be compared. Set registry.promote to always to move the alias"
+                "validation losses can't be compared. To move the alias anyway, set registry.promote to always"
             )
     new, old = float(tags["validation_loss"]), float(champion_tags["validation_loss"])
     if new < old:

@@ -1,8 +1,8 @@
-"""The register stage: registers the adapter as a model version in the MLflow registry.
+"""The register stage registers the adapter as a model version in the MLflow registry.
 
-Reads the adapter, its metrics and its reports. Writes models/registered.json, a receipt that does not depend on the
-server. An adapter is registered only once per server; run `recipe register` with a different server to register it
-there as well.
+It reads the adapter, the metrics and the reports, and writes models/registered.json, a receipt that does not depend on
+the server. An adapter is registered only once per server. To register the adapter on a second server, set
+MLFLOW_TRACKING_URI to the URL of that server, and run `recipe register` again.
 
     recipe register
 """
@@ -26,7 +26,7 @@ from recipe.text.alpaca import question_in
 
 @dataclass(frozen=True)
 class Adapter:
-    """Everything that is stored with a version. `tags` are the scores, hashes and lineage that the registry shows."""
+    """Everything that is stored with a version. `tags` contains the scores, hashes and lineage for the registry."""
 
     name: str
     folder: Path
@@ -46,25 +46,25 @@ class Adapter:
 
 
 class Registry(Protocol):
-    """The registry functions that this stage calls."""
+    """The methods of the model registry that this stage calls."""
 
     def add_version(self, adapter: Adapter) -> str:
-        """Register the adapter unless it is registered already; returns its version number."""
+        """Register the adapter unless it is already registered, and return its version number."""
 
     def champion(self, name: str) -> tuple[str, dict[str, str]] | None:
-        """The number and the tags of the version with the alias `champion`; None if no version has it."""
+        """Return the number and the tags of the version with the `champion` alias, or None if no version has it."""
 
     def record_promotion(self, name: str, version: str, sentence: str, *, moves: bool) -> None:
-        """Store the sentence as a tag of the version, and move the alias to this version if `moves` is true."""
+        """Store `sentence` as a tag of the version, and move the alias to this version if `moves` is true."""
 
 
 def plain(name: str) -> str:
-    """The name, with characters that MLflow rejects in metric and tag names replaced by `_`."""
+    """Replace characters that MLflow might reject in metric or tag names with `_`, and strip periods at the ends."""
     return re.sub(r"[^\w. -]", "_", name, flags=re.ASCII).strip(".") or "_"
 
 
 def flat(prefix: str, values: dict[str, Any]) -> dict[str, float]:
-    """The numbers in a nested mapping, as a flat mapping with keys such as `prefix/outer/inner`."""
+    """Return the numbers in a nested mapping as a flat mapping with keys such as `prefix/outer/inner`."""
     numbers: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, dict):
@@ -75,9 +75,9 @@ def flat(prefix: str, values: dict[str, Any]) -> dict[str, float]:
 
 
 def run_metrics(scores: dict[str, Any], groups: Groups, train_metrics: dict[str, Any]) -> dict[str, float]:
-    """The metrics of the MLflow run. Their prefixes group them in the UI.
+    """Return the metrics of the MLflow run. MLflow groups metrics by the prefixes of their names.
 
-    By category and length, only the adapter's scores are included.
+    For each category and length, only the adapter's score is included.
     """
     overall = {name: value for name, value in scores.items() if isinstance(value, dict)}
     by_group = {
@@ -87,7 +87,7 @@ def run_metrics(scores: dict[str, Any], groups: Groups, train_metrics: dict[str,
 
 
 def answer_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A validation row with its answers, under the column names of the table in the MLflow run."""
+    """Return a validation row and its answers, with the column names of the table in the MLflow run."""
     return {
         "asked": question_in(row["prompt"]), "wanted": row["completion"],
         "base": row["base"], "adapter": row["adapter"],
@@ -96,7 +96,7 @@ def answer_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], registry: Registry) -> str:
-    """Register the adapter, move the alias if needed, and write the receipt. Returns a sentence with the result."""
+    """Register the adapter, move the alias if needed, write the receipt, and return a sentence with the result."""
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
     train_metrics, scores = read_json(paths.train_metrics), read_json(paths.evaluate_metrics)
     generations, curve = read_json_lines(paths.evaluation / "generations.jsonl"), read_curve(paths.loss_curve)
@@ -138,7 +138,8 @@ def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], regi
     )
     champion = registry.champion(params.name)
     moves, sentence = decide(params.promote, version, tags, champion)
-    if champion is None or champion[0] != version:  # else keep the sentence that says how it became the champion
+    # If the version is already the champion, keep the sentence that says why it became the champion.
+    if champion is None or champion[0] != version:
         registry.record_promotion(params.name, version, sentence, moves=moves)
     write_json(
         paths.receipt,
@@ -149,7 +150,7 @@ def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], regi
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
-    """Run the register stage; returns a sentence with the version and whether it is the champion."""
+    """Run the register stage, and return a sentence that says whether the registered version is the champion."""
     registry = services.registry()
     lineage = {**registry.facts["tags"], "fingerprint": registry.facts["fingerprint"]}
     sentence = register(params["registry"], paths, lineage, registry)

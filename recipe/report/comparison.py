@@ -1,4 +1,4 @@
-"""Paired comparison of adapter and base model: the gain overall, by category and by length, with 95% intervals.
+"""Compares the adapter with the base model on the same rows: overall, by category and by length, with 95% intervals.
 
 low, high = interval(losses, tokens)    # 95% interval of sum(losses) / sum(tokens)
 """
@@ -13,31 +13,31 @@ import numpy as np
 VARIANTS = ("base", "adapter")
 MEASURES = ("loss", "exact_match", "token_accuracy")
 Groups = dict[str, dict[str, dict[str, Any]]]  # {"loss_by_category": {category: result of compare()}}
-# With fewer rows, no interval is reported. If gains are normally distributed, the nominal 95% interval covers the true
-# value in 90% of cases with 10 rows, and in 85% of cases with 5 rows.
+# With fewer rows than this, no interval is reported. If gains are normally distributed, the nominal 95% interval covers
+# the true value in 90% of cases with 10 rows, and in 85% of cases with 5 rows.
 FEWEST_ROWS = 10
 RESAMPLES = 1000
 COVERED = 0.95
-AT_ONCE = 1 << 22  # number of row indices drawn per step; they take 32 MiB
+AT_ONCE = 1 << 22  # number of row indices drawn per step, which take 32 MiB
 
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """The scores of a validation row. Pairs are (base, adapter)."""
+    """The scores of a validation row. Each pair is (base, adapter)."""
 
     category: str  # "" if the dataset has no categories
-    length: int  # number of tokens in prompt and answer
+    length: int  # number of tokens in the prompt and the answer
     loss_tokens: int  # number of loss positions
     losses: tuple[float, float]  # sums over the loss positions, in nats
-    right: tuple[int, int]  # number of loss positions at which the model ranks the correct token first
-    matches: tuple[bool, bool] | None  # whether the generated answer is an exact match; None if none was generated
+    right: tuple[int, int]  # numbers of loss positions at which the model ranks the correct token first
+    matches: tuple[bool, bool] | None  # whether the generated answer is an exact match; None if no answer was generated
 
 
 def interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """The 95% percentile bootstrap interval of sum(above) / sum(below).
+    """Return the 95% percentile bootstrap interval of sum(above) / sum(below).
 
-    Rows are resampled, not tokens, because the tokens of an answer are not independent. Source: Efron and Tibshirani
-    1993, "An Introduction to the Bootstrap", chapter 13.
+    Rows are resampled instead of tokens, because the tokens of an answer are not independent. Source: Efron and
+    Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
     """
     numerators, denominators = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
     assert len(numerators) == len(denominators) > 0
@@ -51,11 +51,12 @@ def interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> t
 
 
 def compare(rows: Sequence[ScoredRow], measure: str) -> dict[str, Any] | None:
-    """Scores of the base model and the adapter over the rows that have the measure, and the gain with its 95% interval.
+    """Compare the base model and the adapter over the rows that have the measure.
 
-    The gain is positive if the adapter is better, which means a lower loss or a higher share. Returns None if no row
-    has the measure. There is no interval for fewer than FEWEST_ROWS rows, nor if all rows have the same gain in exact
-    matches: resampling such rows always produces the same value, which says nothing about the uncertainty.
+    Returns both scores and the gain with its 95% interval, or None if no row has the measure. The gain is positive if
+    the adapter is better, which means a lower loss or a higher share. No interval is computed for fewer than
+    FEWEST_ROWS rows, or if all rows have the same gain in exact matches. Resampling rows with the same gain always
+    produces the same value, which says nothing about the uncertainty.
     """
     if measure == "exact_match":
         sums = [(*row.matches, 1) for row in rows if row.matches is not None]
@@ -75,7 +76,10 @@ def compare(rows: Sequence[ScoredRow], measure: str) -> dict[str, Any] | None:
 
 
 def by_group(rows: Sequence[ScoredRow]) -> Groups:
-    """Compare every measure by category (sorted by name) and by length (shortest first)."""
+    """Compare the base model and the adapter in every measure, by category and by length.
+
+    Categories are sorted by name, and groups of lengths from short to long.
+    """
     labels = length_groups([row.length for row in rows])
     groupings = {
         "category": sorted(((row.category, row) for row in rows if row.category), key=lambda pair: pair[0]),
@@ -93,9 +97,9 @@ def by_group(rows: Sequence[ScoredRow]) -> Groups:
 
 
 def overall(rows: Sequence[ScoredRow]) -> dict[str, dict[str, float | None]]:
-    """All measures over all rows, for the base model and the adapter, and the gains with their 95% intervals.
+    """Return the scores of the base model and the adapter over all rows, and the gains with their 95% intervals.
 
-    Perplexity is exp(loss). If no row has a measure, its scores are None and it has no gain.
+    Perplexity is exp(loss). If no row has a measure, the scores for this measure are None, and the gain is left out.
     """
     compared = {measure: compare(rows, measure) for measure in MEASURES}
 
@@ -124,10 +128,10 @@ def overall(rows: Sequence[ScoredRow]) -> dict[str, dict[str, float | None]]:
 
 
 def describe_gain(measure: str, gain: float, low: float | None, high: float | None) -> tuple[str, str]:
-    """A gain and its interval as two texts, such as `2.896 lower` and `2.713 to 3.102`. `-` means no interval.
+    """Return a gain and its interval as two texts, such as `2.896 lower` and `2.713 to 3.102`. `-` means no interval.
 
-    Shares are in percentage points. A gain in loss is a decrease. If the gain is negative, both texts state the size of
-    the deterioration.
+    Gains in shares are in percentage points. A gain in loss is a decrease. If the gain is negative, both texts state
+    the size of the deterioration.
     """
     scale, digits, unit = (1, 3, "") if measure == "loss" else (100, 1, " points")
     size = f"{scale * abs(gain):.{digits}f}"
@@ -140,16 +144,16 @@ def describe_gain(measure: str, gain: float, low: float | None, high: float | No
 
 
 def length_groups(lengths: list[int]) -> list[str]:
-    """For each length, the label of its quartile, such as `up to 40 tokens`."""
+    """Return the label of the quartile of each length, such as `up to 40 tokens`."""
     ordered = sorted(lengths)
     tops = sorted({ordered[(len(ordered) * quarter - 1) // 4] for quarter in range(1, 5)})
     return [f"up to {next(top for top in tops if length <= top):,} tokens" for length in lengths]
 
 
 def headline(results: dict[str, Any]) -> str:
-    """A sentence that says whether the adapter is better than its base model, and by how much.
+    """Return a sentence that says whether the adapter is better than its base model, and by how much.
 
-    If the interval for the gain in loss includes zero, the adapter is reported as not better.
+    If the interval for the gain in loss is not entirely above zero, the sentence says that the adapter is not better.
     """
     base, adapter, gain = results["base"], results["adapter"], results["difference"]
     low = gain["loss_low"]

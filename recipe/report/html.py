@@ -1,4 +1,6 @@
-"""Self-contained HTML pages without scripts or external resources. The same content always produces the same bytes.
+"""Creates self-contained HTML pages without scripts or external resources.
+
+The same content always produces the same bytes.
 
 page("Title", "The main result.", [Part("Heading", table(["a"], [[1]]))])
 """
@@ -71,7 +73,7 @@ a { color: var(--link); }
 </body>
 </html>
 """
-# Tables are focusable, so that keyboard users can scroll wide tables.
+# Tables can receive keyboard focus, so that keyboard users can scroll wide tables.
 TABLE = """<div class="scroll" tabindex="0" role="group" aria-label="{{ header | join(', ') }}"><table>
 <thead><tr>
 {%- for name in header %}<th{{ number if loop.index0 in numeric }}>{{ name }}</th>{% endfor -%}
@@ -99,12 +101,12 @@ class Part:
 
 
 def page(title: str, lead: str, parts: Sequence[Part]) -> str:
-    """A complete HTML page. Everything except the bodies of `parts` is escaped."""
+    """Return a complete HTML page. All text except the bodies of `parts` is escaped."""
     return Environment(autoescape=True).from_string(PAGE).render(title=title, lead=lead, parts=parts) + "\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Markup:
-    """An HTML table. Columns that contain only numbers and percentages are right-aligned."""
+    """Return an HTML table. Columns that contain only numbers and percentages are right-aligned."""
     numeric = {index for index in range(len(header)) if rows and all(NUMBER.fullmatch(str(row[index])) for row in rows)}
     formatted = [[f"{value:,}" if isinstance(value, int) else value for value in row] for row in rows]
     template, number = Environment(autoescape=True).from_string(TABLE), Markup(' class="number"')
@@ -112,10 +114,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Markup:
 
 
 def preformatted(text: str) -> Markup:
-    """A `<pre>` element with the text."""
+    """Return a `<pre>` element that contains the text."""
     return Markup("<pre>{}</pre>").format(text)
 
 
 def figure(svg: str, label: str) -> Markup:
-    """An SVG figure with a text alternative for screen readers."""
+    """Return an HTML figure that contains an SVG image and a text alternative for screen readers."""
     return Markup('<figure role="img" aria-label="{}">{}</figure>').format(label, Markup(svg[svg.index("<svg") :]))

@@ -1,4 +1,4 @@
-"""SVG charts. The same values always produce the same bytes, regardless of the user's matplotlib settings.
+"""Draws SVG charts. The same values always produce the same bytes, regardless of the user's matplotlib settings.
 
 histogram([3, 5, 8], num_bins=10, label="tokens in a row", mark=(4, "max_length 4"))
 """
@@ -17,10 +17,10 @@ BLUE, RED, INK, GRAY = "#3b6fb6", "#b3261e", "#3d4248", "#9aa2ab"
 
 
 def histogram_edges(values: Sequence[int], num_bins: int) -> tuple[list[float], bool]:
-    """The edges of the bars, and whether they are spaced logarithmically.
+    """Return the edges of the bars, and whether the edges are spaced logarithmically.
 
-    The spacing is logarithmic if the largest value exceeds LONG_TAIL times the median, because with linear spacing
-    almost all values would fall into the first bar.
+    The spacing is logarithmic if the largest value is at least LONG_TAIL times the median, because linear spacing would
+    put at least half of the values into the first tenth of the range.
     """
     import numpy as np
 
@@ -31,7 +31,7 @@ def histogram_edges(values: Sequence[int], num_bins: int) -> tuple[list[float], 
 
 
 def cumulative(values: Sequence[int], num_bins: int) -> list[tuple[int, int, float]]:
-    """For each bar of the histogram: its largest value, its number of rows, and the cumulative share of rows."""
+    """Return the largest value, the number of rows, and the cumulative share of rows for each bar of the histogram."""
     import numpy as np
 
     edges, _ = histogram_edges(values, num_bins)
@@ -42,7 +42,7 @@ def cumulative(values: Sequence[int], num_bins: int) -> list[tuple[int, int, flo
 
 
 def histogram(values: Sequence[int], num_bins: int, label: str, mark: tuple[int, str] | None = None) -> str:
-    """A histogram with a cumulative curve and, optionally, a labeled vertical line at `mark`: (value, label)."""
+    """Draw a histogram with a cumulative curve and, optionally, a labeled vertical line. `mark` is (value, label)."""
     import numpy as np
 
     with _drawing(7.5, 2.6) as (axes, text):
@@ -69,9 +69,10 @@ def histogram(values: Sequence[int], num_bins: int, label: str, mark: tuple[int,
 def pairs_of_bars(
     groups: Mapping[str, tuple[float, float]], names: tuple[str, str], label: str, *, shares: bool = False
 ) -> str:
-    """A bar chart with two horizontal bars per group, one below the other. `groups` is {group: (first, second)}.
+    """Draw a bar chart with two horizontal bars per group, one below the other. `groups` is {group: (first, second)}.
 
-    `names` are the legend's entries for the first and second bars. With `shares`, values are shown as percentages.
+    `names` contains the legend entries for the first and second bars. If `shares` is true, values are shown as
+    percentages.
     """
     with _drawing(7.5, 0.8 + 0.42 * len(groups)) as (axes, text):
         for side, (name, color) in enumerate(zip(names, (GRAY, BLUE), strict=True)):
@@ -91,7 +92,7 @@ def pairs_of_bars(
 
 
 def _label(name: str) -> str:
-    """A name as the label of a group: without line breaks or control characters, cut to LONGEST_LABEL characters."""
+    """Return a group's name without line breaks or control characters, cut to LONGEST_LABEL characters."""
     printable = "".join(char if char.isprintable() else " " for char in name)
     return shorten(printable, LONGEST_LABEL)
 
@@ -102,11 +103,11 @@ def _drawing(width: float, height: float) -> Iterator[tuple[Any, io.StringIO]]:
     from matplotlib import rc_context, rcParamsDefault
     from matplotlib.figure import Figure
 
-    # Ignore the user's matplotlibrc, except for the backend, which has no effect because nothing is drawn on a screen.
+    # Ignore the user's matplotlibrc, except for the backend, which has no effect because no chart is shown on a screen.
     defaults = {name: value for name, value in rcParamsDefault.items() if not name.startswith("backend")}
     text = io.StringIO()
-    # The ids are fixed and the date is omitted, so that the bytes are reproducible. Text is not converted to paths. The
-    # background is white, so that a standalone figure is readable on a dark page.
+    # Fix the ids and omit the date, so that the bytes are reproducible. Do not convert text to paths. Make the
+    # background white, so that a standalone figure is readable on a dark page.
     fixed = {"text.parse_math": False, "svg.hashsalt": "recipe", "svg.fonttype": "none", "font.family": "sans-serif"}
     with rc_context({**defaults, **fixed}):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")

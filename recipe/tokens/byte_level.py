@@ -1,11 +1,11 @@
-"""GPT-2's mapping from bytes to characters, which byte-level BPE vocabularies use (openai/gpt-2, encoder.py)."""
+"""Maps bytes to characters as in GPT-2's byte-level BPE vocabulary (openai/gpt-2, encoder.py)."""
 
 
 def byte_characters() -> dict[int, str]:
-    """GPT-2's character for each byte.
+    """Return GPT-2's character for each byte.
 
-    Printable bytes map to the character with the same code point. The other bytes, in ascending order, map to the
-    characters from code point 256 on.
+    A printable byte maps to the character with the same code point. The remaining bytes map, in ascending order, to the
+    characters from code point 256 upward.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     characters = {byte: chr(byte) for byte in printable}

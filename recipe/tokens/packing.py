@@ -1,7 +1,8 @@
-"""Packs examples into sequences, stores them in Arrow files, and collates them into tensors.
+"""Packs examples into sequences, stores the sequences in Arrow files, and collates the sequences into tensors.
 
-A packed sequence is a concatenation of examples, whose lengths are in `seq_lengths`. `position_ids` restart at 0 at the
-start of each example; from them, the attention code derives the boundaries across which tokens must not attend.
+A packed sequence is a concatenation of examples. `seq_lengths` contains the lengths of the examples. `position_ids`
+restarts at 0 at the start of each example. From these restarts, the attention code derives the boundaries across which
+tokens must not attend.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,20 +16,21 @@ from recipe.core.io import reading
 if TYPE_CHECKING:
     import torch
 
-IGNORED = -100  # the label that torch's cross entropy skips
+IGNORED = -100  # the label that torch's cross entropy ignores
 
 
 def pack_best_fit(lengths: list[int], max_length: int) -> list[list[int]]:
-    """Assign examples to sequences of at most `max_length` tokens. Returns the indices of each sequence's examples.
+    """Assign examples to sequences of up to `max_length` tokens. Returns the indices of the examples in each sequence.
 
-    The algorithm is best-fit decreasing: examples are placed from longest to shortest, each into the fullest sequence
-    with enough room. Examples of equal length keep their order.
+    The algorithm is best-fit decreasing. It places the examples from longest to shortest, each into the fullest
+    sequence with enough room. Examples of equal length keep their order.
 
-    The result has at most 11/9 OPT + 4 sequences, where OPT is the minimum (Johnson et al. 1974, SIAM J. Comput. 3).
+    The number of sequences never exceeds 11/9 OPT + 4, where OPT is the smallest possible number of sequences (Johnson
+    et al. 1974, SIAM J. Comput. 3).
     """
     sequences: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(max_length + 1)]
-    rooms = 0  # bit r is set if by_room[r] is not empty; finds the tightest fit in a single step
+    rooms = 0  # bit r is set if by_room[r] is not empty, so the tightest fit is found in a single step
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         length = lengths[index]
         assert 0 < length <= max_length, (length, max_length)
@@ -50,8 +52,9 @@ def pack_best_fit(lengths: list[int], max_length: int) -> list[list[int]]:
 def write_sequences(path: Path, sequences: Iterable[list[tuple[np.ndarray, np.ndarray]]], vocab_size: int) -> None:
     """Write sequences of (input_ids, completion_mask) examples as an Arrow stream that `datasets` can memory-map.
 
-    The columns are lists: `input_ids` of uint16 (uint32 if the vocabulary has more than 65,536 tokens),
-    `completion_mask` of bool, with the same length, and `seq_lengths` of uint32, the lengths of the examples.
+    Each column contains lists. `input_ids` is uint16, or uint32 if the vocabulary has more than 65,536 tokens.
+    `completion_mask` is bool and has the same length as `input_ids`. `seq_lengths` is uint32 and contains the lengths
+    of the examples.
     """
     import pyarrow as pa
 
@@ -84,7 +87,7 @@ def write_sequences(path: Path, sequences: Iterable[list[tuple[np.ndarray, np.nd
 
 
 def read_sequences(path: Path) -> Any:
-    """The sequences as a memory-mapped `datasets.Dataset`, whose rows contain numpy arrays."""
+    """Open the sequences in a file as a memory-mapped `datasets.Dataset`, whose rows contain numpy arrays."""
     import pyarrow as pa
     from datasets import Dataset
 
@@ -93,10 +96,11 @@ def read_sequences(path: Path) -> Any:
 
 
 def collate(rows: list[dict[str, Any]], pad_token_id: int) -> "dict[str, torch.Tensor]":
-    """A batch of sequences as int64 tensors (batch, seq): `input_ids`, `labels` and `position_ids`.
+    """Collate sequences into int64 tensors of shape (batch, seq): `input_ids`, `labels` and `position_ids`.
 
-    Labels are IGNORED outside the completion mask, and at the first token of each example, because no token precedes
-    it. Shorter sequences are padded; the padding forms an additional example without labels.
+    Labels are IGNORED outside the completion mask. The label of the first token of each example is also IGNORED,
+    because no token precedes the first token. Shorter sequences are padded. The padding forms an additional example
+    without labels.
     """
     import torch
 
@@ -118,9 +122,10 @@ def collate(rows: list[dict[str, Any]], pad_token_id: int) -> "dict[str, torch.T
 
 
 def add_loss_positions(batch: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """A collated batch with `loss_positions` added: the indices in the flattened batch of tokens that predict a label.
+    """Return a collated batch with `loss_positions` added.
 
-    The tensor is int64 of shape (num_loss_positions,). It is computed on the CPU, because on a GPU selecting by a mask
+    `loss_positions` contains the indices, in the flattened batch, of the tokens that predict a label. This tensor is
+    int64 and has shape (num_loss_positions,). The tensor is computed on the CPU, because selecting by a mask on a GPU
     forces a synchronization to determine the number of positions.
     """
     completion_mask = batch["labels"].new_zeros(batch["labels"].shape, dtype=bool)
@@ -129,7 +134,7 @@ def add_loss_positions(batch: "dict[str, torch.Tensor]") -> "dict[str, torch.Ten
 
 
 def token_dtype(vocab_size: int) -> type:
-    """The narrowest dtype for the ids of a vocabulary: uint16 up to 65,536 tokens, else uint32."""
+    """Return the dtype for the ids of a vocabulary: uint16 for up to 65,536 tokens, otherwise uint32."""
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 

@@ -10,9 +10,9 @@ PADDING_TOKEN = "<|pad|>"
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """Load the tokenizer from a folder, without network access. Only the fetch stage may allow remote code.
+    """Load the tokenizer from a folder without network access. Only the fetch stage may allow remote code.
 
-    Raises DataError if transformers cannot read the tokenizer, or if it has no end token.
+    Raises DataError if transformers cannot read the tokenizer, or if the tokenizer has no end token.
     """
     from transformers import AutoTokenizer
 
@@ -23,8 +23,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         raise DataError(f"{folder} does not contain a tokenizer that transformers can read: {reason}") from None
     if tokenizer.eos_token_id is None:
         raise DataError(
-            f"the tokenizer in {folder} has no end token (eos_token), so answers could never end. If its "
-            "tokenizer_config.json is missing or damaged, restore it; otherwise, choose another base model."
+            f"the tokenizer in {folder} has no end token (eos_token), so answers could never end. If "
+            "tokenizer_config.json is missing or damaged, restore it. Otherwise, choose a different base model."
         )
     return tokenizer
 
@@ -32,8 +32,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 def give_padding_token(tokenizer: Any) -> None:
     """Set a padding token that is not the end token.
 
-    If both are the same token, as in the tutorial that this project grew from, then masking the padding by its token id
-    also removes the end token from the loss, and the model never learns to stop.
+    In the tutorial on which this project is based, both are the same token. Masking the padding by token id then also
+    removes the end token from the loss, and the model never learns to stop.
     """
     assert tokenizer.eos_token_id is not None
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -41,16 +41,16 @@ def give_padding_token(tokenizer: Any) -> None:
 
 
 def leading_ids(tokenizer: Any) -> list[int]:
-    """The ids that the tokenizer adds before every text: its begin token (bos_token), or nothing."""
+    """Return the ids that the tokenizer adds before every text: the id of the begin token (bos_token), or no ids."""
     ids = list(tokenizer("")["input_ids"])
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id else ids
 
 
 def encode(tokenizer: Any, texts: list[str], *, special_tokens: bool = False) -> list[list[int]]:
-    """The token ids of each text. The tokenizer adds no special tokens.
+    """Return the token ids of each text. The tokenizer adds no special tokens.
 
-    Special tokens written out in a text are encoded as plain text unless `special_tokens` is true, which is meant for
-    text that a chat template rendered.
+    Special tokens that are written out in a text are encoded as plain text unless `special_tokens` is true. Set
+    `special_tokens` only for text that a chat template rendered.
     """
     if not texts:
         return []
@@ -59,9 +59,9 @@ def encode(tokenizer: Any, texts: list[str], *, special_tokens: bool = False) ->
 
 
 def encode_prompts(tokenizer: Any, prompts: list[str], *, chat: bool) -> list[list[int]]:
-    """The token ids of prompts for inference, which begin with the same ids as in training.
+    """Return the token ids of prompts for inference. The prompts begin with the same ids as during training.
 
-    Nothing is added to the prompts of a chat, because the chat template writes the begin token itself.
+    No ids are added to the prompts of a chat, because the chat template writes the begin token itself.
     """
     if chat:
         return encode(tokenizer, prompts, special_tokens=True)

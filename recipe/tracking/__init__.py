@@ -1,1 +1,1 @@
-"""MLflow: runs, the model registry and the registered model. The only package that imports mlflow."""
+"""Integrates MLflow: runs, the model registry and the registered model. No other package imports mlflow."""

@@ -1,4 +1,4 @@
-"""Tags that trace a run back to its code, environment and image."""
+"""Creates the tags that trace a run back to its code, environment and image."""
 
 import os
 import subprocess
@@ -7,14 +7,17 @@ from pathlib import Path
 from recipe.core.environment import LOCKS, installed_lock
 from recipe.core.io import sha256_file
 
-# The tag git_changed says whether these files differ from the commit. Outputs are not included.
+# The git_changed tag says whether these files differ from the commit. Outputs are not included.
 SOURCES = ("recipe", "dvc.yaml", "*params.yaml", "requirements", "demo")
 
 
 def lineage(repository: Path) -> dict[str, str]:
-    """Tags for code, environment and image: the git commit, the lock's sha256, the image's id."""
+    """Return tags that identify the code, the environment and the image.
+
+    The tags include the git commit, the sha256 of the lock file and the id of the image.
+    """
     tags = {"lock_sha256": installed_lock(), "image": os.environ.get("RECIPE_IMAGE", "none")}
-    # If an archive is unpacked inside another repository, that repository's commit does not identify these files.
+    # If the code is in an unpacked archive inside a different repository, that repository's commit is unrelated.
     commit = _git(repository, "rev-parse", "HEAD") if (repository / ".git").exists() else ""
     if commit:
         changed = _git(repository, "status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
@@ -28,7 +31,7 @@ def lineage(repository: Path) -> dict[str, str]:
 
 
 def _git(repository: Path, *arguments: str) -> str:
-    """The output of git; an empty string if git is not installed or the folder is not in a repository."""
+    """Return the output of a git command, or an empty string if git is not installed or finds no repository."""
     try:
         done = subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:

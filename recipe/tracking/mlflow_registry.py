@@ -1,6 +1,7 @@
-"""MLflow's model registry: register an adapter as a model version, and log its evaluation to its run.
+"""Registers an adapter as a model version in MLflow, and logs the adapter's evaluation to the MLflow run.
 
-A version has the scores, the lineage and possibly the alias `champion`; its run has the reports and the answers.
+A version has the validation losses and the lineage as tags, and may have the alias `champion`. The run contains the
+reports and the answers.
 """
 
 import importlib.metadata
@@ -26,12 +27,15 @@ PACKAGES = ("mlflow", "numpy", "peft", "safetensors", "tokenizers", "torch", "tr
 
 
 class MlflowRegistry(Tracker):
-    """A tracker that also registers adapters. `run` is the {experiment_id, run_id} of the last adapter."""
+    """A tracker that also registers adapters. `run` has the experiment_id and run_id of the last registered adapter."""
 
     run: dict[str, str]
 
     def add_version(self, adapter: Adapter) -> str:
-        """Register the adapter and log its evaluation, unless it is already registered; returns its version number."""
+        """Register the adapter, log its evaluation, and return its version number.
+
+        If the adapter is already registered, only update the tags of its newest version.
+        """
         with explained(self.uri):
             versions = self.client.search_model_versions(
                 f"name = '{adapter.name}' and tags.adapter_sha256 = '{adapter.tags['adapter_sha256']}'"
@@ -54,7 +58,7 @@ class MlflowRegistry(Tracker):
                 mlflow.log_metrics(adapter.metrics)
                 mlflow.log_artifacts(str(adapter.report), "evaluation")
                 mlflow.log_artifacts(str(adapter.analysis), "analysis")
-                # log_table appends: if only the registration failed last time, the run already has the table.
+                # log_table appends rows. If only the registration failed last time, the run already has the table.
                 logged = {artifact.path for artifact in self.client.list_artifacts(run_id)}
                 if adapter.generations and GENERATIONS not in logged:
                     mlflow.log_table(_columns(adapter.generations), GENERATIONS)
@@ -95,7 +99,7 @@ class MlflowRegistry(Tracker):
         return version
 
     def champion(self, name: str) -> tuple[str, dict[str, str]] | None:
-        """The version with the alias `champion`, and its tags; None if no version has the alias."""
+        """Return the number and tags of the version with the alias `champion`, or None if no version has the alias."""
         with explained(self.uri):
             if ALIAS not in self.client.get_registered_model(name).aliases:
                 return None
@@ -103,7 +107,10 @@ class MlflowRegistry(Tracker):
             return str(version.version), version.tags
 
     def record_promotion(self, name: str, version: str, sentence: str, *, moves: bool) -> None:
-        """Tag the version with `sentence`, which compares it with the champion; if `moves`, move the alias to it."""
+        """Store `sentence` as a tag of the version. If `moves` is true, also move the alias `champion` to the version.
+
+        The sentence gives the reason why the alias moves or stays.
+        """
         with explained(self.uri):
             self.client.set_model_version_tag(name, version, "promotion", sentence)
             if moves:
@@ -111,7 +118,10 @@ class MlflowRegistry(Tracker):
 
 
 def only_python(folder: str, names: list[str]) -> list[str]:
-    """The names that copytree ignores when it copies the package into a version: all but Python files and packages."""
+    """Return the names that copytree ignores when it copies the package into a version.
+
+    Only Python files and package folders are copied.
+    """
     return [name for name in names if not name.endswith(".py") and ("." in name or name == "__pycache__")]
 
 

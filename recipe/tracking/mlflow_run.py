@@ -1,7 +1,8 @@
-"""MLflow tracking: each training run is one MLflow run; in a sweep, it is a child of the sweep's run.
+"""Tracks training with MLflow. Each training run is one MLflow run, which in a sweep is a child of the sweep's run.
 
-The store is MLFLOW_TRACKING_URI if set, otherwise SQLite in the repository's mlflow/ folder. Training continues if the
-server is unreachable; register then creates the run from the loss curve and the metrics.
+The environment variable MLFLOW_TRACKING_URI selects the store. The default is an SQLite database in the repository's
+mlflow/ folder. If the server is unreachable, training continues, and register later creates the run from the loss curve
+and the metrics.
 """
 
 import logging
@@ -13,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-# Disable telemetry and unpickling of artifacts; give up on an unreachable server after seconds instead of minutes.
+# Disable telemetry and the unpickling of artifacts. Give up on an unreachable server after seconds, not minutes.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -33,24 +34,28 @@ from recipe.core.paths import Paths, fingerprint, home, repository
 from recipe.tracking.address import run_address
 from recipe.tracking.lineage import lineage
 
-# Raised if the store is unreachable, its address is misspelled, or its driver is missing.
+# MLflow raises these errors if the store is unreachable, its URI is misspelled, or its database driver is missing.
 AWAY = (MlflowException, ImportError, OSError)
 
-# These tags make the UI open runs and charts instead of agent traces, and describe the runs.
+# These tags describe the experiment, and make the UI show runs and charts instead of agent traces.
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
-    "mlflow.note.content": "Each run is one training run. Its description says whether the adapter is better than its "
-    "base model; its artifacts contain the data report and the evaluation report.",
+    "mlflow.note.content": "Each run records one training. Its description says whether the adapter is better than the "
+    "base model. Its artifacts contain the data report and the evaluation report.",
 }
 SYSTEM_METRICS_SECONDS = 5
 MAX_PARAM_CHARS = 6000  # MLflow's limit
 
 
 class Tracker:
-    """An experiment on a tracking server. Connects on first use."""
+    """A client for an experiment on a tracking server. It connects to the server on first use."""
 
     def __init__(self, repository: Path, experiment: str, run_facts: dict[str, Any]) -> None:
-        """`run_facts`: name, fingerprint, params ({key: value}), tags and datasets ([{name, sha256, context}])."""
+        """Configure MLflow without connecting to the server.
+
+        The keys of `run_facts` are name, fingerprint, params ({key: value}), tags, and datasets ([{name, sha256,
+        context}]).
+        """
         self.repository, self.experiment, self.facts = repository, experiment, run_facts
         store = home(repository) / "mlflow"
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store / 'mlflow.db'}"
@@ -64,11 +69,14 @@ class Tracker:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """The client, created on first use."""
+        """The MLflow client, created on first use."""
         return MlflowClient(self.uri)
 
     def experiment_id(self) -> str:
-        """The experiment's id; creates the experiment if it is missing. Raises TrackingError if it was deleted."""
+        """Return the experiment's id. If the experiment does not exist, create it.
+
+        Raises TrackingError if the experiment was deleted.
+        """
         experiment = self.client.get_experiment_by_name(self.experiment)
         if experiment is None:
             return self.client.create_experiment(
@@ -82,7 +90,11 @@ class Tracker:
         return experiment.experiment_id
 
     def find_run(self, *, finished: bool) -> str | None:
-        """The id of this training's newest finished run or, if not `finished`, newest run to resume. May be None."""
+        """Return the id of the newest run with this training's fingerprint, or None if there is no such run.
+
+        If `finished` is true, only finished runs are considered. Otherwise, only runs that can be resumed are
+        considered: first running runs, then killed runs.
+        """
         for status in ("FINISHED",) if finished else ("RUNNING", "KILLED"):
             runs = self.client.search_runs(
                 [self.experiment_id()],
@@ -94,7 +106,7 @@ class Tracker:
         return None
 
     def start(self, run_id: str | None, *, system_metrics: bool) -> str:
-        """Resume the run, or if `run_id` is None, start a run with params, tags and datasets. Returns the run's id."""
+        """Resume the run, or start a run with params, tags and datasets if `run_id` is None. Return the run's id."""
         name, experiment_id = self.facts["name"], self.experiment_id()
         run = mlflow.start_run(
             run_id=run_id,
@@ -116,23 +128,29 @@ class Tracker:
         return run.info.run_id
 
     def _sweep_tags(self) -> dict[str, str]:
-        """Tags that make a run of `dvc exp run` a child of its sweep (all experiments from the same commit)."""
+        """Return the tags that make a run of `dvc exp run` a child of its sweep's run, or {} for any other run.
+
+        A sweep consists of all experiments from the same commit. If the sweep has no run yet, create one.
+        """
         baseline, name = os.environ.get("DVC_EXP_BASELINE_REV"), os.environ.get("DVC_EXP_NAME", "")
         if not baseline:
             return {}
         parent = self._sweep(baseline)
         if parent is None:
-            note = f"The runs of `dvc exp run` from commit `{baseline}`. Select several child runs and click Compare."
+            note = (
+                f"These are the runs of `dvc exp run` from commit `{baseline}`. "
+                "To compare runs, select several child runs and click Compare."
+            )
             tags = {"sweep": baseline, "mlflow.note.content": note}
             created = self.client.create_run(self.experiment_id(), tags=tags, run_name=f"sweep from {baseline[:7]}")
             self.client.set_terminated(created.info.run_id)
             parent = self._sweep(baseline)
-            if parent != created.info.run_id:  # another experiment created it at the same time, and earlier
+            if parent != created.info.run_id:  # a concurrent experiment created its run first
                 self.client.delete_run(created.info.run_id)
         return {"mlflow.parentRunId": str(parent), "dvc_experiment": name}
 
     def _sweep(self, baseline: str) -> str | None:
-        """The id of a commit's oldest sweep run, or None."""
+        """Return the id of the oldest sweep run for a commit, or None if there is no such run."""
         oldest_first = ["attributes.start_time ASC", "attributes.run_id ASC"]
         runs = self.client.search_runs(
             [self.experiment_id()], f"tags.sweep = '{baseline}'", max_results=1, order_by=oldest_first
@@ -141,14 +159,17 @@ class Tracker:
 
     @contextmanager
     def training(self) -> Iterator[Callable[[dict[str, float], int], None]]:
-        """Open a run for the block; yield a function that logs metrics. If MLflow fails, training continues."""
+        """Keep a run open during the block and yield a function that logs metrics.
+
+        If MLflow fails, training continues.
+        """
         alive = True
 
         def report_failure(error: Exception) -> None:
             nonlocal alive
             alive = False
             reason = without_credentials(error)
-            print(f"MLflow at {shown(self.uri)} is unreachable; register will log this training. ({reason})")
+            print(f"MLflow at {shown(self.uri)} is unreachable ({reason}). The register stage will log this run.")
 
         def log(values: dict[str, float], step: int) -> None:
             if not alive:
@@ -166,7 +187,7 @@ class Tracker:
         status = "FAILED"
         try:
             yield log
-            # A run with missing points is marked as failed; register then logs a complete run from the loss curve.
+            # A run with missing log entries is marked as failed. register then logs a complete run from the loss curve.
             status = "FINISHED" if alive else "FAILED"
         except Stopped:
             status = "KILLED" if alive else "FAILED"
@@ -179,14 +200,17 @@ class Tracker:
                     report_failure(error)
 
     def link(self, run_id: str) -> str:
-        """The address of a run, or how to open it if the store is local."""
+        """Return the URL of a run or, if the store has no HTTP server, text that says how to open the run."""
         if self.uri.startswith("http"):
             return run_address(shown(self.uri), self.experiment_id(), run_id)
-        return f"{self.facts['name']} in experiment {self.experiment} (`make mlflow-ui` opens it)"
+        return f"{self.facts['name']} in experiment {self.experiment} (run `make mlflow-ui` to open it)"
 
 
 def run_facts(params: dict[str, Any], paths: Paths) -> tuple[Path, str, dict[str, Any]]:
-    """The arguments of Tracker for a recipe folder: the repository, the experiment's name and the run's facts."""
+    """Return the arguments of Tracker for a recipe folder.
+
+    The arguments are the repository's root, the experiment's name and the facts about the run.
+    """
     flat = {
         f"{section}.{key}": value
         for section, values in params.items()
@@ -212,23 +236,23 @@ def run_facts(params: dict[str, Any], paths: Paths) -> tuple[Path, str, dict[str
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turn MLflow's errors into a TrackingError with a one-line message."""
+    """Convert MLflow's errors to a TrackingError with a one-line message."""
     try:
         yield
     except AWAY as error:
         reason = without_credentials(error)
         raise TrackingError(
             f"MLflow at {shown(uri)} could not register the adapter: {reason}. The adapter is safe in the recipe "
-            "folder; run `dvc repro` again when the server is reachable."
+            "folder. Run `dvc repro` again when the server is reachable."
         ) from None
 
 
 def without_credentials(error: Exception) -> str:
-    """The first line of MLflow's message, without credentials in addresses."""
+    """Return the first line of an error's message, with credentials removed from URLs."""
     return re.sub(r"//[^/@\s]+@", "//", first_line(error))
 
 
 def shown(uri: str) -> str:
-    """The address without credentials."""
+    """Return the URI without credentials."""
     scheme, _, rest = uri.partition("://")
     return f"{scheme}://{rest.rsplit('@', 1)[-1]}"

@@ -1,10 +1,10 @@
-"""A process that loads a registered version and answers rows with the code stored in that version.
+"""Loads a registered version in a separate process, which answers rows with the code stored in that version.
 
     worker = Worker(json.dumps({"code": "FOLDER/recipe", "adapter": ..., "tokenizer": ...}))
     worker.answer([{"instruction": "What is 12 + 30?"}], max_new_tokens=64)
 
-This file is also the program that runs in that process. Every version contains a copy of it, so that the calling
-program does not have to import the package.
+This file is also the program that runs in that process. Every version contains a copy of this file, so the calling
+program does not need to import the package.
 """
 
 import importlib.util
@@ -17,14 +17,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-FLAT = "--flat"  # followed by the folder of a version registered before the package had subpackages
+FLAT = "--flat"  # the next argument is the folder of a version registered before the package had subpackages
 
 
 class Worker:
-    """A process that loads a model and answers rows, one request at a time, as JSON lines over pipes."""
+    """A process that loads a model and answers rows. Requests are sent one at a time, as lines of JSON over a pipe."""
 
     def __init__(self, *arguments: str) -> None:
-        """Start the process and wait until the model is loaded. Raises ValueError with the reason if that fails."""
+        """Start the process and wait until the model is loaded. Raises ValueError with the reason if loading fails."""
         self._process = subprocess.Popen(
             [sys.executable, "-P", __file__, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -32,7 +32,7 @@ class Worker:
         self._receive()
 
     def answer(self, rows: list[dict[str, Any]], max_new_tokens: int) -> list[str]:
-        """Answer each row. Raises ValueError with the process's error message if that fails."""
+        """Return an answer to each row. Raises ValueError with the process's error message if the request fails."""
         with self._lock:
             assert self._process.stdin
             self._process.stdin.write(json.dumps({"rows": rows, "max_new_tokens": max_new_tokens}) + "\n")
@@ -43,7 +43,7 @@ class Worker:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise ValueError(f"the model's process ended with exit code {self._process.wait()}; its output is above.")
+            raise ValueError(f"the model's process exited with code {self._process.wait()}. Its output is above.")
         received = json.loads(line)
         if "error" in received:
             raise ValueError(received["error"])
@@ -57,9 +57,9 @@ class Worker:
 
 
 def serve(load: Any) -> None:
-    """Answer requests from standard input with the function that `load` returns, until the input ends."""
+    """Answer requests from standard input with the function that `load` returns, until standard input is closed."""
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to stderr, not into the replies
+    os.dup2(2, 1)  # redirect what libraries print to stderr, so that it does not mix with the replies
 
     def reply(value: dict[str, Any]) -> None:
         replies.write(json.dumps(value) + "\n")
@@ -80,7 +80,10 @@ def serve(load: Any) -> None:
 
 
 def load_version(artifacts: dict[str, str]) -> Any:
-    """Load a version with its own code; returns a function that answers rows. Runs in the model's process."""
+    """Load a version with the code stored in it, and return a function that answers rows.
+
+    This function runs in the model's process.
+    """
     folder = artifacts["code"]
     spec = importlib.util.spec_from_file_location(
         "recipe", f"{folder}/__init__.py", submodule_search_locations=[folder]

@@ -1,7 +1,8 @@
 """Finds the checkpoint from which an interrupted training run resumes.
 
-transformers' Trainer resumes from the newest folder, even if the process died while writing it. Here, a checkpoint is
-complete only if it contains a list of its files with their sha256. This list is written last.
+transformers' Trainer resumes from the newest checkpoint folder, even if the process died while writing the folder. In
+this module, a checkpoint is complete only if it contains a list of its files and their sha256. This list is written
+last.
 """
 
 import json
@@ -20,7 +21,7 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether the file list exists and every listed file is present and unchanged."""
+    """Return whether the file list exists and every listed file is present and unchanged."""
     try:
         listed = json.loads((checkpoint / LIST).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -31,13 +32,13 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def is_last(checkpoint: Path) -> bool:
-    """Whether this checkpoint was written after the last training step."""
+    """Return whether this checkpoint was written after the last training step."""
     state = read_json(checkpoint / "trainer_state.json")
     return bool(state["global_step"] >= state["max_steps"])
 
 
 def newest_complete(folder: Path) -> Path | None:
-    """The newest complete checkpoint, or None. Newer incomplete checkpoints are deleted, so that nothing loads them."""
+    """Return the newest complete checkpoint, or None, after deleting any newer incomplete checkpoints."""
     checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     for checkpoint in sorted(checkpoints, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
         if is_complete(checkpoint):

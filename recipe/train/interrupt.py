@@ -1,7 +1,9 @@
-"""Lets training stop with a checkpoint after SIGINT or SIGTERM: on Ctrl-C, on `docker stop`, or when `dvc` is killed.
+"""Records SIGINT and SIGTERM, so that training can save a checkpoint before it stops.
+
+The signals come from Ctrl-C or `docker stop`, or are sent when `dvc` is killed.
 
 with Stop() as stop:
-    ...  # stop.signal_number is None until a signal arrives, then the number of that signal
+    ...  # stop.signal_number is None until a signal arrives, and then the number of the first signal
 """
 
 import signal
@@ -12,9 +14,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """Records the first signal that arrives in the `with` block. A later SIGINT interrupts training immediately.
+    """Records the first signal that arrives during the `with` block. A later SIGINT interrupts training immediately.
 
-    A later SIGTERM is ignored, because two processes may each send one.
+    A later SIGTERM is ignored, because two processes may each send a SIGTERM to stop the same run.
     """
 
     def __init__(self) -> None:
@@ -31,7 +33,10 @@ class Stop:
     def _record(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is None:
             self.signal_number = number
-            with suppress(OSError, RuntimeError):  # stdout's reader may be gone, or another print was interrupted
-                print("stopping at the next checkpoint (press Ctrl-C again to stop immediately)", flush=True)
+            with suppress(OSError, RuntimeError):  # stdout may be closed, or the signal interrupted another print
+                print(
+                    "stopping at the next log point, after saving a checkpoint (press Ctrl-C again to stop at once)",
+                    flush=True,
+                )
         elif number == signal.SIGINT:
             raise KeyboardInterrupt

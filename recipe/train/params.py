@@ -10,7 +10,10 @@ from recipe.model.processor import Dtype, Quantization
 
 
 class LoraParams(Section):
-    """The adapter. It adds alpha / r * B A to the weight of every target module (Hu et al. 2021, arXiv 2106.09685)."""
+    """Settings of the adapter, which adds (alpha / r) B A to the weight of each target module.
+
+    Source: Hu et al. 2021, arXiv 2106.09685.
+    """
 
     r: int = Field(ge=1, description="rank of the update")
     alpha: float = Field(gt=0)
@@ -19,7 +22,7 @@ class LoraParams(Section):
 
 
 class TrainParams(Section):
-    """How the adapter is trained."""
+    """Training settings."""
 
     RENAMED: ClassVar = {"batch_size": "global_batch_size"}
     num_epochs: float = Field(gt=0)
@@ -43,20 +46,22 @@ class TrainParams(Section):
         if self.save_steps % self.logging_steps:
             # A logged loss is the mean over the steps since the previous log point. Checkpoints do not store the
             # running sum, so resuming from a checkpoint between two log points would lose part of the loss.
-            raise ValueError(f"save_steps {self.save_steps} is not a multiple of logging_steps {self.logging_steps}")
+            raise ValueError(
+                f"save_steps is {self.save_steps}, but must be a multiple of logging_steps ({self.logging_steps})"
+            )
         return self
 
     def micro_batch_size(self, max_length: int) -> int:
-        """The number of sequences per micro-batch.
+        """Return the number of sequences per micro-batch.
 
-        It is the largest divisor of the global batch size for which a micro-batch has no more than micro_batch_tokens.
-        Raises ParamsError if a single sequence has more tokens than that.
+        This is the largest divisor of the global batch size for which a micro-batch does not exceed micro_batch_tokens.
+        Raises ParamsError if a single sequence exceeds micro_batch_tokens.
         """
         divisors = [size for size in range(1, self.global_batch_size + 1) if self.global_batch_size % size == 0]
         fitting = [size for size in divisors if size * max_length <= self.micro_batch_tokens]
         if not fitting:
             raise ParamsError(
-                f"params.yaml: train.micro_batch_tokens is {self.micro_batch_tokens}, less than one sequence of "
+                f"params.yaml: train.micro_batch_tokens is {self.micro_batch_tokens}, but one sequence can have "
                 f"{max_length} tokens. Raise train.micro_batch_tokens or lower sequence.max_length."
             )
         return fitting[-1]

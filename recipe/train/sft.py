@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer, with logits at loss positions only, and a callback that shows, logs and checks its progress.
+"""Extends TRL's SFTTrainer to compute logits only at loss positions, and to show, log and check training progress.
 
 The train stage imports this module inside a function, because torch and trl take seconds to load.
 """
@@ -29,7 +29,7 @@ from recipe.train.params import TrainParams
 
 
 def sft_config(params: TrainParams, max_length: int, checkpoints: Path) -> Any:
-    """The SFTConfig for sequences that prepare has already packed: TRL does not tokenize, pack or pad them."""
+    """Return an SFTConfig for the sequences that prepare wrote. TRL must not tokenize, pack or pad these sequences."""
     cuda, micro_batch_size = torch.cuda.is_available(), params.micro_batch_size(max_length)
     schedule = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}[params.lr_schedule]
     return SFTConfig(
@@ -49,9 +49,9 @@ def sft_config(params: TrainParams, max_length: int, checkpoints: Path) -> Any:
         seed=params.seed,
         data_seed=params.seed,
         logging_steps=params.logging_steps,
-        logging_nan_inf_filter=False,  # the filter would log the last finite loss instead of NaN
+        logging_nan_inf_filter=False,  # the filter would replace NaN with an average of earlier losses
         save_steps=params.save_steps,
-        save_total_limit=2,  # a kill may leave the newest checkpoint incomplete
+        save_total_limit=2,  # if the process is killed, the newest checkpoint may be incomplete
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=cuda,
@@ -65,10 +65,12 @@ def sft_config(params: TrainParams, max_length: int, checkpoints: Path) -> Any:
 class PackedTrainer(SFTTrainer):
     """An SFTTrainer that computes logits at loss positions only.
 
-    With the loss on completions only, most positions belong to prompts. TRL 1.16 computes the logits and the loss at
-    those positions too (on a CPU, even at padding) and multiplies this loss by 0, so the result here is the same.
-    TRL's own loss is used for models with an auxiliary loss, and for models whose logits are not simply the output of
-    the head, for example because of a soft cap or a scale. `__init__` decides this by comparing logits.
+    On a CPU, TRL 1.16 computes logits at every position and then sets the loss to 0 where there is no label, so
+    skipping these positions does not change the result. (On CUDA with Triton, TRL skips these positions too.)
+
+    TRL's own loss is used if there are several processes, if the model has an auxiliary loss, or if the logits are not
+    simply the output of the head, for example because of a soft cap or a scale. To detect the last case, `__init__`
+    compares logits.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -80,12 +82,18 @@ class PackedTrainer(SFTTrainer):
         plain_loss = self.accelerator.num_processes == 1 and not self.aux_loss_enabled
         self.loss_positions_only = plain_loss and logits_are_head_of_backbone(self.model, self.backbone, self.head)
         if not self.loss_positions_only:
-            print("this model has an auxiliary loss or modifies its head's output: computing logits at every position")
+            print(
+                "using TRL's own loss, because the model has an auxiliary loss, its logits are not the plain output of "
+                "its head, or there are several processes"
+            )
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The summed cross entropy at loss positions, divided by the number of loss positions in the optimizer step."""
+        """Return the cross entropy of a micro-batch, divided by the number of loss positions in the optimizer step.
+
+        The cross entropy is summed over the loss positions of the micro-batch.
+        """
         cu_seqlens = {name: inputs.pop(name) for name in CU_SEQLENS if name in inputs}
         attention_inputs = cu_seqlens if self.model.config._attn_implementation == NAME else {}
         positions = inputs.pop("loss_positions")
@@ -103,7 +111,10 @@ class PackedTrainer(SFTTrainer):
         return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the fraction of loss positions since the last log point at which the label was ranked first."""
+        """Log the metrics, and the fraction of recent loss positions at which the model ranked the label first.
+
+        The fraction covers the loss positions since the previous log point.
+        """
         if self.loss_positions_only and self.num_scored:
             logs["mean_token_accuracy"] = self.num_correct.item() / self.num_scored
             self.num_correct.zero_()
@@ -112,7 +123,10 @@ class PackedTrainer(SFTTrainer):
 
 
 def logits_are_head_of_backbone(model: Any, backbone: Any, head: Any) -> bool:
-    """Whether the model's logits equal the head's output for the backbone's hidden states, tested on a short input."""
+    """Return whether applying the head to the hidden states of the backbone gives the logits of the model.
+
+    The two results are compared on a short input, with a tolerance of 1e-3.
+    """
     ids = torch.arange(8, device=model.device)[None]
     was_training = model.training
     model.eval()
@@ -126,32 +140,35 @@ def logits_are_head_of_backbone(model: Any, backbone: Any, head: Any) -> bool:
 
 
 class Progress(TrainerCallback):
-    """Shows and logs progress, marks complete checkpoints, and stops on a signal or a non-finite loss."""
+    """Shows and logs progress, marks checkpoints as complete, and stops on a signal or a non-finite loss."""
 
     def __init__(self, checkpoints: Path, log: Log, tokens_per_step: float, stop: Stop) -> None:
         self.checkpoints, self.log, self.tokens_per_step, self.stop = checkpoints, log, tokens_per_step, stop
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock and, on a terminal, the progress bar."""
+        """Start the clock. If stderr is a terminal, also start the progress bar."""
         self.started = self.last_log = time.monotonic()
         self.first_step = self.last_step = state.global_step
         if sys.stderr.isatty():
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Advance the bar; log after the last step; after a signal, save a checkpoint and stop at a log point."""
+        """Advance the progress bar, and log after the last step.
+
+        After a signal, save a checkpoint and stop at the next log point.
+        """
         if self.bar:
             self.bar.update(state.global_step - self.bar.n)
         if state.global_step >= state.max_steps:
             control.should_log = True
         # A logged loss is the mean over the steps since the previous log point. Checkpoints do not store the running
-        # sum, so stop only at a log point.
+        # sum of the losses, so stop only at a log point.
         if self.stop.signal_number and state.global_step % args.logging_steps == 0:
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        """Log the metrics and the speed since the previous log point.
+        """Log the metrics and the training speed since the previous log point.
 
         Raises TrainingError if the loss or the gradient norm is not finite.
         """
@@ -159,7 +176,7 @@ class Progress(TrainerCallback):
             return
         if not math.isfinite(logs["loss"]) or not math.isfinite(logs["grad_norm"]):
             raise TrainingError(
-                f"the loss is {logs['loss']} and the gradient norm {logs['grad_norm']} at step {state.global_step}. "
+                f"the loss is {logs['loss']} and the gradient norm is {logs['grad_norm']} at step {state.global_step}. "
                 "Lower train.learning_rate or raise train.warmup_ratio."
             )
         now, step = time.monotonic(), state.global_step
@@ -173,19 +190,18 @@ class Progress(TrainerCallback):
             self.bar.set_postfix_str(text)
         else:
             left = (state.max_steps - step) * (now - self.started) / (step - self.first_step)
-            with suppress(OSError):  # on Ctrl-C in `dvc repro | tee log`, tee ends first
+            with suppress(OSError):  # after Ctrl-C in `dvc repro | tee log`, tee exits first
                 print(f"step {step}/{state.max_steps}: {text}, {format_time(left)} left", flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-        """Mark the checkpoint as complete; raises TrainingError if the adapter's weights are not finite."""
+        """Mark the checkpoint as complete. Raises TrainingError if a weight of the adapter is not finite."""
         if not all(torch.isfinite(weight).all() for weight in model.parameters() if weight.requires_grad):
             raise TrainingError(
-                f"the adapter has weights that are not finite after step {state.global_step}. "
-                "Lower train.learning_rate."
+                f"the adapter has NaN or infinite weights after step {state.global_step}. Lower train.learning_rate."
             )
         mark_complete(self.checkpoints / f"checkpoint-{state.global_step}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Close the bar."""
+        """Close the progress bar."""
         if self.bar:
             self.bar.close()

@@ -1,8 +1,9 @@
-"""The train stage: trains a LoRA adapter on the packed sequences, with TRL's SFTTrainer.
+"""The train stage trains a LoRA adapter on the packed sequences with TRL's SFTTrainer.
 
-Reads data/prepared/ and models/base/. Writes models/adapter/ (PEFT's format), metrics/train.json and metrics/loss.csv.
-A killed run resumes from its last complete checkpoint in .recipe/checkpoints/ and produces the same bytes as an
-uninterrupted run. After SIGINT or SIGTERM, a run saves a checkpoint at its next log point and stops.
+It reads data/prepared/ and models/base/, and writes models/adapter/ (in PEFT's format), metrics/train.json and
+metrics/loss.csv. If a run is killed, the next run resumes from the last complete checkpoint in .recipe/checkpoints/ and
+produces the same bytes as an uninterrupted run. After SIGINT or SIGTERM, a run saves a checkpoint at the next log point
+and stops.
 
     recipe train
 """
@@ -33,12 +34,15 @@ if TYPE_CHECKING:
 
 
 def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path, log: Log) -> dict[str, Any]:
-    """Train the adapter, then write it and its metrics. Returns run metadata (seconds, peak memory in bytes)."""
+    """Train the adapter, and write the adapter, the loss curve and the metrics.
+
+    Returns the run metadata: the training time in seconds and the peak memory in bytes.
+    """
     import torch
 
     from recipe.train.sft import Progress
 
-    # PEFT warns when it saves resized embeddings in a checkpoint. Saving them is harmless, because they are frozen.
+    # PEFT warns when it saves resized embeddings in a checkpoint. This is harmless, because the embeddings are frozen.
     warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")
     be_deterministic(params.num_threads)
     stop = Stop()
@@ -63,7 +67,7 @@ def make_trainer(
     lora: LoraParams, params: TrainParams, paths: Paths, manifest: dict[str, Any], meta: dict[str, Any],
     progress: "Progress",
 ) -> "PackedTrainer":  # fmt: skip
-    """The trainer with the base model, a new adapter and the packed sequences.
+    """Create a trainer with the base model, a new adapter and the packed sequences.
 
     Raises ParamsError if the model does not support the settings in params.yaml.
     """
@@ -72,7 +76,7 @@ def make_trainer(
 
     from recipe.train.sft import PackedTrainer, sft_config
 
-    assert params.activation_checkpointing != "auto"  # `run` has resolved `auto` to on or off for this machine
+    assert params.activation_checkpointing != "auto"  # `run` has already replaced `auto` with on or off
     tokenizer = load_tokenizer(paths.base / "tokenizer")
     model = load_base(
         manifest, paths.folder, len(tokenizer), params.quantization, dtype=params.dtype, packed=meta["packing"]
@@ -80,8 +84,8 @@ def make_trainer(
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and meta["max_length"] > longest:
         raise ParamsError(
-            f"params.yaml: sequence.max_length is {meta['max_length']}, but {manifest['id']} has only {longest} "
-            "positions. Lower sequence.max_length."
+            f"params.yaml: sequence.max_length is {meta['max_length']}, but {manifest['id']} supports only "
+            f"{longest} positions. Lower sequence.max_length."
         )
     check_target_modules(model, lora.target_modules)
     config = sft_config(params, meta["max_length"], progress.checkpoints)
@@ -98,20 +102,20 @@ def make_trainer(
         peft_config=peft_config(lora),
         callbacks=[progress],
     )
-    trainer.remove_callback(PrinterCallback)  # Progress prints a shorter line
+    trainer.remove_callback(PrinterCallback)  # Progress prints shorter lines
     return trainer
 
 
 def fit(trainer: "PackedTrainer", params: TrainParams, checkpoints: Path, stop: Stop) -> None:
     """Train to the last step, resuming from the newest complete checkpoint if there is one.
 
-    Raises Stopped if a signal ended training early, and TrainingError if memory ran out.
+    Raises Stopped if a signal stopped training before the last step, and TrainingError if training ran out of memory.
     """
     import torch
 
     newest = newest_complete(checkpoints)
     if newest and is_last(newest):
-        # If num_epochs is not an integer, a Trainer that resumes after the last step would run an extra step.
+        # If num_epochs is not an integer, a Trainer that resumes from the last step would run an extra step.
         shutil.rmtree(newest)
         newest = newest_complete(checkpoints)
     if newest:
@@ -122,8 +126,8 @@ def fit(trainer: "PackedTrainer", params: TrainParams, checkpoints: Path, stop: 
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise TrainingError(
-                f"out of memory ({params.micro_batch_tokens} tokens per micro-batch). Lower train.micro_batch_tokens, "
-                "or set train.activation_checkpointing: on or train.quantization: nf4."
+                f"training ran out of memory with {params.micro_batch_tokens} tokens per micro-batch. Lower "
+                "train.micro_batch_tokens, or set train.activation_checkpointing: on or train.quantization: nf4."
             ) from None
         raise
     if stop.signal_number and trainer.state.global_step < trainer.state.max_steps:
@@ -134,7 +138,7 @@ def fit(trainer: "PackedTrainer", params: TrainParams, checkpoints: Path, stop: 
 def train_metrics(
     trainer: "PackedTrainer", history: list[dict[str, float]], params: TrainParams, meta: dict[str, Any]
 ) -> dict[str, Any]:
-    """The content of metrics/train.json. `history` contains the trainer's log entries that have a loss."""
+    """Return the contents of metrics/train.json. `history` contains the trainer's log entries that have a loss."""
     weights = list(trainer.model.parameters())
     return {
         "last_loss": round(last_loss(history, params.logging_steps), 6) if history else None,
@@ -151,7 +155,7 @@ def train_metrics(
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
-    """Run the train stage; returns a line with the adapter's folder and the training time."""
+    """Run the train stage, and return a line with the folder of the adapter and the training time."""
     pin_processor(params["train"].dtype)
     train_params = services.fit_to_memory()
     tracker = services.tracker()
@@ -164,7 +168,7 @@ def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
 
 
 def _peak_memory() -> int:
-    """The peak resident memory of this process so far, in bytes."""
+    """Return the peak resident memory of this process so far, in bytes."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,1 +1,1 @@
-"""Support for versions registered before the package had subpackages: see answering.py."""
+"""Supports versions that were registered before the package had subpackages. See answering.py."""

@@ -1,4 +1,4 @@
-"""See answering.py."""
+"""Stands in for the old module `recipe.tokenization`. See answering.py."""
 
 from pathlib import Path
 
@@ -6,5 +6,5 @@ from recipe.tracking.flat_versions.version import FlatVersion
 
 
 def load_tokenizer(folder: Path) -> FlatVersion:
-    """The version that contains the tokenizer in `folder`. The version's file calls this function first."""
+    """Return the version that contains the tokenizer in `folder`. The version's file calls this function first."""
     return FlatVersion(folder.parents[1])

@@ -1,4 +1,4 @@
-"""A process that runs the code of a version registered before the package had subpackages."""
+"""Runs the code of a version that was registered before the package had subpackages, in a separate process."""
 
 import runpy
 import sys
@@ -8,25 +8,28 @@ from typing import Any
 
 
 class FlatVersion:
-    """A version from before the package had subpackages. Its folder contains MLmodel, code/ and served.py."""
+    """A version registered before the package had subpackages. Its folder contains MLmodel, code/ and served.py."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.worker: Any = None
 
     def __len__(self) -> int:
-        """Support `len(tokenizer)`, which the version's file calls; the value is not used."""
+        """Support `len(tokenizer)`, which the version's file calls. The value is not used."""
         return 0
 
     def start(self) -> None:
-        """Start the process. Raises ValueError with its error message if that fails."""
+        """Start the process that loads the version. Raises ValueError with the error message if loading fails."""
         from recipe.tracking.model_process import FLAT, Worker
 
         self.worker = Worker(FLAT, str(self.folder))
 
 
 def load_flat_version(folder: Path) -> Any:
-    """Load a version with its own code; returns a function that answers rows. Runs in the version's process."""
+    """Load a version with the code stored in it, and return a function that answers rows.
+
+    This function runs in the version's process.
+    """
     import yaml
 
     flavor = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))["flavors"]["python_function"]
