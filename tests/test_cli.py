@@ -151,7 +151,7 @@ def test_a_plan_counts_the_rows_and_names_a_missing_column(quick, tmp_path):
     done = recipe(quick, "plan")
     assert done.returncode == 4 and "does not fit: sequence.columns.instruction is" in done.stdout
     assert "is 'question', but no row of train.jsonl has that column" in done.stdout
-    assert "the rows have 'input', 'instruction', 'output'" in done.stdout
+    assert "Columns found: 'input', 'instruction', 'output'" in done.stdout
 
 
 def test_a_plan_reports_a_cpu_without_bf16(quick, monkeypatch):

@@ -119,9 +119,9 @@ def test_a_new_recipe_says_what_it_found_in_the_rows(repository, tiny_base):
     write_jsonl(repository / "chats.jsonl", [sharegpt(n) for n in range(40)])
     result = invoke(f"new chats --data chats.jsonl --model {tiny_base}")
     assert result.output.splitlines()[:2] == [
-        "40 rows of chats.jsonl were read: they fit the template chat (messages: conversations, system, tools); "
-        "not used: id.",
-        "the base model's tokenizer has no chat template: sequence.chat_template is set to plain.",
+        "40 rows of chats.jsonl were read. They fit the template `chat` (messages: conversations, system, tools). "
+        "Columns that are not used: id.",
+        "the base model's tokenizer has no chat template, so sequence.chat_template is set to plain.",
     ]
     text = (repository / "presets" / "chats" / "params.yaml").read_text()
     assert "# maps the template's fields to" in text and "    messages: conversations\n" in text
@@ -135,7 +135,7 @@ def test_a_new_recipe_says_that_it_does_not_recognize_the_rows(repository):
     assert result.exit_code == 0 and result.output.splitlines()[:2] == [
         "1 of the first 3 rows of pairs.jsonl are malformed.",
         "no template fits the columns of pairs.jsonl: chosen, rejected. Set sequence.template and sequence.columns in "
-        "params.yaml; docs/data.md shows the formats.",
+        "params.yaml. docs/data.md describes the formats.",
     ]
     (repository / "list.csv").write_text("a;b\n1;2\n")
     result = invoke("new semicolons --data list.csv")
@@ -192,7 +192,7 @@ def test_an_alpaca_rows_history_and_system_message_come_before_its_instruction(t
         assert template.sample(row.values).form == "with input, history"
     for history in ("not a list", [["a"]], [["a", 1]], {"a": "b"}):
         bad = template.turns(Row({**llama_factory(1), "history": history}, "f", "line 1"))
-        assert bad.reason == "'history' is not a list of pairs of question and answer"
+        assert bad.reason == "'history' is not a list of [question, answer] pairs"
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_only_the_completion_of_a_conversational_row_is_trained(tokenizer, promp
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"p": "a"}, "the column 'c' is missing; the row has 'p'"),
+        ({"p": "a"}, "the column 'c' is missing. Columns found: 'p'"),
         ({"p": 3, "c": "a"}, "'p' is neither text nor a list of messages with role and content"),
         ({"p": ["a"], "c": "a"}, "'p' is neither text nor a list of messages with role and content"),
         ({"p": "a", "c": [QUESTION]}, "the chat has no message from the assistant"),

@@ -90,6 +90,16 @@ def test_a_template_that_drops_tools_or_calls_refuses_the_row(tokenizer, templat
         template.turns(read_chat(OPENAI, tools=[WEATHER]))
 
 
+@pytest.mark.parametrize("tools", ["[{broken", "[" * 5000, "3", [{"description": "no name"}], ["{broken"]])
+def test_invalid_tools_are_refused(tools):
+    assert "tool" in read_chat(OPENAI, tools=tools)
+
+
+@pytest.mark.parametrize("tools", [None, "", "  ", "null", [], "[]"])
+def test_a_row_may_have_no_tools(tools):
+    assert read_chat(OPENAI, tools=tools).tools == []
+
+
 def test_content_in_parts_is_joined():
     parts = [{"type": "text", "text": "Hello, "}, {"type": "text", "value": "Ada"}, "."]
     chat = read_chat([{"role": "user", "content": parts}, {"role": "assistant", "content": "Hi"}])

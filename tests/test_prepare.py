@@ -110,7 +110,7 @@ def test_the_validation_fraction_is_respected():
 def test_a_leak_between_given_splits_is_reported_with_both_places(prepared):
     with pytest.raises(DataError) as raised:
         prepared([alpaca("a", "1"), alpaca("b", "1")], [alpaca("c", "1"), alpaca("b", "2")])
-    assert "1 validation rows leak" in str(raised.value)
+    assert "found 1 validation rows whose prompts are also in the training rows" in str(raised.value)
     assert "validation.jsonl, line 2 has the same prompt as train.jsonl, line 2" in str(raised.value)
 
 
@@ -135,7 +135,7 @@ def test_overlong_rows_are_truncated_dropped_or_rejected_and_counted(prepared):
         assert all(len(ids) <= 256 for ids, _ in documents(folder / "validation.arrow"))
     with pytest.raises(DataError) as raised:
         prepared(rows, LONG, on_overlong="error", max_length=256)
-    assert "3 rows are longer than sequence.max_length, 256 tokens" in str(raised.value)
+    assert "3 rows exceed sequence.max_length (256 tokens)" in str(raised.value)
     assert "validation.jsonl, line 1: " in str(raised.value)
 
 

@@ -86,7 +86,7 @@ def test_any_csv_round_trips(tmp_path_factory, rows):
 def test_a_csv_row_is_located_by_its_first_line(tmp_path):
     rows_read = read(tmp_path, "r.csv", 'instruction,output\n"a\nb",1\nc,2\nd\n')
     assert [row.place for row in rows_read] == ["line 2", "line 4", "line 5"]
-    assert rows_read[2].reason == "1 values for 2 columns"
+    assert rows_read[2].reason == "expected 2 values, found 1"
 
 
 @pytest.mark.parametrize(
@@ -113,9 +113,9 @@ def test_an_unreadable_file_is_rejected_with_the_place_of_the_error(tmp_path, na
 @pytest.mark.parametrize(
     ("name", "data", "part"),
     [
-        ("r.json", '{"version": 1, "data": [{"a": 1}, {"a": 2}]}', "an object whose 'data' is a list of 2 objects"),
-        ("r.json", '{\n "rows": [\n  {"a": 1}\n ]\n}', "an object whose 'rows' is a list of 1 objects"),
-        ("r.jsonl", '{"data": [{"a": 1}]}', "an object whose 'data' is a list of 1 objects"),
+        ("r.json", '{"version": 1, "data": [{"a": 1}, {"a": 2}]}', "'data' is a list of objects (length: 2)"),
+        ("r.json", '{\n "rows": [\n  {"a": 1}\n ]\n}', "a single object whose 'rows' is a list of objects (length: 1)"),
+        ("r.jsonl", '{"data": [{"a": 1}]}', "a single object whose 'data' is a list of objects (length: 1)"),
         ("r.json", '{"a": ["x", "y"], "b": ["1", "2"]}', "an object with a list of values for each column"),
         ("r.json", '{"a": {"0": "x"}, "b": {"0": "y"}}', "an object with a list of values for each column"),
         ("r.jsonl", '[{"a": 1},\n{"a": 2}]\n', "a JSON list"),
@@ -135,7 +135,7 @@ def test_an_unreadable_file_is_rejected_with_the_place_of_the_error(tmp_path, na
         ("r.csv", b"PAR1abc", "Parquet"),
         ("r.jsonl", "<!DOCTYPE html>\n<html>", "a web page"),
         ("r.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS pointer"),
-        ("r.parquet", '{"a": 1}', "not Parquet"),
+        ("r.parquet", '{"a": 1}', "not in Parquet format"),
         ("r.json", "a,b\n1,2\n", "expected a list of objects"),
     ],
 )
@@ -166,10 +166,16 @@ def test_trailing_empty_columns_of_a_csv_are_left_out(tmp_path):
         assert rows_read[2].reason == "value 4 ('x') is in a column without a name"
 
 
+@pytest.mark.parametrize("text", ["3", "null", '"a"', "[]", "[1, 2]"])
+def test_a_jsonl_file_with_a_single_value_that_is_not_an_object_has_a_bad_row(tmp_path, text):
+    [bad] = read(tmp_path, "r.jsonl", text)
+    assert isinstance(bad, BadRow) and "not an object" in bad.reason
+
+
 def test_an_invalid_line_is_a_bad_row_and_the_other_lines_are_read(tmp_path):
     first, invalid, number, last = read(tmp_path, "r.jsonl", '{"a": "x"}\n{"a": \n3\n{"a": "y"}\n')
     assert (first.values, last.values) == ({"a": "x"}, {"a": "y"})
-    assert (invalid.place, number.reason) == ("line 2", "a number, not an object with columns")
+    assert (invalid.place, number.reason) == ("line 2", "the row is a number, not an object")
     assert "not valid JSON" in invalid.reason
 
 
@@ -179,7 +185,7 @@ REQUIRED, OPTIONAL = {"instruction": "q", "output": "a"}, {"input": "ctx"}
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"q": "x"}, "the column 'a' is missing; the row has 'q'"),
+        ({"q": "x"}, "the column 'a' is missing. Columns found: 'q'"),
         ({"q": "x", "a": None}, "'a' is null, not a string"),
         ({"q": "x", "a": 3}, "'a' is a number, not a string"),
         ({"q": ["x"], "a": "y"}, "'q' is a list, not a string"),

@@ -38,8 +38,8 @@ def test_unused_columns_are_reported_by_prepare_and_analyze(raw, fetched_base, s
     params = {"sequence": sequence_params(columns={"instruction": "instruction", "output": "output"})}
     printed = run(params, paths, Services(no_progress, None, None, None, None, None))
     assert printed.splitlines()[-1] == (
-        "not used: id (30 rows, such as 'a1'); source (30 rows, such as 'ada.lovelace@mail.com'); "
-        "topic (1 rows, such as '{\"a\": 1}')"
+        "not used: id (30 rows, for example 'a1'); source (30 rows, for example 'ada.lovelace@mail.com'); "
+        "topic (1 rows, for example '{\"a\": 1}')"
     )
     summary = analyze(AnalyzeParams(num_rows=3, num_bins=5), paths, no_progress)
     assert {name: entry["rows"] for name, entry in summary["unused"].items()} == {"id": 30, "source": 30, "topic": 1}
@@ -55,11 +55,11 @@ def test_a_column_mapped_to_null_is_left_out_without_a_report(prepared):
 @pytest.mark.parametrize(
     ("rows", "settings", "reason"),
     [
-        (alpaca(system="Be kind."), {}, "'system' changes what the answer should be, but is not used: set "
-         "sequence.template to alpaca_chat, or ignore it (system: null)"),
+        (alpaca(system="Be kind."), {}, "'system' changes what the answer should be, but is not used. To fix this, set "
+         "sequence.template to alpaca_chat, or add `system: null` to sequence.columns to ignore it"),
         (alpaca(history=[["a", "b"]]), {}, "set sequence.template to alpaca_chat"),
-        (alpaca(images=["a.png"]), {}, "'images' changes what the answer should be, but is not used: remove it"),
-        (alpaca(label=False), {}, "'label' is false, so the row is not to be trained"),
+        (alpaca(images=["a.png"]), {}, "'images' changes what the answer should be, but is not used. To fix this"),
+        (alpaca(label=False), {}, "'label' is false, so the row should not be trained on"),
         (alpaca(weight=0), {}, "'weight' is 0"),
         (chats(tools="[]"), {"template": "chat"}, r"use it (sequence.columns: tools: tools)"),
         (chats({**ANSWER, "images": ["a.png"]}), {"template": "chat"}, "'messages.images' changes"),

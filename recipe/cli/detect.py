@@ -1,4 +1,4 @@
-"""Looks at the first rows of a dataset to find the template and the columns that fit: `recipe new --data`.
+"""Finds the template and the columns that fit the first rows of a dataset, for `recipe new --data`.
 
 detect([{"conversations": [{"from": "human", ...}], "id": "a1"}])
 # Detected(template="chat", columns={"messages": "conversations"}, unused=["id"])
@@ -14,8 +14,8 @@ from recipe.text.file_shape import SENDER_KEYS
 from recipe.text.messages import parse_json
 from recipe.text.readers import Row, is_missing, read_rows
 
-NUM_ROWS = 1000  # rows to look at
-# The names of columns in public datasets, for each field of a template; the first that fits is taken.
+NUM_ROWS = 1000  # maximum number of rows to read
+# Common column names in public datasets, for each field of a template. The first name that fits is used.
 MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 PROMPTS, COMPLETIONS = ("prompt",), ("completion", "response")
 INSTRUCTIONS = ("instruction", "question", "query", "user", "problem")
@@ -31,7 +31,7 @@ EXTRAS = {
 
 @dataclass
 class Detected:
-    """A template, its columns, and the columns of the rows that it does not use."""
+    """The detected template, the columns that the template uses, and the columns that the template does not use."""
 
     template: str
     columns: dict[str, str]
@@ -39,7 +39,7 @@ class Detected:
 
 
 def first_rows(files: Sequence[Path]) -> tuple[list[dict[str, Any]], int]:
-    """The values of the first NUM_ROWS rows, and the number of malformed rows among them.
+    """Read the first NUM_ROWS rows. Return the values of the valid rows, and the number of malformed rows.
 
     Raises DataError if a file can't be read.
     """
@@ -49,8 +49,8 @@ def first_rows(files: Sequence[Path]) -> tuple[list[dict[str, Any]], int]:
 
 
 def detect(rows: list[dict[str, Any]]) -> Detected | None:
-    """The template and the columns that fit the rows; None if no template fits."""
-    # For each column, its values that are not empty.
+    """Return the template and the columns that fit the rows, or None if no template fits."""
+    # The values of each column that are not empty.
     values: dict[str, list[Any]] = {}
     for row in rows:
         for name, value in row.items():
@@ -72,7 +72,10 @@ def detect(rows: list[dict[str, Any]]) -> Detected | None:
 
 
 def _template(values: dict[str, list[Any]], num_rows: int) -> tuple[str, dict[str, str]] | None:
-    """The template and its required columns. A required column has a value of the right type in most rows."""
+    """Return the name of the template that fits, and its required columns, or None if no template fits.
+
+    A required column must have a value of the correct type in more than half of the rows.
+    """
 
     def find(names: Sequence[str], *tests: Any) -> str | None:
         fits = (
@@ -101,7 +104,7 @@ def _template(values: dict[str, list[Any]], num_rows: int) -> tuple[str, dict[st
 
 
 def is_messages(value: object) -> bool:
-    """Whether a value is a chat: a list of objects with role or from, or its JSON text."""
+    """Return whether a value is a list of objects that have a `role` or `from` key, or the JSON text of such a list."""
     if isinstance(value, str):
         value = parse_json(value) if value.lstrip().startswith("[") else None
     return isinstance(value, list) and bool(value) and all(

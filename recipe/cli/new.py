@@ -1,6 +1,6 @@
-"""Implements `recipe new`, which creates a recipe folder with its own params.yaml and a copy of the root's dvc.yaml.
+"""Implements `recipe new`, which creates a recipe folder with its own params.yaml and dvc.yaml.
 
-With --data, the template and the columns are chosen to fit the first rows (see detect.py).
+With --data, `recipe new` sets the template and the columns that fit the first rows of the data (see detect.py).
 """
 
 import json
@@ -25,9 +25,9 @@ HUB_FILE = (
 
 
 def source_of(source: str) -> str:
-    """Return the value of a `source` key in params.yaml: an existing path unchanged, or `hub` for a Hub name.
+    """Return the value for a `source` key in params.yaml: an existing path unchanged, or `hub` for a Hub name.
 
-    Raises ParamsError if `source` is neither of these.
+    Raises ParamsError if `source` is neither an existing path nor a Hub name.
     """
     if Path(source).exists():
         return source
@@ -39,11 +39,12 @@ def source_of(source: str) -> str:
 def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> tuple[Path, list[str]]:
     """Create the recipe folder presets/NAME from the recipe in `folder`.
 
-    Return the new folder, and lines that say which template was chosen. `data` and `model` replace the sources. Each is
-    a path or a Hub name. Relative paths are adapted to the new folder. Raises ParamsError if the name is taken or
-    invalid, if a source is neither a path nor a Hub name, if the model's path is not a folder that contains
-    config.json, or if a required section is missing from params.yaml. Raises DataError if the rows can't be read or
-    have no train split.
+    Return the new folder, and lines for the terminal that describe the choice of the template. `data` and `model` are
+    paths or Hub names that replace the sources in params.yaml. Relative paths are adapted to the new folder.
+
+    Raises ParamsError if the name is taken or invalid, if a source is neither a path nor a Hub name, if the path of the
+    model is not a folder that contains config.json, or if a required section is missing from params.yaml. Raises
+    DataError if the rows can't be read or have no train split.
     """
     root = repository(folder)
     new = root / "presets" / name
@@ -80,7 +81,7 @@ def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> 
     if data is not None and source_of(data) != HUB:
         notes = _set_template(params["sequence"], data, params["data"], _base_folder(params, new))
     elif data is not None:
-        notes = [f"{data} has not been looked at: check sequence.template and sequence.columns in params.yaml."]
+        notes = [f"the rows of {data} were not read. Check sequence.template and sequence.columns in params.yaml."]
     params["registry"].update(name=name, experiment=name)
     params.yaml_set_start_comment(
         f"Recipe {name}. To run it, use `dvc repro` in this folder. To check this file, use `recipe params`."
@@ -93,14 +94,14 @@ def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> 
 
 
 def pipeline_of(root: Path) -> str:
-    """Return the dvc.yaml for a folder in presets/, which is the root's dvc.yaml with `root` set to `../..`."""
+    """Return the text of dvc.yaml for a folder in presets/: the root's dvc.yaml with `root` set to `../..`."""
     text = (root / "dvc.yaml").read_text(encoding="utf-8")
     assert text.count("\n  - root: .\n") == 1
     return text.replace("\n  - root: .\n", "\n  - root: ../..\n")
 
 
 def write_hub_file(folder: Path, params: Any) -> None:
-    """Write the `hub` file if a source is `hub` and the file does not exist.
+    """Write the `hub` file if a source in `params` is `hub` and the file does not exist.
 
     DVC treats the value of `source` as a path, so `source: hub` requires a file named `hub`. The content of this file
     never changes.
@@ -110,7 +111,11 @@ def write_hub_file(folder: Path, params: Any) -> None:
 
 
 def _describe(params: Any, data: Path) -> None:
-    """Adapt the `data` section to a local source. A folder can have several splits, but a file is the train split."""
+    """Adapt the `data` section to a local source.
+
+    A folder can contain several splits. A single file becomes the train split. Raises DataError if a folder has no
+    train split.
+    """
     params["data"].update(id=None, revision=None, subset=None, sha256=None)
     if not data.is_dir():
         params["data"].update(train_split="train", validation_split=None)
@@ -126,12 +131,12 @@ def _describe(params: Any, data: Path) -> None:
 
 
 def _base_folder(params: Any, new: Path) -> Path | None:
-    """The folder of a local base model; None if the model is on the Hub."""
+    """Return the folder of a local base model, or None if the model is on the Hub."""
     return None if params["model"]["source"] == HUB else new / params["model"]["source"]
 
 
 def _set_template(sequence: Any, data: str, splits: Any, base: Path | None) -> list[str]:
-    """Set the template and the columns that fit the rows; returns lines about what was found.
+    """Set the template and the columns that fit the rows. Return lines for the terminal that describe the result.
 
     Raises DataError if a file can't be read.
     """
@@ -144,9 +149,9 @@ def _set_template(sequence: Any, data: str, splits: Any, base: Path | None) -> l
         return [
             *notes,
             f"no template fits the columns of {data}: {columns}. Set sequence.template and sequence.columns in "
-            "params.yaml; docs/data.md shows the formats.",
+            "params.yaml. docs/data.md describes the formats.",
         ]
-    # Keep the current template if it reads the same columns: alpaca_chat instead of alpaca, for example.
+    # Keep the current template if it reads the same columns as the detected template, such as alpaca_chat and alpaca.
     current = TEMPLATES[sequence["template"]]
     if current.REQUIRED == TEMPLATES[detected.template].REQUIRED and set(detected.columns) <= {
         *current.REQUIRED, *current.OPTIONAL, "category",
@@ -160,18 +165,18 @@ def _set_template(sequence: Any, data: str, splits: Any, base: Path | None) -> l
         sequence["chat_template"] = None
     elif sequence["chat_template"] is None and base is not None and not _has_chat_template(base):
         sequence["chat_template"] = "plain"
-        notes.append("the base model's tokenizer has no chat template: sequence.chat_template is set to plain.")
+        notes.append("the base model's tokenizer has no chat template, so sequence.chat_template is set to plain.")
     return notes
 
 
 def _describe_choice(data: str, num_rows: int, detected: Detected) -> str:
     columns = ", ".join(name if name == column else f"{name}: {column}" for name, column in detected.columns.items())
-    unused = f"; not used: {', '.join(detected.unused)}" if detected.unused else ""
-    return f"{num_rows:,} rows of {data} were read: they fit the template {detected.template} ({columns}){unused}."
+    unused = f". Columns that are not used: {', '.join(detected.unused)}" if detected.unused else ""
+    return f"{num_rows:,} rows of {data} were read. They fit the template `{detected.template}` ({columns}){unused}."
 
 
 def _has_chat_template(base: Path) -> bool:
-    """Whether the tokenizer in a model's folder has a chat template, in one of the files that transformers reads."""
+    """Return whether the tokenizer of a base model has a chat template in any place that transformers checks."""
     config = base / "tokenizer_config.json"
     in_config = config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
     return in_config or any(base.glob("chat_template.*")) or (base / "additional_chat_templates").is_dir()

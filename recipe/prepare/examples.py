@@ -1,4 +1,4 @@
-"""Turns rows into examples: reads and checks the rows, applies the template, and assigns each example to a split."""
+"""Reads rows, converts them to examples with a template, and assigns each example to a split."""
 
 import hashlib
 from collections.abc import Iterator
@@ -30,28 +30,31 @@ class Example:
 
     @property
     def prompt_key(self) -> bytes:
-        """A digest shared by rows with the same prompt; for a row without a prompt, a digest of its completion."""
+        """The sha256 of the prompt or, if the prompt is empty, of the last completion."""
         return hashlib.sha256((self.prompt or self.turns[-1].completion).encode()).digest()
 
     @property
     def prompt(self) -> str:
-        """All text before the last answer. The first prompt is not enough: many chats open with the same greeting."""
+        """All text before the last completion.
+
+        The first prompt alone is not sufficient, because many chats begin with the same greeting.
+        """
         before = "".join(turn.prompt + turn.completion + (turn.end or "") for turn in self.turns[:-1])
         return before + self.turns[-1].prompt
 
 
 def in_validation(prompt_key: bytes, fraction: float) -> bool:
-    """Whether a row belongs to the validation split. This depends only on the row's prompt and `fraction`."""
+    """Return whether a row belongs to the validation split. This depends only on the row's prompt and `fraction`."""
     return int.from_bytes(prompt_key[:8], "big") < fraction * 2**64
 
 
 def read_examples(
     files: dict[str, Path], template: Template, columns: dict[str, str | None], unused: Unused
 ) -> Iterator[Example | BadRow]:
-    """Yield each row of the files ({name: path}) as an Example, or as a BadRow if it is malformed.
+    """Yield each row of `files` ({name: path}) as an Example, or as a BadRow if the row is malformed.
 
-    What the rows contain and `template` does not use is added to `unused`. Raises DataError at the end if a column is
-    missing from all rows (see check_columns).
+    Columns and message keys that `template` does not use are added to `unused`. After the last row, a DataError is
+    raised if a column is missing from all rows (see check_columns).
     """
     seen: dict[str, None] = {}
     for name, path in files.items():
@@ -72,20 +75,21 @@ def read_examples(
 
 
 def check_columns(required: tuple[str, ...], columns: dict[str, str | None], seen: set[str], files: list[str]) -> None:
-    """Raise DataError if a column is missing from all rows, but required or renamed in params.yaml (probably a typo).
+    """Raise DataError if a column that is required or has a custom name in params.yaml is missing from all rows.
 
-    An optional column with its default name, such as Alpaca's `input`, may be missing.
+    The name of the column is then probably misspelled. An optional column with its default name, such as Alpaca's
+    `input`, may be missing.
     """
     for name, column in columns.items():
         if column is not None and column not in seen and (name != column or name in required) and seen:
             raise DataError(
-                f"sequence.columns.{name} is {column!r}, but no row of {', '.join(files)} has that column; "
-                f"the rows have {', '.join(sorted(map(repr, seen)))}. Set it to the column that contains the {name}."
+                f"sequence.columns.{name} is {column!r}, but no row of {', '.join(files)} has that column. "
+                f"Columns found: {', '.join(sorted(map(repr, seen)))}. Set this key to the column with the {name}."
             )
 
 
 def report_bad_rows(bad: list[BadRow]) -> str:
-    """A message about all bad rows: a line for each of the first SHOWN_MISTAKES rows, and the number of the rest."""
+    """Return a message that lists the first SHOWN_MISTAKES bad rows and contains the number of remaining bad rows."""
     lines = [f"  {row.file}, {row.place}: {row.reason}" for row in bad[:SHOWN_MISTAKES]]
     if len(bad) > SHOWN_MISTAKES:
         lines.append(f"  and {len(bad) - SHOWN_MISTAKES} more")
@@ -103,13 +107,16 @@ class Splitter:
     def __init__(self, fraction: float, *, validation_is_given: bool) -> None:
         self.fraction, self.given = fraction, validation_is_given
         self.count = {"train": 0, "validation": 0}
-        self._first_key: bytes | None = None  # the first prompt, to see whether all rows have the same one
+        self._first_key: bytes | None = None  # the key of the first row, with which all other keys are compared
         self._same_prompt = True
-        self._validation: dict[bytes, list[str]] = {}  # where each prompt occurs in the source's validation split
-        self._leaks: dict[bytes, str] = {}  # where such a prompt also occurs in the training rows
+        self._validation: dict[bytes, list[str]] = {}  # the places of each prompt in the given validation split
+        self._leaks: dict[bytes, str] = {}  # a training row with the prompt, for each prompt in both splits
 
     def assign(self, split: str, example: Example) -> str:
-        """Assign an example from `split` in the source; returns `train` or `validation`."""
+        """Return the split of an example, `train` or `validation`, and count the example.
+
+        `split` is the split that contains the example in the source.
+        """
         key = example.prompt_key
         self._first_key = self._first_key or key
         self._same_prompt = self._same_prompt and key == self._first_key
@@ -125,7 +132,7 @@ class Splitter:
         return split
 
     def check(self) -> None:
-        """Raise DataError if a prompt is in both splits, or a split is empty."""
+        """Raise DataError if a prompt is in both splits, or if a split is empty."""
         leaks = [
             (self._leaks[key], place)
             for key in self._validation
@@ -135,21 +142,21 @@ class Splitter:
         if leaks:
             lines = [f"  {validation} has the same prompt as {train}" for train, validation in leaks[:SHOWN_MISTAKES]]
             raise DataError(
-                f"{len(leaks)} validation rows leak: their prompts are also in the training rows. Remove them from one "
-                "split.\n" + "\n".join(lines)
+                f"found {len(leaks)} validation rows whose prompts are also in the training rows. Remove the rows with "
+                "these prompts from one of the two splits.\n" + "\n".join(lines)
             )
         for name, count in self.count.items():
             if not count and self.given:
-                raise DataError(f"the {name} split has no rows.")
+                raise DataError(f"the {name} split has no valid rows. Check the files of this split.")
             num_rows = sum(self.count.values())
             if not count and self._same_prompt and num_rows > 1:
                 raise DataError(
-                    f"all {num_rows:,} rows have the same prompt, and rows with equal prompts belong in one split. "
-                    "Add to each prompt what its answer depends on; or use the template text, which has no prompt; or "
-                    "provide validation rows with a different prompt (data.validation_split)."
+                    f"all {num_rows:,} rows have the same prompt, so they cannot be divided into two splits. Include "
+                    "the information on which the answer depends in each prompt, use the text template, which has no "
+                    "prompt, or provide validation rows with a different prompt (data.validation_split)."
                 )
             if not count:
                 raise DataError(
-                    f"the {name} split is empty: sequence.validation_fraction is {self.fraction}, and there are "
-                    f"{num_rows} rows. Change the fraction, or set data.validation_split."
+                    f"the {name} split is empty (sequence.validation_fraction: {self.fraction}, number of rows: "
+                    f"{num_rows}). Change the fraction, or set data.validation_split."
                 )

@@ -1,12 +1,12 @@
-"""The prepare stage: turns rows into token sequences.
+"""Implements the prepare stage, which converts rows to token sequences.
 
-Reads data/raw/ and models/base/tokenizer/. Writes data/prepared/:
-    train.arrow         packed sequences: input_ids, completion_mask (the tokens in the loss), seq_lengths
-    validation.arrow    one example per sequence, in the order of validation.jsonl
+The stage reads data/raw/ and models/base/tokenizer/, and writes data/prepared/:
+    train.arrow         the packed sequences: input_ids, completion_mask (the tokens in the loss), seq_lengths
+    validation.arrow    the validation examples, one per sequence, in the order of validation.jsonl
     validation.jsonl    the prompts, completions and categories of the validation examples
-    rows.arrow          every valid row: split, file, place, category, num_chars, num_tokens, num_before
-    quarantine.jsonl    the malformed rows, each with the reason why it was dropped (with on_bad_row: drop)
-    unused.json         what the rows contain and the template does not use: the number of rows, and an example
+    rows.arrow          facts about each valid row: split, file, place, category, num_chars, num_tokens, num_before
+    quarantine.jsonl    the malformed rows that were dropped (with on_bad_row: drop), each with the reason
+    unused.json         the columns and message keys that the template does not use, with row counts and examples
     meta.json           the settings and the counts
 
     recipe prepare
@@ -30,7 +30,7 @@ from recipe.tokens.tokenizer import load_tokenizer
 
 
 def prepare(params: SequenceParams, paths: Paths, progress: Progress) -> dict[str, Any]:
-    """Write data/prepared/ and return its meta.json."""
+    """Write data/prepared/ and return the content of meta.json."""
     manifest, tokenizer_folder = read_json(paths.raw / "manifest.json"), paths.base / "tokenizer"
     tokenizer = load_tokenizer(tokenizer_folder)
     uses_chat = TEMPLATES[params.template].USES_CHAT_TEMPLATE
@@ -66,7 +66,7 @@ def prepare(params: SequenceParams, paths: Paths, progress: Progress) -> dict[st
 def settings_meta(
     params: SequenceParams, tokenizer: Any, tokenizer_folder: Path, chat: ChatTemplate | None
 ) -> dict[str, Any]:
-    """The part of meta.json that tells later stages about the template and the tokenizer."""
+    """Return the part of meta.json that describes the template and the tokenizer to later stages."""
     return {
         "template": params.template,
         "chat_template": chat.source if chat else None,
@@ -84,7 +84,10 @@ def settings_meta(
 
 
 def counts_meta(rows: TokenizedRows, num_sequences: int, max_length: int) -> dict[str, Any]:
-    """The part of meta.json with the numbers of rows, tokens and sequences, and the sha256 of the validation tokens."""
+    """Return the part of meta.json that contains the numbers of rows, tokens and sequences, and a sha256.
+
+    The sha256 covers the tokens and the completion masks of the validation rows.
+    """
     train, validation = rows.splits["train"], rows.splits["validation"]
     validation_examples = validation.sequences(_unpacked(validation))
     return {
@@ -105,7 +108,7 @@ def counts_meta(rows: TokenizedRows, num_sequences: int, max_length: int) -> dic
             "train": num_sequences,
             "filled": round(train.num_tokens / (num_sequences * max_length), 4),
         },
-        # The validation losses of two adapters are comparable if this hash of the tokens and masks is the same.
+        # The validation losses of two adapters are comparable only if this hash is the same for both adapters.
         "validation_sha256": sha256_bytes(
             b"".join(
                 ids.astype("<u4").tobytes() + completion_mask.tobytes()
@@ -116,7 +119,7 @@ def counts_meta(rows: TokenizedRows, num_sequences: int, max_length: int) -> dic
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
-    """Run `prepare`; returns a summary of the counts, and what the rows contain but is not used."""
+    """Run `prepare`. Return a summary of the counts and, if there are unused columns or keys, a list of them."""
     meta = prepare(params["sequence"], paths, services.progress)
     rows, tokens, sequences = meta["rows"], meta["tokens"], meta["sequences"]
     excluded = rows["quarantined"] + rows["dropped_overlong"] + rows["dropped_without_answer"]
@@ -130,7 +133,7 @@ def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
 
 
 def _unpacked(rows: SplitTokens) -> list[list[int]]:
-    """The row numbers of the sequences without packing: one kept row per sequence."""
+    """Return the row numbers of each sequence for the case without packing, in which each kept row is a sequence."""
     return [[index] for index in range(len(rows.lengths))]
 
 

@@ -1,11 +1,12 @@
-"""Encodes text with tiktoken where it provably produces the tokenizer's ids: for byte-level BPE and ASCII text.
+"""Encodes ASCII text with tiktoken for byte-level BPE tokenizers for which tiktoken provably produces the same ids.
 
-    encode = rank_encoder(tokenizer)    # texts -> ids, several times as fast; None if the ids could differ
+    encode = rank_encoder(tokenizer)    # a faster function from texts to ids, or None if the ids could differ
 
-Both libraries split a text into pieces, and then repeatedly merge two adjacent tokens of a piece. They differ in which
-pair they merge next. tiktoken merges the pair whose concatenated bytes form the token of lowest rank (the token's id);
-the tokenizers library merges the pair that comes first in the tokenizer's list of merges. Both libraries produce the
-same ids if condition 1 and at least one of conditions 2 and 3 hold:
+tiktoken and the tokenizers library split a text into pieces, and then repeatedly merge two adjacent tokens of a piece.
+The libraries differ in how they choose the next pair to merge. tiktoken merges the pair whose concatenated bytes form
+the token with the lowest rank, which is the token's id. The tokenizers library merges the pair that comes first in the
+tokenizer's list of merges. Both libraries produce the same ids if condition 1 and at least one of conditions 2 and 3
+hold:
 
 1. The ids follow the order of the merges: no merge produces a token with a smaller id than an earlier merge does.
 2. For every token that a merge produces, merging the text of that token alone produces the token itself.
@@ -14,24 +15,27 @@ same ids if condition 1 and at least one of conditions 2 and 3 hold:
 By condition 1, both libraries rank the pairs in the list of merges in the same order. It remains to show that tiktoken
 never merges a pair that is not in the list.
 
-If condition 3 holds, there are no such pairs. One difference remains: two overlapping pairs may produce the same token,
-as in a run of spaces. tiktoken then merges the left pair, and the tokenizers library merges the pair that comes first
-in the list. The tests compare the ids of such runs.
+If condition 3 holds, every pair that tiktoken merges is in the list. One difference remains. Two overlapping pairs can
+produce the same token, for example in a run of spaces. In this case, tiktoken merges the left pair, and the tokenizers
+library merges the pair that comes first in the list. The tests compare the ids of such runs.
 
-If condition 2 holds, consider the first time that tiktoken merges a pair (a, b) that is not in the list, into a token
-t. No earlier merge crossed the borders of t, so the merges inside t were the same as if the text of t were merged
-alone. But merging that text alone would then end with a and b instead of t, which contradicts condition 2. Among pairs
-of equal rank, both libraries merge the leftmost pair first.
+If condition 2 holds, suppose that tiktoken merges a pair (a, b) that is not in the list, and consider the first such
+merge. This merge produces a token t. No earlier merge crossed the borders of t, so the merges inside t were the same as
+if the text of t were merged alone. However, merging this text alone would then end with a and b instead of t, which
+contradicts condition 2. Among pairs of equal rank, both libraries merge the leftmost pair first.
 
-If a whole piece is a token, tiktoken encodes it as that token without merging anything; by condition 2, merging
-produces the same token. Tokenizers with `ignore_merges` skip the merges of such a piece as well. Since this hides what
-the merges alone would produce, condition 2 can't be checked for these tokenizers, so condition 3 is required.
+If a whole piece is a token, tiktoken encodes the piece as this token without merging. By condition 2, merging produces
+the same token. Tokenizers with `ignore_merges` also skip the merges of such a piece. As a result, condition 2 can't be
+checked for these tokenizers, so condition 3 is required.
 
 The split into pieces depends on Unicode tables, which the two libraries take from different sources, and on how each
-library interprets a pattern: tiktoken drops text that no alternative matches, and interprets `{1,3}+` and `$`
-differently. Therefore, only two patterns are accepted, and only ASCII text, for which the tests compare the pieces. The
-look-ahead after whitespace in GPT-2's pattern would take two thirds of the encoding time. With that pattern, longer
-runs of whitespace are therefore cut out first, and the texts of a batch are encoded together, separated by NUL.
+library interprets a pattern. tiktoken drops text that no alternative of the pattern matches, and interprets `{1,3}+`
+and `$` differently. Therefore, tiktoken is used only with two patterns and only for ASCII text, for which the tests
+compare the pieces.
+
+The look-ahead after whitespace in GPT-2's pattern would take two thirds of the encoding time. With this pattern, long
+runs of whitespace are therefore encoded separately, and all remaining texts of a batch are joined and encoded together,
+separated by NUL.
 """
 
 import re
@@ -46,31 +50,33 @@ import numpy as np
 from recipe.tokens.byte_level import byte_characters
 
 Encode = Callable[[list[str]], list[np.ndarray]]
-# GPT-2's pattern, which ByteLevel in the tokenizers library uses, and an equivalent for text that is_simple accepts.
+# GPT-2's pattern, which ByteLevel in the tokenizers library uses, and a faster pattern that finds the same pieces in
+# text that is_simple accepts.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT2_PATTERN_SIMPLE = r"'(?:[stmd]|re|ve|ll)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9\x00]+|\s|\x00"
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# White space of two or more characters that is one piece in GPT-2's pattern: a run without its last character, or, at
-# the end of a text, the whole run.
+# Two or more whitespace characters that form one piece in GPT-2's pattern. The piece is a run of whitespace without its
+# last character or, at the end of a text, the whole run.
 WHITESPACE_RUN = re.compile(r"([\t-\r ][\t-\r ]+(?:(?=[\t-\r ][^\t-\r ])|\Z))")
 SPACES = bytes.maketrans(b"\t\n\v\f\r", b"     ")
 NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
-JOINED_CHARS = 1 << 20  # characters encoded at once; more are not faster, and would keep several copies of long texts
+JOINED_CHARS = 1 << 20  # number of characters to encode together; a larger number needs more memory and is not faster
 MAX_CACHED_RUN_CHARS = 100  # longer runs of whitespace are rare
-MAX_BACKTRACKING_CHARS = 100_000  # per text; a pattern that backtracks overflows the engine's stack after 500,000
+MAX_BACKTRACKING_CHARS = 100_000  # per text; backtracking overflows the regex engine's stack after 500,000
 
 
 def rank_encoder(tokenizer: Any) -> Encode | None:
-    """A function that encodes texts to ids (uint32), without adding tokens, and with special tokens read as plain text.
+    """Return a function that encodes texts to arrays of ids (uint32), or None if the tokenizer is not supported.
 
-    None if the tokenizer is not supported.
+    The function adds no tokens, and reads special tokens in the texts as plain text. The result is also None if orjson
+    or tiktoken is not installed.
     """
     try:
         import orjson
-        import tiktoken  # noqa: F401 - RankEncoder needs it
+        import tiktoken  # noqa: F401 - RankEncoder imports tiktoken
 
         backend = tokenizer.backend_tokenizer
         config = orjson.loads(backend.to_str())
@@ -89,8 +95,8 @@ class RankEncoder:
 
         self.backend, self.is_gpt2 = backend, pattern == GPT2_PATTERN
         core_pattern = GPT2_PATTERN_SIMPLE if self.is_gpt2 else pattern
-        # A special token that is never allowed. Without any special token, encode_to_numpy would stop at every
-        # character to look for one.
+        # This special token is never allowed in a text. Without a special token, encode_to_numpy would stop at every
+        # character to search for special tokens.
         never = {"<|never|>": 1 + max(ranks.values())}
         core = tiktoken.Encoding("recipe", pat_str=core_pattern, mergeable_ranks=ranks, special_tokens=never)
         self.ordinary = partial(core.encode_to_numpy, allowed_special=set(), disallowed_special=())
@@ -98,7 +104,7 @@ class RankEncoder:
         self.cached_run = lru_cache(maxsize=10_000)(self.run)
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of each text, uint32."""
+        """Return the ids of each text as a uint32 array."""
         assigned: list[list[tuple[Encode, str]]] = [
             [(self.together, text)] if self.is_gpt2 and is_simple(text) else list(self.assign_encoders(text))
             for text in texts
@@ -138,7 +144,7 @@ class RankEncoder:
         return [self.ordinary(text) for text in texts]
 
     def together(self, texts: list[str]) -> list[np.ndarray]:
-        """Encode with tiktoken, all texts at once, separated by NUL."""
+        """Encode with tiktoken, with the texts joined and separated by NUL."""
         encoded = []
         for joined_texts in joined(texts):
             ids, start = self.ordinary(joined_texts), 0
@@ -148,17 +154,17 @@ class RankEncoder:
         return encoded
 
     def runs(self, texts: list[str]) -> list[np.ndarray]:
-        """Encode runs of whitespace, each of which is one piece, with the tokenizers library's merges."""
+        """Encode texts that each consist of one run of whitespace."""
         return [self.cached_run(text) if len(text) <= MAX_CACHED_RUN_CHARS else self.run(text) for text in texts]
 
     def run(self, text: str) -> np.ndarray:
-        """Encode one run of whitespace."""
+        """Encode a run of whitespace, which is a single piece, with the merges of the tokenizers library."""
         piece = "".join(self.letters[byte] for byte in text.encode())
         return np.array([token.id for token in self.backend.model.tokenize(piece)], np.uint32)
 
 
 def joined(texts: list[str]) -> Iterator[str]:
-    """Yield the texts, each followed by NUL, joined into strings of about JOINED_CHARS characters."""
+    """Join the texts, each followed by NUL. Yield each string when it has JOINED_CHARS characters or more."""
     parts, size = [], 0
     for text in texts:
         parts.append(f"{text}\0")
@@ -170,11 +176,12 @@ def joined(texts: list[str]) -> Iterator[str]:
 
 
 def is_simple(text: str) -> bool:
-    """Whether a text is ASCII without NUL, and GPT2_PATTERN_SIMPLE finds the same pieces in it as GPT-2's pattern.
+    """Return whether a text is ASCII without NUL and is split into the same pieces by both GPT-2 patterns.
 
-    Of a run of n white-space characters, GPT-2's pattern takes the first n - 1 as one piece if another character
-    follows, and all n at the end of a text. GPT2_PATTERN_SIMPLE takes each of these characters as a piece, which is the
-    same if n is at most 2, or 1 at the end of a text. WHITESPACE_RUN matches the longer pieces.
+    In a run of n whitespace characters, GPT2_PATTERN takes the first n - 1 characters as one piece if another character
+    follows, or all n characters at the end of a text. GPT2_PATTERN_SIMPLE takes each of these characters as a separate
+    piece. The pieces are the same if n is 1, or if n is 2 and another character follows. WHITESPACE_RUN matches the
+    longer pieces.
     """
     if not text.isascii() or "\0" in text:
         return False
@@ -183,16 +190,16 @@ def is_simple(text: str) -> bool:
 
 
 def cuts_at(text: str, at: int) -> bool:
-    """Whether GPT-2's pattern finds the same pieces in text[:at] and text[at:] as in the whole text.
+    """Return whether `at` is the position of a single space between two printable ASCII characters.
 
-    This is true before a single space between two printable ASCII characters: no piece extends from the left into that
-    space, and only pieces of whitespace look further ahead.
+    At this position, GPT-2's pattern finds the same pieces in text[:at] and text[at:] as in the whole text, because no
+    piece extends from the left into the space, and only whitespace pieces depend on the text that follows.
     """
     return text[at] == " " and "!" <= text[at - 1 : at] <= "~" and "!" <= text[at + 1 : at + 2] <= "~"
 
 
 def split_ascii(text: str) -> list[str]:
-    """Split a text into parts that can be encoded separately: ASCII parts, and parts that contain non-ASCII words."""
+    """Split a text into ASCII parts and parts with non-ASCII words. All parts can be encoded separately."""
     parts, done = [], 0
     for match in NOT_ASCII.finditer(text):
         if match.start() < done:
@@ -210,9 +217,12 @@ def split_ascii(text: str) -> list[str]:
 
 
 def _pattern(config: dict[str, Any]) -> str | None:
-    """GPT-2's or Llama 3's pattern if the tokenizer splits text with it and does nothing else before BPE; else None."""
+    """Return the pattern with which the tokenizer splits text if the pattern is GPT-2's or Llama 3's.
+
+    Return None for other patterns, and for tokenizers that do anything else before BPE.
+    """
     if config["normalizer"] is not None or not all(token["special"] for token in config["added_tokens"]):
-        return None  # added tokens that are not special are also matched in plain text
+        return None  # added tokens that are not special are also recognized in plain text
     pre_tokenizer = config["pre_tokenizer"] or {}
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
     last = steps[-1] if steps else {}
@@ -230,7 +240,7 @@ def _pattern(config: dict[str, Any]) -> str | None:
 
 
 def _ranks(config: dict[str, Any], backend: Any) -> dict[bytes, int] | None:
-    """{bytes: id} of all tokens if the conditions in the module's docstring hold, else None."""
+    """Return {bytes: id} of all tokens, or None if the conditions in the module's docstring do not hold."""
     bpe = config["model"]
     is_plain = all(not bpe.get(name) for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
     if bpe["type"] != "BPE" or not is_plain or bpe.get("byte_fallback"):
@@ -244,19 +254,19 @@ def _ranks(config: dict[str, Any], backend: Any) -> dict[bytes, int] | None:
         return None
     tokens = [*letters, *dict.fromkeys(merged)]
     if vocab.keys() - added - set(tokens):
-        return None  # a token that no merge produces
+        return None  # there is a token that no merge produces
     if max(vocab[letter] for letter in letters) > min(ids, default=len(vocab)):
-        return None  # no merge produces the single bytes, so their ranks must come first
+        return None  # tokens of a single byte are not produced by merges, so they must have the lowest ranks
     if bpe.get("ignore_merges"):
         unmerged = (vocab.keys() & added) - set(tokens)
         if any(len(backend.pre_tokenizer.pre_tokenize_str(token)) < 2 for token in unmerged):
-            return None  # ignore_merges would encode this special token as itself even in plain text
+            return None  # ignore_merges would encode the text of this special token as the token itself
         pairs = ((token[:cut], token[cut:]) for token in dict.fromkeys(merged) for cut in range(1, len(token)))
         known, all_merges = set(tokens), set(merges)
         if any(pair not in all_merges and pair[0] in known and pair[1] in known for pair in pairs):
             return None
     elif any(len(backend.model.tokenize(token)) != 1 for token in dict.fromkeys(merged)):
         return None
-    # Map each letter to the character with the value of its byte, so that encoding as Latin-1 produces the bytes.
+    # Map each letter to the character whose code point is the byte's value, so that Latin-1 encodes it as this byte.
     to_bytes = {ord(letter): byte for letter, byte in letters.items()}
     return {token.translate(to_bytes).encode("latin-1"): vocab[token] for token in tokens}

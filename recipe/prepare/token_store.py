@@ -1,4 +1,4 @@
-"""Stores the rows of a split and their tokens in columns, so that a million rows need little memory."""
+"""Stores the rows of a split and their tokens in columns, which need less memory than one object per row."""
 
 from array import array
 from collections.abc import Iterator
@@ -13,10 +13,11 @@ from recipe.tokens.packing import token_dtype
 
 
 class SplitTokens:
-    """The rows of one split, stored in columns instead of one object per row to save memory.
+    """The rows of a split, stored in columns.
 
-    Rows longer than max_length are truncated, dropped or reported, depending on `on_overlong`, and counted. A row is
-    also dropped if truncation would leave no token in the loss.
+    Depending on `on_overlong`, a row that is longer than `max_length` is truncated, dropped, or listed in `too_long`. A
+    row is also dropped if truncation would leave no token in the loss. `counts` contains the numbers of truncated and
+    dropped rows.
     """
 
     def __init__(self, max_length: int, on_overlong: Literal["truncate", "drop", "error"], vocab_size: int) -> None:
@@ -31,13 +32,13 @@ class SplitTokens:
         self._num_chars, self._num_tokens, self._num_before = array("I"), array("I"), array("I")
 
     def add(self, example: Example, input_ids: np.ndarray, completion_mask: np.ndarray) -> bool:
-        """Add a row; returns whether it is kept."""
+        """Add a row, and return whether its tokens are kept."""
         self._files.append(example.file)
         self._places.append(example.place)
         self._categories.append(example.category)
         self._num_chars.append(example.num_chars)
         self._num_tokens.append(len(input_ids))
-        # The first token of an example is never in the loss: no preceding token could predict it.
+        # The first token of an example is never in the loss, because no token precedes it and could predict it.
         before = 1 + int(completion_mask[1:].argmax()) if len(completion_mask) > 1 else 1
         self._num_before.append(before)
         if len(input_ids) > self.max_length:
@@ -69,21 +70,25 @@ class SplitTokens:
 
     @property
     def num_loss_tokens(self) -> int:
-        """The number of loss positions: the tokens in the mask, except each row's first, which nothing predicts."""
+        """The number of loss positions. The first token of each row is not counted, because no token predicts it."""
         completion_mask, starts = np.frombuffer(self._completion_mask, bool), np.frombuffer(self._ends, np.int64)[:-1]
         return int(np.count_nonzero(completion_mask) - np.count_nonzero(completion_mask[starts]))
 
     def sequences(self, packed: list[list[int]]) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-        """Yield each sequence in `packed`, a list of row numbers, as the (input_ids, completion_mask) of these rows."""
+        """Yield the rows of each sequence as a list of (input_ids, completion_mask).
+
+        `packed` contains a list of row numbers for each sequence.
+        """
         ids, completion_mask = np.frombuffer(self._ids, self.dtype), np.frombuffer(self._completion_mask, bool)
         for indices in packed:
             places = [slice(self._ends[index], self._ends[index + 1]) for index in indices]
             yield [(ids[place], completion_mask[place]) for place in places]
 
     def facts(self, split: str) -> Any:
-        """An Arrow table of all rows, kept or not: split, file, place, category, and lengths before truncation.
+        """Return an Arrow table with the split, file, place, category and lengths of all rows, including dropped rows.
 
-        num_before is the number of tokens before the first token in the loss.
+        The lengths are those before truncation. `num_before` is the number of tokens before the first token in the
+        loss.
         """
         import pyarrow as pa
 
@@ -95,16 +100,16 @@ class SplitTokens:
 
 
 def check_overlong(too_long: list[str], max_length: int) -> None:
-    """Raise DataError if `too_long` is not empty; SplitTokens fills it if `on_overlong` is error."""
+    """Raise DataError if `too_long` is not empty. SplitTokens fills this list if `on_overlong` is `error`."""
     if too_long:
         raise DataError(
-            f"{len(too_long)} rows are longer than sequence.max_length, {max_length} tokens. Raise the limit, or set "
+            f"{len(too_long)} rows exceed sequence.max_length ({max_length} tokens). Raise the limit, or set "
             "sequence.on_overlong to truncate or drop.\n" + "\n".join(too_long[:SHOWN_MISTAKES])
         )
 
 
 def write_facts(path: Path, tables: list[Any]) -> None:
-    """Write the tables of all splits as one Arrow stream."""
+    """Write the tables of all splits to a file as a single Arrow stream."""
     import pyarrow as pa
 
     table = pa.concat_tables(tables).combine_chunks()

@@ -1,4 +1,4 @@
-"""Tokenizes rows: reads them in batches, encodes their turns, marks the tokens in the loss, and assigns the splits.
+"""Reads rows in batches, encodes their turns, marks the tokens in the loss, and assigns each row to a split.
 
 rows = tokenize_rows(params, files, tokenizer, template, chat, progress)
 rows.splits["train"].lengths, rows.answers, rows.bad
@@ -29,17 +29,18 @@ from recipe.tokens.packing import batched
 from recipe.tokens.tokenizer import encode, leading_ids
 
 BATCH_ROWS = 2000
-GC_THRESHOLD = 200_000  # new objects between two runs of the garbage collector
-MIN_ROWS_FOR_RANKS = 2000  # with fewer rows, building the faster encoder takes longer than it saves
+GC_THRESHOLD = 200_000  # number of new objects between two runs of the garbage collector
+MIN_ROWS_FOR_RANKS = 2000  # with fewer rows, building the faster encoder takes more time than the encoder saves
 
 
 def tokenize(
     turns: list[list[Turn]], tokenizer: Any, *, loss_on: str, chat: bool = False, plain: Encode | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the input_ids (uint32) and completion mask (bool) of each row: the prompt, completion and end of each turn.
+    """Yield the input_ids (uint32) and the completion mask (bool) of each row.
 
-    The mask includes the end token. Prompt and completion are encoded separately, as in inference. `plain` is a faster
-    encoder, used where special tokens in a text are to be read as plain text.
+    The input_ids contain the prompt, the completion and the end token of each turn, and, unless `chat` is true, begin
+    with the tokenizer's leading ids. The mask includes the end tokens. The prompt and the completion are encoded
+    separately, as during inference. `plain` is a faster encoder for texts in which special tokens are plain text.
     """
     if not turns:
         return
@@ -60,7 +61,8 @@ def tokenize(
             parts += [next(prompts), next(completions), ends[turn.end]]
         in_mask += [loss_on == "all", *[loss_on == "all", True, True] * len(row)]
         sizes.append(1 + 3 * len(row))
-    # Create one array for all rows and yield views of it: an array per row would take as long as encoding the text.
+    # Create a single array for all rows, and yield views of this array. Creating an array for each row would take as
+    # long as encoding the text.
     lengths = [len(part) for part in parts]
     ids, completion_mask = np.concatenate(parts), np.repeat(in_mask, lengths)
     borders = np.cumsum([0, *lengths])[np.cumsum([0, *sizes])].tolist()
@@ -74,9 +76,9 @@ def _end_id(tokenizer: Any, end: str | None) -> int:
 
 @contextmanager
 def infrequent_gc() -> Iterator[None]:
-    """Run the garbage collector rarely: scanning all modules and rows repeatedly would take a fifth of the run time.
+    """Run the garbage collector rarely. Otherwise, repeated scans of all modules and rows take a fifth of the run time.
 
-    The collector only frees reference cycles. Rows contain none, so they are freed without it.
+    The collector is needed only to free reference cycles. Rows contain no cycles, so they are freed without it.
     """
     thresholds = gc.get_threshold()
     gc.freeze()
@@ -90,8 +92,11 @@ def infrequent_gc() -> Iterator[None]:
 
 @dataclass
 class TokenizedRows:
-    """The tokens of each split, the prompt, completion and category of each validation row, the bad rows, and what the
-    rows contain but is not used (see unused.py).
+    """The result of tokenize_rows.
+
+    `splits` contains the tokens of each split. `answers` contains the prompt, the completion and the category of each
+    validation row. `bad` contains the malformed rows. `num_read` is the number of rows read. `unused` lists the columns
+    and message keys that are not used (see unused.py).
     """
 
     splits: dict[str, SplitTokens]
@@ -101,7 +106,7 @@ class TokenizedRows:
     unused: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, split: str, example: Example, ids: np.ndarray, completion_mask: np.ndarray) -> None:
-        """Store an example's tokens unless it is too long; for a validation row, also store the prompt and answer."""
+        """Store the tokens of an example. For a kept validation example, also store the prompt and last completion."""
         if self.splits[split].add(example, ids, completion_mask) and split == "validation":
             completion = example.turns[-1].completion
             self.answers.append({"prompt": example.prompt, "completion": completion, "category": example.category})
@@ -111,12 +116,12 @@ def tokenize_rows(
     params: SequenceParams, files: dict[str, dict[str, Path]], tokenizer: Any, template: Template,
     chat: ChatTemplate | None, progress: Progress,
 ) -> TokenizedRows:  # fmt: skip
-    """Tokenize the rows of `files`, {split: {name: path}}; without validation files, rows are split by their prompts.
+    """Tokenize the rows of `files`, {split: {name: path}}. Without validation files, rows are split by their prompts.
 
-    Raises DataError for malformed or overlong rows (unless they are to be dropped or truncated), for prompts in both
-    splits, and for empty splits.
+    Raises DataError if a prompt is in both splits or a split is empty. Depending on `params`, a malformed row or a row
+    that is too long also raises DataError.
     """
-    num_ids = 1 + max(tokenizer.get_vocab().values())  # exceeds the number of tokens if the ids have gaps
+    num_ids = 1 + max(tokenizer.get_vocab().values())  # larger than the number of tokens if the ids have gaps
     rows = TokenizedRows(
         {name: SplitTokens(params.max_length, params.on_overlong, num_ids) for name in ("train", "validation")}
     )
@@ -130,7 +135,7 @@ def tokenize_rows(
             for batch in batched(progress(source, f"tokenizing {split}"), BATCH_ROWS):
                 bad[split] += [row for row in batch if isinstance(row, BadRow)]
                 if params.on_bad_row == "error" and (bad["train"] or bad["validation"]):
-                    continue  # tokenize no further; only collect the other bad rows, to report them all
+                    continue  # collect the remaining bad rows for the error message, but tokenize no more rows
                 examples = [row for row in batch if isinstance(row, Example)]
                 if not looked_for_ranks and len(batch) >= MIN_ROWS_FOR_RANKS:
                     plain, looked_for_ranks = rank_encoder(tokenizer), True
@@ -141,11 +146,11 @@ def tokenize_rows(
     rows.unused = unused.summary()
     rows.bad = bad["train"] + bad["validation"]
     if rows.bad and params.on_bad_row == "error":
-        raise DataError(report_bad_rows(rows.bad) + "\nFix them, or set sequence.on_bad_row to drop.")
+        raise DataError(report_bad_rows(rows.bad) + "\nFix these rows, or set sequence.on_bad_row to drop.")
     splitter.check()
     rows.num_read = sum(splitter.count.values()) + len(rows.bad)
     train, validation = rows.splits["train"], rows.splits["validation"]
     check_overlong(train.too_long + validation.too_long, params.max_length)
     if not train.num_tokens or not validation.num_tokens:
-        raise DataError("no rows are left for training or validation: all are longer than sequence.max_length.")
+        raise DataError("all rows of a split are longer than sequence.max_length and were dropped. Raise the limit.")
     return rows

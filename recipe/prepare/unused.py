@@ -1,7 +1,7 @@
-"""Collects what the rows contain and the template does not use, and rejects rows where this changes the meaning.
+"""Lists the columns and message keys that the template does not use, and rejects rows whose meaning depends on them.
 
 unused = Unused("alpaca", {"instruction": "instruction", "output": "output"})
-unused.add(row, template.unused_keys(row))      # a BadRow if the row can't be used without that column
+unused.add(row, template.unused_keys(row))      # a BadRow if an unused column changes the meaning of the row
 unused.summary()                                # {"source": {"rows": 1000, "example": "wikipedia"}}
 """
 
@@ -16,7 +16,7 @@ from recipe.text.readers import MISSING, BadRow, Row, safe
 from recipe.text.templates import TEMPLATES
 
 EXAMPLE_CHARS = 60
-# Columns, and keys of messages, that change what the model should say, and how they are named in datasets.
+# Common names of columns and message keys whose values change what the model should answer.
 CHANGES_MEANING = {
     "system", "system_prompt", "tools", "functions", "history", "chat_template_kwargs", "image", "images", "audio",
     "audios", "video", "videos",
@@ -24,7 +24,7 @@ CHANGES_MEANING = {
 
 
 class Unused:
-    """What the rows contain and the template does not use: for each name, the number of rows and the first value."""
+    """Counts the rows that have an unused column or message key, and stores the first value of each."""
 
     def __init__(self, template: str, columns: dict[str, str | None]) -> None:
         self.template, self.columns = template, columns
@@ -35,9 +35,9 @@ class Unused:
         self.examples: dict[str, str] = {}
 
     def add(self, row: Row, keys: dict[str, Any]) -> BadRow | None:
-        """Count a row's unused columns, and the unused `keys` of its messages.
+        """Count the unused columns of a row and the unused `keys` of its messages.
 
-        Returns a BadRow if one of them changes the meaning of the row.
+        If one of these columns or keys changes the meaning of the row, nothing is counted, and a BadRow is returned.
         """
         unused = {name: value for name, value in row.values.items() if self._is_unused(name, value)}
         unused |= {name: value for name, value in keys.items() if name not in self.named}
@@ -56,14 +56,18 @@ class Unused:
 
     def _is_unused(self, name: str, value: object) -> bool:
         if name in self.named:
-            return value == MISSING and name in self.optional  # an optional column is read as empty
+            # In an optional column, the template reads the text `nan` as an empty value.
+            return value == MISSING and name in self.optional
         return value not in (None, "", [], {})
 
     def _reason(self, name: str, value: object) -> str | None:
-        """Why a row with this unused value can't be used, and what to do; None if it can."""
-        # KTO's rows have `label: false` for an answer that is not wanted.
+        """Return why a row with this unused value can't be used and what to do, or None if the row can be used."""
+        # In datasets for KTO, `label: false` marks an undesirable answer.
         if (name in MARKS and value in (0, False)) or (name == "label" and value is False):
-            return f"{name!r} is {json.dumps(value)}, so the row is not to be trained: remove it, or set {name}: null"
+            return (
+                f"{name!r} is {json.dumps(value)}, so the row should not be trained on. Remove the row, or add "
+                f"`{name}: null` to sequence.columns to ignore this value"
+            )
         key = name.removeprefix("messages.")
         if key not in CHANGES_MEANING:
             return None
@@ -76,14 +80,17 @@ class Unused:
                 if key == name and name in template.OPTIONAL and fields <= set(template.REQUIRED)
             ]  # fmt: skip
             use = f"set sequence.template to {others[0]}" if others else "remove it"
-        return f"{name!r} changes what the answer should be, but is not used: {use}, or ignore it ({name}: null)"
+        return (
+            f"{name!r} changes what the answer should be, but is not used. To fix this, {use}, or add `{name}: null` "
+            "to sequence.columns to ignore it"
+        )
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """{name: {rows, example}}, the most frequent name first."""
+        """Return {name: {rows, example}}, with the most frequent name first."""
         return {name: {"rows": rows, "example": self.examples[name]} for name, rows in self.rows.most_common()}
 
 
 def describe(unused: dict[str, dict[str, Any]]) -> str:
-    """A line that lists what is not used, for the terminal; `unused` is the content of `summary`."""
-    names = [f"{name} ({entry['rows']:,} rows, such as {entry['example']!r})" for name, entry in unused.items()]
+    """Return a line for the terminal that lists the unused columns and keys. `unused` is the result of `summary`."""
+    names = [f"{name} ({entry['rows']:,} rows, for example {entry['example']!r})" for name, entry in unused.items()]
     return f"not used: {'; '.join(names)}"

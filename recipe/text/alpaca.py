@@ -4,8 +4,8 @@ from typing import Any
 
 from recipe.text.turns import Turn
 
-# Stanford Alpaca's two prompts (tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT), followed by the newline that the
-# dataset's `text` column has between "### Response:" and the answer.
+# Stanford Alpaca's two prompts (tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT). Each prompt ends with an additional
+# newline, because the dataset's `text` column contains a newline between "### Response:" and the answer.
 ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
@@ -19,20 +19,23 @@ ALPACA_WITHOUT_INPUT = (
 
 
 def alpaca_prompt(row: dict[str, Any]) -> str:
-    """Alpaca's prompt for a row with `instruction` and optionally `input`."""
+    """Return Alpaca's prompt for a row with an `instruction` and, optionally, an `input`."""
     form = ALPACA_WITH_INPUT if (row.get("input") or "").strip() else ALPACA_WITHOUT_INPUT
-    # Only the text after the instruction is searched for {input}, because the instruction may contain "{input}" too.
+    # Search for {input} only after the instruction, because the instruction may also contain the text "{input}".
     instruction, rest = form.split("{instruction}")
     return instruction + row["instruction"] + rest.replace("{input}", row.get("input") or "", 1)
 
 
 def alpaca_turns(row: dict[str, str]) -> list[Turn]:
-    """The single turn of a row whose keys are Alpaca's column names."""
+    """Return the single turn of a row whose keys are Alpaca's column names."""
     return [Turn(alpaca_prompt(row), row["output"])]
 
 
 def question_in(prompt: str) -> str:
-    """The instruction and input of an Alpaca prompt, without the fixed text. Other prompts are returned unchanged."""
+    """Return the instruction and the input of an Alpaca prompt, without the fixed text around them.
+
+    A prompt that is not an Alpaca prompt is returned unchanged.
+    """
     for form in (ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT):
         before, after = form.split("{instruction}")
         end = after.rsplit("{input}", 1)[-1]
@@ -42,7 +45,10 @@ def question_in(prompt: str) -> str:
 
 
 def alpaca_messages(row: dict[str, str]) -> list[dict[str, str]]:
-    """Alpaca's columns as a chat. If `output` is missing or empty, the chat has only the user's message."""
+    """Convert a row with Alpaca's columns to the messages of a chat.
+
+    If `output` is missing or empty, the chat contains only the user's message.
+    """
     question = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
     answer = [{"role": "assistant", "content": row["output"]}] if row.get("output") else []
     return [{"role": "user", "content": question}, *answer]

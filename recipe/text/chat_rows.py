@@ -1,6 +1,8 @@
-"""Templates that pass a row's messages to a chat template: lists of messages, and columns that form a chat.
+"""Defines the templates that convert a row to messages and pass the messages to a chat template.
 
-Each class reads a row's columns as a Chat (`_read`); the functions at the end of this file do the rest.
+A row contains either lists of messages or columns that form a chat. The `_read` method of each class converts the
+columns to a chat (the `Chat` class in messages.py). The functions at the end of this file contain the code that the
+classes share.
 """
 
 import json
@@ -19,12 +21,14 @@ from recipe.text.turns import Sample, Turn
 
 @dataclass(frozen=True)
 class Chat:
-    """Columns of messages, a system message and tools, rendered by a chat template. The assistant's messages are
-    in the loss, unless they are marked as not trained.
+    """A template for a column of messages, with optional columns for a system message and tools.
+
+    The messages are rendered by a chat template. With `loss_on: completion`, the loss covers the assistant's messages,
+    except the messages that are marked as not trained.
     """
 
     columns: dict[str, str]
-    chat: ChatTemplate | None = None  # may be None if only `sample` is called
+    chat: ChatTemplate | None = None  # can be None if only `sample` is called
     REQUIRED: ClassVar[tuple[str, ...]] = ("messages",)
     OPTIONAL: ClassVar[tuple[str, ...]] = ("system", "tools")
     USES_CHAT_TEMPLATE: ClassVar[bool] = True
@@ -32,19 +36,19 @@ class Chat:
     CHARS_AROUND: ClassVar[int] = 0
 
     def turns(self, row: Row) -> list[Turn] | BadRow:
-        """One turn per message of the assistant that is trained."""
+        """Return one turn for each trained message of the assistant, or a BadRow if the row is invalid."""
         return _chat_turns(self.chat, row, self._read(row.values))
 
     def unused_keys(self, row: Row) -> dict[str, Any]:
-        """The keys of messages that the chat template does not write, and messages after the last trained answer."""
+        """Return the message keys and the messages that are not used, as described in ChatTemplate.unused_keys."""
         return _unused_keys(self.chat, self._read(row.values))
 
     def prompt(self, row: dict[str, Any]) -> str:
-        """The prompt for the messages so far, or for an instruction as the only message."""
+        """Return the prompt for the row's messages or, if the row has none, for its instruction and input."""
         return _chat_prompt(self.chat, row)
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """The answer is the last message; the question is all messages before it."""
+        """Return a Sample whose answer is the last trained answer, and whose question is all messages before it."""
         return _chat_sample(self._read(values))
 
     def _read(self, values: dict[str, Any]) -> Messages | str:
@@ -54,13 +58,14 @@ class Chat:
 
 @dataclass(frozen=True)
 class PromptCompletionChat:
-    """TRL's columns prompt and completion, as lists of messages or as text, rendered by a chat template.
+    """A template for TRL's prompt and completion columns, each of which contains text or a list of messages.
 
-    Only the assistant's messages in the completion are in the loss.
+    The messages are rendered by a chat template. With `loss_on: completion`, the loss covers only the assistant's
+    messages in the completion, except the messages that are marked as not trained.
     """
 
     columns: dict[str, str]
-    chat: ChatTemplate | None = None  # may be None if only `sample` is called
+    chat: ChatTemplate | None = None  # can be None if only `sample` is called
     REQUIRED: ClassVar[tuple[str, ...]] = ("prompt", "completion")
     OPTIONAL: ClassVar[tuple[str, ...]] = ("system", "tools")
     USES_CHAT_TEMPLATE: ClassVar[bool] = True
@@ -68,19 +73,19 @@ class PromptCompletionChat:
     CHARS_AROUND: ClassVar[int] = 0
 
     def turns(self, row: Row) -> list[Turn] | BadRow:
-        """One turn per message of the assistant in the completion."""
+        """Return one turn for each trained message of the assistant in the completion, or a BadRow."""
         return _chat_turns(self.chat, row, self._read(row.values))
 
     def unused_keys(self, row: Row) -> dict[str, Any]:
-        """The keys of messages that the chat template does not write, and messages after the last trained answer."""
+        """Return the message keys and the messages that are not used, as described in ChatTemplate.unused_keys."""
         return _unused_keys(self.chat, self._read(row.values))
 
     def prompt(self, row: dict[str, Any]) -> str:
-        """The prompt for the messages so far, or for an instruction as the only message."""
+        """Return the prompt for the row's messages or, if the row has none, for its instruction and input."""
         return _chat_prompt(self.chat, row)
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """The answer is the last message; the question is all messages before it."""
+        """Return a Sample whose answer is the last trained answer, and whose question is all messages before it."""
         return _chat_sample(self._read(values))
 
     def _read(self, values: dict[str, Any]) -> Messages | str:
@@ -99,14 +104,15 @@ class PromptCompletionChat:
 
 @dataclass(frozen=True)
 class AlpacaChat:
-    """Alpaca's columns as a chat, rendered by a chat template: instruction and input are the user's last message.
+    """A template for Alpaca's columns, which form a chat that is rendered by a chat template.
 
-    LLaMA-Factory's columns `system` and `history` (a list of [question, answer]) come before it. As in LLaMA-Factory,
-    the answers in the history are in the loss.
+    The instruction and the input form the user's last message. The contents of LLaMA-Factory's `system` and `history`
+    columns precede this message. `history` is a list of [question, answer] pairs. As in LLaMA-Factory, the answers in
+    the history are in the loss.
     """
 
     columns: dict[str, str]
-    chat: ChatTemplate | None = None  # may be None if only `sample` is called
+    chat: ChatTemplate | None = None  # can be None if only `sample` is called
     REQUIRED: ClassVar[tuple[str, ...]] = Alpaca.REQUIRED
     OPTIONAL: ClassVar[tuple[str, ...]] = (*Alpaca.OPTIONAL, "system", "history")
     USES_CHAT_TEMPLATE: ClassVar[bool] = True
@@ -114,20 +120,20 @@ class AlpacaChat:
     CHARS_AROUND: ClassVar[int] = Alpaca.CHARS_AROUND
 
     def turns(self, row: Row) -> list[Turn] | BadRow:
-        """One turn for the row's answer and for each answer in its history."""
+        """Return one turn for each answer in the history and one for the output, or a BadRow if the row is invalid."""
         chat = self._read(row)
         return chat if isinstance(chat, BadRow) else _chat_turns(self.chat, row, chat)
 
     def unused_keys(self, row: Row) -> dict[str, Any]:
-        """Nothing: the messages consist of the row's columns."""
+        """Return an empty dict, because the messages are built from columns and have no additional keys."""
         return {}
 
     def prompt(self, row: dict[str, Any]) -> str:
-        """The prompt for an instruction and its input in a single message, or for the messages so far."""
+        """Return the prompt for the row's messages or, if the row has none, for its instruction and input."""
         return _chat_prompt(self.chat, row)
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """The question is the history, followed by the instruction and the input."""
+        """Return a Sample whose question is the history, followed by the instruction and the input."""
         question, answer, form = alpaca_sample(self.columns, values)
         if not (history := self._history(values)):
             return Sample(question, answer, form)
@@ -139,7 +145,7 @@ class AlpacaChat:
             return picked
         history = self._history(row.values)
         if history is None:
-            return f"{self.columns['history']!r} is not a list of pairs of question and answer"
+            return f"{self.columns['history']!r} is not a list of [question, answer] pairs"
         earlier = [
             {"role": role, "content": text}
             for pair in history
@@ -148,7 +154,7 @@ class AlpacaChat:
         return read_chat([*earlier, *alpaca_messages(picked)], system=picked.get("system"))
 
     def _history(self, values: dict[str, Any]) -> list[list[str]] | None:
-        """The pairs of question and answer before the instruction; None if they are invalid."""
+        """Return the row's history as [question, answer] pairs, or None if the history is invalid."""
         value = values.get(self.columns.get("history", ""))
         if is_missing(value):
             return []
@@ -164,14 +170,18 @@ class AlpacaChat:
 def _values(
     template: Chat | PromptCompletionChat, values: dict[str, Any]
 ) -> tuple[list[Any], dict[str, Any], str | None]:
-    """The values of a row's required columns and of the columns system and tools, and which column is missing."""
+    """Return the values of a row's required columns, the values of its optional columns, and an error message or None.
+
+    The error message names the first required column that is missing. The keys of the optional values are the
+    template's names.
+    """
     columns = template.columns
     missing = next((columns[name] for name in template.REQUIRED if columns[name] not in values), None)
     optional = {name: values.get(columns[name]) for name in template.OPTIONAL if name in columns}
     return (
         [values.get(columns[name]) for name in template.REQUIRED],
         {name: None if is_missing(value) else value for name, value in optional.items()},
-        missing and f"the column {missing!r} is missing; the row has {', '.join(map(repr, values))}",
+        missing and f"the column {missing!r} is missing. Columns found: {', '.join(map(repr, values))}",
     )
 
 
@@ -208,7 +218,7 @@ def _chat_sample(chat: Messages | str) -> Sample:
 def _chat_prompt(template: ChatTemplate | None, row: dict[str, Any]) -> str:
     assert template is not None
     if row.get("messages"):
-        # Add an answer, because read_chat rejects chats without one.
+        # Add an answer, because read_chat rejects a chat without an answer.
         chat = read_chat(
             [*row["messages"], {"role": "assistant", "content": "-"}], system=row.get("system"), tools=row.get("tools")
         )

@@ -1,8 +1,8 @@
-"""Renders chats (lists of messages) with a tokenizer's chat template, as turns of prompt and completion.
+"""Renders chats (lists of messages) with a chat template, and splits the rendered text into prompts and completions.
 
-The loss covers the assistant's messages, including their end-of-turn tokens. A template is accepted only if it passes a
-round trip: it must write every message exactly once and in order, and the text of a message must not depend on later
-messages, because those do not exist yet when the model answers.
+The loss covers the assistant's messages, including their end-of-turn tokens. A chat template is accepted only if it
+passes a round trip with a short test chat. The template must write every message exactly once and in order. The text of
+a message must not depend on later messages, because later messages do not exist yet when the model answers.
 """
 
 import json
@@ -13,14 +13,14 @@ from recipe.core.errors import DataError, ParamsError
 from recipe.text.messages import Chat, Message
 from recipe.text.turns import Turn
 
-# How the templates below write the tools of a row, and the calls of a message.
+# The parts of the templates below that write the tools of a row and the tool calls of a message.
 TOOL_LIST = "<tools>\n{% for tool in tools %}{{ tool['function'] | tojson }}\n{% endfor %}</tools>"
 TOOL_CALLS = (
     "{% for call in message['tool_calls'] or [] %}{{ '\n' if message['content'] or not loop.first }}"
     "<tool_call>{{ call['function'] | tojson }}</tool_call>{% endfor %}"
 )
-# For tokenizers that have no template, or to replace their template. `chatml` works only with tokenizers that have its
-# two special tokens, <|im_start|> and <|im_end|>.
+# Templates for tokenizers that have no chat template. They can also replace the template of a tokenizer. `chatml` is
+# intended for tokenizers that have its two special tokens, <|im_start|> and <|im_end|>.
 TEMPLATES = {
     "chatml": (
         "{% if tools %}<|im_start|>system\n{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}\n\n"
@@ -42,27 +42,29 @@ PROBE = [("user", "Xq one"), ("assistant", "Xq two"), ("user", "Xq three"), ("as
 
 
 class _FixedClock(datetime):
-    """A datetime class with a fixed current date: templates that write today's date render the same text every day.
+    """A datetime class with a fixed current date, so that templates that write the date render the same text every day.
 
-    The date is the default in Llama 3.1's template.
+    The date is the default date in Llama 3.1's template.
     """
 
     @classmethod
     def now(cls, tz: Any = None) -> "_FixedClock":
-        """Always 26 July 2024."""
+        """Return 26 July 2024, whatever the actual date is."""
         return cls(2024, 7, 26, tzinfo=tz)
 
 
 class ChatTemplate:
-    """A chat template that passed the round trip.
+    """A chat template that has passed the round trip.
 
-    `source` is its Jinja text. `ends` are the ids of the tokens that end a turn.
+    `source` is the Jinja text of the template. `ends` contains the ids of the tokens that end a turn, and the id of the
+    tokenizer's end token (eos_token).
     """
 
     def __init__(self, tokenizer: Any, chat_template: str | None) -> None:
-        """`chat_template` is None (use the tokenizer's template), a name in TEMPLATES, or Jinja text.
+        """Create the template, and check that it passes the round trip.
 
-        Raises ParamsError if there is no template or it fails the round trip.
+        `chat_template` is a name in TEMPLATES or Jinja text. If it is None, the tokenizer's own template is used.
+        Raises ParamsError if there is no template, or if the template fails the round trip.
         """
         source = tokenizer.chat_template if chat_template is None else TEMPLATES.get(chat_template, chat_template)
         if not isinstance(source, str) or "{" not in source:
@@ -72,27 +74,32 @@ class ChatTemplate:
                 else f"{chat_template!r}, which is not a template"
             )
             raise ParamsError(
-                f"params.yaml: sequence.chat_template is {problem}. Set it to a template name "
-                f"({', '.join(TEMPLATES)}) or to Jinja text."
+                f"params.yaml: sequence.chat_template is {problem}. Set this key to the name of a "
+                f"built-in template ({', '.join(TEMPLATES)}) or to Jinja text."
             )
         self.tokenizer, self.source = tokenizer, source
-        # Not every added token is special: some vocabularies add <think> or runs of newlines as ordinary tokens.
+        # Some added tokens are not special. For example, some vocabularies add <think> or runs of newlines.
         added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.specials = sorted(added | set(tokenizer.all_special_tokens))
         self.ends = self._check_round_trip()
 
     def prompt(self, messages: list[Message], tools: list[dict[str, Any]] | None = None) -> str:
-        """The text that the model reads before it answers. Raises DataError if a message contains a special token."""
+        """Return the text that the model reads before it answers.
+
+        Raises DataError if a message or a tool contains a special token, if the template rejects the messages, or if
+        the template does not write a tool.
+        """
         self._reject_special_tokens(Chat(messages, tools or []))
         text = self._render(messages, tools, answering=True)
         self._check_tools(text, tools or [])
         return text
 
     def turns(self, chat: Chat) -> list[Turn]:
-        """One turn per answer that is trained. Concatenated, they are the text that the template renders for the chat.
+        """Return one turn for each trained answer.
 
-        An answer that is not trained is part of the next turn's prompt. Raises DataError with the reason if the
-        template does not render the chat faithfully.
+        The concatenated turns are the text that the template renders for the chat, up to the end of the last trained
+        answer. An answer that is not trained is part of the next turn's prompt. Raises DataError with the reason if the
+        chat contains a special token, or if the template does not render the chat faithfully.
         """
         self._reject_special_tokens(chat)
         messages, turns, done, seen = chat.messages, [], 0, ""
@@ -122,9 +129,10 @@ class ChatTemplate:
         return turns
 
     def unused_keys(self, chat: Chat) -> dict[str, Any]:
-        """What a chat contains and the template does not write: keys of messages, and messages that are left out.
+        """Return the message keys that the template does not write, and the messages after the last trained answer.
 
-        Returns {name: value}; the name of a key is `messages.` and the key, the value is that of the first message.
+        The result is {name: value}. For a key, the name is `messages.KEY`, and the value comes from the first message
+        that has the key. For the messages, the name is LEFT_OUT, and the value is the content of the first of them.
         """
         unused: dict[str, Any] = {}
         if chat.left_out:
@@ -135,14 +143,14 @@ class ChatTemplate:
             rest = [Message({key: value for key, value in m.values.items() if key != name}) for m in chat.messages]
             try:
                 is_used = self._render(rest, chat.tools) != whole
-            except DataError:  # the template needs the key
+            except DataError:  # the template fails without the key
                 is_used = True
             if not is_used:
                 unused[f"messages.{name}"] = next(m.values[name] for m in chat.messages if name in m.values)
         return unused
 
     def _check_tools(self, prompt: str, tools: list[dict[str, Any]]) -> None:
-        """Raise DataError if the template does not write the names of all tools and their parameters."""
+        """Raise DataError if the template does not write the names of all tools and of all their parameters."""
         for tool in tools:
             function = tool["function"]
             parameters = function.get("parameters") or {}
@@ -153,7 +161,7 @@ class ChatTemplate:
     def _reject_special_tokens(self, chat: Chat) -> None:
         texts = [(f"message {number} ({message.role})", message.content, message.tool_calls)
                  for number, message in enumerate(chat.messages, 1)]  # fmt: skip
-        for where, content, rest in [*texts, ("the tools", "", chat.tools)]:
+        for where, content, rest in [*texts, ("the list of tools", "", chat.tools)]:
             text = content + json.dumps(rest, ensure_ascii=False) if rest else content
             special = next((token for token in self.specials if token and token in text), None)
             if special is not None:
@@ -163,7 +171,8 @@ class ChatTemplate:
         from jinja2 import TemplateError
         from transformers.utils import chat_template_utils
 
-        chat_template_utils.datetime = _FixedClock  # strftime_now reads this global; there is no argument for it
+        # strftime_now has no parameter for the current date. It takes the date from this global.
+        chat_template_utils.datetime = _FixedClock
         try:
             return self.tokenizer.apply_chat_template(
                 [message.values for message in messages],
@@ -176,15 +185,18 @@ class ChatTemplate:
             raise DataError(f"the template rejects the chat: {error}") from None
 
     def _split_end(self, text: str) -> tuple[str, str]:
-        """Split a rendered answer into its text and the special token that ends it. Any text after that is dropped."""
+        """Split a rendered answer into its text and the special token that ends it.
+
+        Text after this token is dropped. Raises DataError if the answer does not contain a special token.
+        """
         matches = [(start, -len(token), token) for token in self.specials if token and (start := text.find(token)) >= 0]
         if not matches:
-            raise DataError("the template ends answers without a special token, so the model could never stop")
+            raise DataError("the template ends answers without a special token, so the model can't learn to stop")
         start, _, token = min(matches)
         return text[:start], token
 
     def _check_round_trip(self) -> list[int]:
-        """Render a short test chat and return the ids of the tokens that end a turn, in ascending order.
+        """Render a short test chat. Return the ids of the tokens that end a turn and of eos_token, in ascending order.
 
         Raises ParamsError if the template fails the round trip.
         """
@@ -194,34 +206,39 @@ class ChatTemplate:
         except DataError as error:
             others = [name for name, text in TEMPLATES.items() if text != self.source]
             raise ParamsError(
-                f"params.yaml: sequence.chat_template: {error}. Set it to another template name "
-                f"({', '.join(others)}) or to Jinja text."
+                f"params.yaml: sequence.chat_template: {error}. Set this key to the name of a different "
+                f"template ({', '.join(others)}) or to Jinja text."
             ) from None
         text = "".join(turn.prompt + turn.completion + (turn.end or "") for turn in turns)
         repeated = [content for _, content in PROBE if text.count(content) != 1]
         if repeated:
             raise ParamsError(
                 f"params.yaml: sequence.chat_template writes a message {text.count(repeated[0])} times instead of once."
+                " Use a different template."
             )
         ids = [self.tokenizer.convert_tokens_to_ids(turn.end) for turn in turns]
         return sorted({*ids, self.tokenizer.eos_token_id} - {None})
 
 
 def _check_answer(number: int, message: Message, answer: str) -> None:
-    """Raise DataError if a rendered answer is not the message's text, with its tool calls and what else it states."""
+    """Raise DataError if a rendered answer lacks the text of the message or a part of its tool calls.
+
+    Unless the answer also contains tool calls or text from other keys, it must be equal to the text of the message,
+    apart from leading and trailing whitespace.
+    """
     called = [text for call in message.tool_calls for text in (call["name"], *_leaves(call["arguments"]))]
     missing = next((text for text in called if not any(form in answer for form in _written(text))), None)
     if missing is not None:
         raise DataError(f"the template drops {missing!r}, a part of a tool call of message {number}")
     stated = [text for name, text in message.values.items() if name not in ("role", "content") and text]
     stated = [text.strip() for text in stated if isinstance(text, str) and text.strip() in answer]
-    exact = not called and not stated  # else the answer contains more than the content
+    exact = not called and not stated  # otherwise, the answer contains more than the content
     if answer.strip() != message.content.strip() if exact else message.content.strip() not in answer:
         raise DataError(f"the template changes message {number} (assistant)")
 
 
 def _leaves(value: Any) -> list[Any]:
-    """The names and scalars in a JSON value."""
+    """Return the keys and the scalars in a JSON value, including nested values."""
     if isinstance(value, dict):
         return [leaf for name, item in value.items() for leaf in (name, *_leaves(item))]
     if isinstance(value, list):
@@ -230,5 +247,5 @@ def _leaves(value: Any) -> list[Any]:
 
 
 def _written(leaf: Any) -> set[str]:
-    """The ways in which templates write a scalar: as JSON, or as plain text."""
+    """Return the forms in which templates write a scalar: as JSON without surrounding quotes, and as plain text."""
     return {json.dumps(leaf, ensure_ascii=False).strip('"'), str(leaf)}

@@ -1,69 +1,75 @@
-"""Reads the messages of a chat, in the formats that datasets have them, as a chat template expects them.
+"""Converts the messages of a chat from the formats of public datasets to the format that chat templates expect.
 
-    chat = read_chat([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}])    # Chat, or the reason
+    read_chat([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}])    # a Chat, or an error message
 
-Formats: OpenAI's and transformers' (role, content, tool_calls), ShareGPT's (from, value; function_call, observation),
-content as a list of parts, and marks on messages that are not to be trained (mistral-finetune's `weight`, axolotl's
-`train`, `training` and `loss_weight`).
+Messages can have the keys of OpenAI and transformers (role, content, tool_calls) or of ShareGPT (from, value). The
+content can be a list of parts. A mark can exclude a message from the loss. The supported marks are mistral-finetune's
+`weight` and axolotl's `train`, `training` and `loss_weight`.
 """
 
 import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from recipe.text.readers import describe_type, is_utf8
+from recipe.core.format import shorten
+from recipe.text.readers import describe_type, is_utf8, safe
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "ipython")
-# Other names for the roles: ShareGPT's and LLaMA-Factory's, and OpenAI's older `function`.
+# Alternative names for the roles in the formats of ShareGPT and LLaMA-Factory, and OpenAI's older name `function`.
 ROLE_NAMES = {
     "human": "user", "gpt": "assistant", "function_call": "assistant", "function": "tool", "observation": "tool",
 }  # fmt: skip
 MARKS = ("weight", "loss_weight", "train", "training")
 READ_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", *MARKS}
+SHOWN_CHARS = 40
 NOT_TEXT = {"image": "an image", "audio": "audio", "video": "a video", "file": "a file"}
 
 
 class Invalid(Exception):
-    """The reason why a chat can't be used."""
+    """A chat can't be used. The message of the exception is the reason."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """A message as the template gets it: role, content, and what else the row states. `trained`: may be in the loss."""
+    """A message in the format that chat templates expect: the role, the content, and any other keys of the message.
+
+    `trained` is false if the message is marked as excluded from the loss.
+    """
 
     values: dict[str, Any]
     trained: bool = True
 
     @property
     def role(self) -> str:
-        """The role, one of ROLES."""
+        """The role of the message, which is one of ROLES."""
         return self.values["role"]
 
     @property
     def content(self) -> str:
-        """The text; empty if the message only calls tools."""
+        """The text of the message. It can be empty if the message calls tools."""
         return self.values["content"]
 
     @property
     def tool_calls(self) -> list[dict[str, Any]]:
-        """The functions that an assistant's message calls: {name, arguments}."""
+        """The functions that the message calls, each as {name, arguments}."""
         return [call["function"] for call in self.values.get("tool_calls", [])]
 
 
 @dataclass(frozen=True)
 class Chat:
-    """The messages of a chat, and the tools that the assistant may call, as JSON schemas of functions."""
+    """The messages of a chat, and the schemas of the tools that the assistant can call (see read_tools)."""
 
     messages: list[Message]
     tools: list[dict[str, Any]] = field(default_factory=list)
-    left_out: list[Message] = field(default_factory=list)  # the messages after the last answer that is trained
+    left_out: list[Message] = field(default_factory=list)  # the messages after the last trained answer
 
 
 def read_chat(messages: object, *, system: object = None, tools: object = None) -> Chat | str:
-    """A row's chat up to the last answer that is trained, or the reason why it is invalid.
+    """Return a row's chat up to the last trained answer, or the reason why the chat is invalid.
 
-    `system` is the text of a first message in a column of its own. Unknown roles, messages without text, pictures,
-    marks other than 0 and 1, and chats without an answer to train on are invalid.
+    `system` is the content of a separate column for the system message. A chat is invalid if it has no trained answer,
+    or if a message has an unknown role, neither text nor tool calls, content other than text (such as an image), or a
+    mark other than 0 and 1.
     """
     if isinstance(messages, str):
         messages = parse_json(messages)
@@ -84,18 +90,24 @@ def read_chat(messages: object, *, system: object = None, tools: object = None) 
     if not answers:
         return "the chat has no message from the assistant"
     if not trained:
-        return "the chat has no message to train on: all messages of the assistant are marked as not trained"
+        return "the chat has no message to train on, because all messages from the assistant are marked as not trained"
     end = trained[-1] + 1
     return Chat(read[:end], schemas, read[end:])
 
 
 def read_tools(value: object) -> list[dict[str, Any]]:
-    """The tools of a row, from a list or its JSON text: functions' schemas, with or without {type, function} around.
+    """Return the schemas of a row's tools, each as {type, function}.
 
-    Raises Invalid.
+    `value` is a list of tools, a single tool, or the JSON text of either. Each tool is an object of the form
+    {type, function}, or only the inner object that describes the function. Raises Invalid if a tool is not a function
+    with a name.
     """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return []
     if isinstance(value, str):
-        value = parse_json(value) if value.strip() else None
+        text, value = value, parse_json(value)
+        if value is None and text.strip() != "null":
+            raise Invalid(f"the tools are not valid JSON: {shorten(safe(text), SHOWN_CHARS)!r}")
     if value is None:
         return []
     tools = value if isinstance(value, list) else [value]
@@ -113,7 +125,7 @@ def _read_message(where: str, message: dict[str, Any]) -> Message:
     stated = message.get("role", message.get("from"))
     role = ROLE_NAMES.get(str(stated), stated)
     if role not in ROLES:
-        raise Invalid(f"{where} has the role {stated!r}; valid roles are {', '.join((*ROLES, *ROLE_NAMES))}")
+        raise Invalid(f"{where} has the unknown role {stated!r}. Valid roles are {', '.join((*ROLES, *ROLE_NAMES))}")
     where = f"{where} ({role})"
     content = message.get("content", message.get("value"))
     calls = message.get("tool_calls") or []
@@ -123,7 +135,7 @@ def _read_message(where: str, message: dict[str, Any]) -> Message:
         calls = [message["function_call"]]
     tool_calls = _read_tool_calls(where, calls)
     if tool_calls and role != "assistant":
-        raise Invalid(f"{where} has tool_calls, which only the assistant can have")
+        raise Invalid(f"{where} has tool_calls, which only a message from the assistant can have")
     if role == "tool" and isinstance(content, dict):
         content = json.dumps(content, ensure_ascii=False)
     text = "" if tool_calls and content is None else _text(where, content, may_be_empty=bool(tool_calls))
@@ -133,17 +145,17 @@ def _read_message(where: str, message: dict[str, Any]) -> Message:
 
 
 def _text(where: str, content: object, *, may_be_empty: bool = False) -> str:
-    """The text of a message's content, whose parts are joined."""
+    """Return the text of a message's content. If the content is a list of parts, the texts of the parts are joined."""
     parts = content if isinstance(content, list) else [content]
     texts = []
     for part in parts:
         kind = str(part.get("type", "text")) if isinstance(part, dict) else "text"
         if kind != "text":
-            what = next((name for prefix, name in NOT_TEXT.items() if prefix in kind), f"a part of the type {kind!r}")
-            raise Invalid(f"{where} contains {what}; only text can be trained")
+            what = next((name for prefix, name in NOT_TEXT.items() if prefix in kind), f"a part of type {kind!r}")
+            raise Invalid(f"{where} contains {what}, but only text is supported")
         text = part.get("text", part.get("value", part.get("content"))) if isinstance(part, dict) else part
         if text is not None and not isinstance(text, str):
-            raise Invalid(f"{where} has a content that is {describe_type(text)}, not text")
+            raise Invalid(f"{where} has content that is {describe_type(text)}, not text")
         texts.append(text or "")
     text = "".join(texts)
     if not text.strip() and not may_be_empty:
@@ -154,7 +166,10 @@ def _text(where: str, content: object, *, may_be_empty: bool = False) -> str:
 
 
 def _read_tool_calls(where: str, calls: object) -> list[dict[str, Any]]:
-    """The calls as {type, id, function: {name, arguments}} with arguments as an object, as templates expect them."""
+    """Return tool calls in the format that chat templates expect: {type, function: {name, arguments}}.
+
+    `arguments` is an object. Other keys of a call, such as `id`, are kept.
+    """
     calls = parse_json(calls) if isinstance(calls, str) else calls
     read = []
     for call in calls if isinstance(calls, list) else [calls]:
@@ -172,11 +187,11 @@ def _read_tool_calls(where: str, calls: object) -> list[dict[str, Any]]:
 
 
 def _is_trained(where: str, message: dict[str, Any]) -> bool:
-    """Whether a message may be in the loss, by its marks."""
+    """Return whether the marks of a message allow it to be in the loss. Raises Invalid if a mark is not 0 or 1."""
     marks = {name: message[name] for name in MARKS if message.get(name) is not None}
     for name, value in marks.items():
         if value not in (0, 1):
-            raise Invalid(f"{where} has {name}: {value!r}; only 0 (not trained) and 1 (trained) can be used")
+            raise Invalid(f"{where} has {name}: {value!r}, but the value must be 0 (not trained) or 1 (trained)")
     return all(map(bool, marks.values()))
 
 
@@ -184,5 +199,5 @@ def parse_json(text: str) -> Any:
     """Return the value of a JSON text, or None if the text is not valid JSON."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -1,4 +1,4 @@
-"""Templates whose prompts do not depend on the tokenizer: Alpaca's, a prompt and its completion, and plain text."""
+"""Defines the templates whose prompts do not depend on the tokenizer: Alpaca, Text and PromptCompletion."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from recipe.text.turns import Sample, Turn
 
 @dataclass(frozen=True)
 class Alpaca:
-    """Stanford Alpaca's columns (instruction, input, output), formatted with Alpaca's two prompts."""
+    """A template that formats Stanford Alpaca's columns (instruction, input, output) with Alpaca's two prompts."""
 
     columns: dict[str, str]
     REQUIRED: ClassVar[tuple[str, ...]] = ("instruction", "output")
@@ -22,27 +22,27 @@ class Alpaca:
     CHARS_AROUND: ClassVar[int] = len(ALPACA_WITHOUT_INPUT)
 
     def turns(self, row: Row) -> list[Turn] | BadRow:
-        """A single turn."""
+        """Return a single turn, or a BadRow if the row is invalid."""
         picked = pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
         return picked if isinstance(picked, BadRow) else alpaca_turns(picked)
 
     def unused_keys(self, row: Row) -> dict[str, Any]:
-        """Nothing: all columns are text."""
+        """Return an empty dict, because the columns contain text and therefore have no keys."""
         return {}
 
     def prompt(self, row: dict[str, Any]) -> str:
-        """Alpaca's prompt, which depends on whether the row has an input."""
+        """Return Alpaca's prompt with an input or, if the row has no input, Alpaca's prompt without an input."""
         require(row, "instruction")
         return alpaca_prompt(row)
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """The question is the instruction followed by the input."""
+        """Return a Sample whose question is the instruction, followed by the input."""
         return alpaca_sample(self.columns, values)
 
 
 @dataclass(frozen=True)
 class Text:
-    """A single column of text. The loss covers the whole text."""
+    """A template for a single column of text. The loss covers the whole text."""
 
     columns: dict[str, str]
     REQUIRED: ClassVar[tuple[str, ...]] = ("text",)
@@ -52,26 +52,26 @@ class Text:
     CHARS_AROUND: ClassVar[int] = 0
 
     def turns(self, row: Row) -> list[Turn] | BadRow:
-        """A single turn with an empty prompt."""
+        """Return a single turn with an empty prompt, or a BadRow if the row is invalid."""
         picked = pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
         return picked if isinstance(picked, BadRow) else [Turn("", picked["text"])]
 
     def unused_keys(self, row: Row) -> dict[str, Any]:
-        """Nothing: the column is text."""
+        """Return an empty dict, because the column contains text and therefore has no keys."""
         return {}
 
     def prompt(self, row: dict[str, Any]) -> str:
-        """The text, which the model continues."""
+        """Return the text that the model continues."""
         return require(row, "text")
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """The answer is the text, and the question is empty."""
+        """Return a Sample whose question is empty, and whose answer is the text."""
         return Sample("", values[self.columns["text"]], "text")
 
 
 @dataclass(frozen=True)
 class PromptCompletion:
-    """TRL's columns prompt and completion, which are used as they are."""
+    """A template for TRL's prompt and completion columns. The template adds no text to the columns."""
 
     columns: dict[str, str]
     REQUIRED: ClassVar[tuple[str, ...]] = ("prompt", "completion")
@@ -81,27 +81,27 @@ class PromptCompletion:
     CHARS_AROUND: ClassVar[int] = 0
 
     def turns(self, row: Row) -> list[Turn] | BadRow:
-        """A single turn."""
+        """Return a single turn, or a BadRow if the row is invalid."""
         picked = pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
         return picked if isinstance(picked, BadRow) else [Turn(picked["prompt"], picked["completion"])]
 
     def unused_keys(self, row: Row) -> dict[str, Any]:
-        """Nothing: all columns are text."""
+        """Return an empty dict, because the columns contain text and therefore have no keys."""
         return {}
 
     def prompt(self, row: dict[str, Any]) -> str:
-        """The prompt as it is."""
+        """Return the prompt unchanged."""
         return require(row, "prompt")
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """The question is the prompt, and the answer is the completion."""
+        """Return a Sample whose question is the prompt, and whose answer is the completion."""
         return Sample(values[self.columns["prompt"]], values[self.columns["completion"]], "prompt and completion")
 
 
 def pick(
     row: Row, columns: dict[str, str], required: tuple[str, ...], optional: tuple[str, ...]
 ) -> dict[str, str] | BadRow:
-    """The values that a template needs from a row, keyed by the template's names, or a BadRow with the reason."""
+    """Return the values that a template reads from a row, keyed by the template's names, or a BadRow."""
     required_columns = {name: columns[name] for name in required}
     return pick_columns(row, required_columns, {name: columns[name] for name in optional if name in columns})
 
@@ -112,9 +112,9 @@ def bad_row(row: Row, reason: str) -> BadRow:
 
 
 def require(row: dict[str, Any], name: str) -> str:
-    """Return the text of an input row's key. Raises DataError if it is missing or empty."""
+    """Return the value of a key in an input row as text. Raises DataError if the value is missing or empty."""
     if not row.get(name):
-        raise DataError(f"the input row needs a non-empty {name}; the row's keys are {', '.join(row) or 'missing'}.")
+        raise DataError(f"the input row needs a non-empty {name}. The row's keys are {', '.join(row) or 'missing'}.")
     return str(row[name])
 
 

@@ -1,9 +1,9 @@
-"""Reads rows one at a time from JSON, JSON Lines, CSV and Parquet files, and records where in the file each row is.
+"""Reads rows one at a time from JSON, JSON Lines, CSV and Parquet files, and records the place of each row in its file.
 
     for row in read_rows(Path("rows.jsonl")):    # Row(values={"instruction": ...}, file="rows.jsonl", place="line 1")
 
-A row that cannot be read, or lacks a column that the template needs, becomes a BadRow with the reason. Rows are never
-dropped here: prepare decides what to do with bad rows.
+A row that cannot be read, or that lacks a column that the template needs, becomes a BadRow with the reason. This module
+never drops a row. The prepare stage decides what happens to bad rows.
 """
 
 import csv
@@ -18,13 +18,17 @@ from recipe.text.file_shape import describe_bytes, describe_lines, describe_obje
 
 MAX_BRACKETS = 500
 HEAD_BYTES = 4096
-MISSING = "nan"  # how pandas writes a missing value into a text file
+MISSING = "nan"  # the text that pandas creates when it converts a missing value to a string
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a file. `place` is `line 12`, or `row 12` if the row has no line of its own; both count from 1."""
+    """A row of a file.
+
+    `place` is the line on which the row begins (`line 12`), or the number of the row (`row 12`) if the line does not
+    identify the row. Both numbers start at 1.
+    """
 
     values: dict[str, Any]
     file: str
@@ -33,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be used, and the reason why."""
+    """A row that cannot be used, with the reason."""
 
     file: str
     place: str
@@ -42,7 +46,7 @@ class BadRow:
 
 
 def read_rows(path: Path, name: str = "") -> Iterator[Row | BadRow]:
-    """The rows of a file, in order. `name` replaces the file's name in rows and errors.
+    """Return an iterator over the rows of a file. If `name` is given, it replaces the file's name in rows and errors.
 
     Raises DataError if the file as a whole cannot be read.
     """
@@ -58,10 +62,10 @@ def read_rows(path: Path, name: str = "") -> Iterator[Row | BadRow]:
 
 
 def pick_columns(row: Row, required: dict[str, str], optional: dict[str, str]) -> dict[str, str] | BadRow:
-    """The row's values as strings, keyed by the template's names, or a BadRow with the reason.
+    """Return the row's values as strings, keyed by the template's names, or a BadRow with the reason.
 
-    `required` and `optional` map the template's names to the file's columns. Optional values may be missing, null, NaN
-    or blank, and are then empty strings. Required values must contain more than whitespace.
+    `required` and `optional` map the template's names to the file's columns. An optional value that is missing, null,
+    NaN or blank becomes an empty string. A required value must be neither blank nor the text `nan`.
     """
     picked: dict[str, str] = {}
     for name, column in {**required, **optional}.items():
@@ -71,7 +75,7 @@ def pick_columns(row: Row, required: dict[str, str], optional: dict[str, str]) -
             picked[name] = ""
             continue
         if column not in row.values:
-            reason = f"the column {column!r} is missing; the row has {', '.join(map(repr, row.values)) or 'none'}"
+            reason = f"the column {column!r} is missing. Columns found: {', '.join(map(repr, row.values)) or 'none'}"
         elif not isinstance(value, str):
             reason = f"{column!r} is {describe_type(value)}, not a string"
         elif name in required and not value.strip():
@@ -87,12 +91,12 @@ def pick_columns(row: Row, required: dict[str, str], optional: dict[str, str]) -
 
 
 def is_missing(value: object) -> bool:
-    """Whether a value of an optional column is null, NaN (as a number, or as pandas writes it), or blank text."""
+    """Return whether a value in an optional column is null, blank text, or NaN (as a number or as the text `nan`)."""
     return value is None or value != value or (isinstance(value, str) and (not value.strip() or value == MISSING))
 
 
 def describe_type(value: object) -> str:
-    """The type of a JSON value in plain words: `a number`, `null`."""
+    """Return the type of a JSON value in plain words, such as `a number` or `null`."""
     if value != value:
         return "NaN (a missing value)"
     names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
@@ -100,7 +104,10 @@ def describe_type(value: object) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be encoded as UTF-8. Invalid bytes are read as lone surrogates, which cannot be encoded."""
+    """Return whether a text can be encoded as UTF-8.
+
+    When a file is read, invalid bytes become lone surrogates, which cannot be encoded.
+    """
     if text.isascii():
         return True
     try:
@@ -111,7 +118,7 @@ def is_utf8(text: str) -> bool:
 
 
 def _reject(name: str, description: str | None) -> None:
-    """Raise DataError if there is a description of what the file looks like."""
+    """Raise DataError with the description of a file, unless the description is None."""
     if description:
         raise DataError(f"{name} {description}.")
 
@@ -121,10 +128,10 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path, name: str) -> Iterator[Row | BadRow]:
-    """The rows of a JSON list of objects. A file that begins with an object is read as JSON Lines instead.
+    """Yield the rows of a JSON list of objects. A file that begins with an object is read as JSON Lines instead.
 
-    A row's `place` is its line number, or its row number if it begins on the same line as the row before or, for the
-    first row, the row after.
+    The `place` of a row is a line number. It is a row number instead if the row begins on the same line as the previous
+    row, or if the first row shares its line with the second row.
     """
     text = _text(path)
     position = _skip(text, 0)
@@ -160,23 +167,23 @@ def _json(path: Path, name: str) -> Iterator[Row | BadRow]:
 
 
 def _describe_single_object(text: str) -> str | None:
-    """What a file with this text looks like, if the text is a single JSON object that is not a row."""
+    """Return a description of a file that contains only a JSON object that is not a row, or None for other files."""
     try:
         value = json.loads(text)
-    except (RecursionError, ValueError):  # several objects, or invalid: _json_lines reports the line
+    except (RecursionError, ValueError):  # several objects or invalid JSON, which _json_lines handles
         return None
-    return describe_object(value)
+    return describe_object(value) if isinstance(value, dict) else None
 
 
 def _skip(text: str, position: int) -> int:
-    """The first position at or after `position` that is not JSON whitespace."""
+    """Return the first position at or after `position` that is not JSON whitespace."""
     while position < len(text) and text[position] in " \t\r\n":
         position += 1
     return position
 
 
 def _json_lines(path: Path, name: str) -> Iterator[Row | BadRow]:
-    """The rows of a file with one JSON object per line. Blank lines are skipped."""
+    """Yield the rows of a file with one JSON object per line. Blank lines are skipped."""
     import orjson
 
     with path.open("rb") as file:
@@ -185,9 +192,9 @@ def _json_lines(path: Path, name: str) -> Iterator[Row | BadRow]:
         _reject(name, describe_lines(*lines) or (None if lines[1].strip() else _describe_single_object(lines[0])))
         file.seek(0)
         for number, data in enumerate(file, 1):
-            # Lines that orjson rejects (NaN, invalid UTF-8) are passed to json, which reads them or reports the reason.
-            # Lines with many brackets are not passed to orjson, because it accepts nesting that is too deep for Python
-            # to serialize again.
+            # A line that orjson rejects (NaN, invalid UTF-8) is passed to Python's json module, which reads the line or
+            # reports the reason. A line with many brackets is not passed to orjson, because orjson accepts values that
+            # are nested too deeply for the json module to write.
             if data.count(b"[") + data.count(b"{") <= MAX_BRACKETS:
                 try:
                     value = orjson.loads(data)
@@ -212,21 +219,24 @@ def _json_lines(path: Path, name: str) -> Iterator[Row | BadRow]:
 
 
 def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
-    """The rows of a CSV file (RFC 4180) with a header. Quoted values may span lines; `place` is a row's first line."""
+    """Yield the rows of a CSV file (RFC 4180) with a header.
+
+    Quoted values may span several lines. The `place` of a row is its first line.
+    """
     csv.field_size_limit(1 << 30)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)
         try:
             header = next(reader, [])
-            while header and not header[-1].strip():  # trailing empty columns, as spreadsheets write them
+            while header and not header[-1].strip():  # spreadsheets write empty columns at the end
                 header.pop()
             if not header:
-                raise DataError(f"{name} has no header.")
+                raise DataError(f"{name} has no header. Write the names of the columns on the first line.")
             if mark := separator(header):
-                raise DataError(f"{name} seems to have columns separated by {mark!r}; separate them by commas.")
+                raise DataError(f"{name} seems to have columns separated by {mark!r}. Use commas instead.")
             duplicates = sorted({column for column in header if header.count(column) > 1})
             if duplicates:
-                raise DataError(f"{name}, line 1: duplicate columns {duplicates}.")
+                raise DataError(f"{name}, line 1: duplicate columns {duplicates}. Each column needs a different name.")
             begin = reader.line_num + 1
             for values in reader:
                 place, begin = f"line {begin}", reader.line_num + 1
@@ -237,7 +247,7 @@ def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
                     yield Row(dict(zip(header, values, strict=False)), name, place)
                 else:
                     reason = (
-                        f"{len(values)} values for {len(header)} columns"
+                        f"expected {len(header)} values, found {len(values)}"
                         if extra is None
                         else f"value {extra + 1} ({safe(values[extra])!r}) is in a column without a name"
                     )
@@ -247,7 +257,7 @@ def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
 
 
 def _parquet(path: Path, name: str) -> Iterator[Row | BadRow]:
-    """The rows of a Parquet file, read in batches so that memory use does not grow with the file."""
+    """Yield the rows of a Parquet file, which is read in batches to limit the use of memory."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -264,9 +274,9 @@ def _parquet(path: Path, name: str) -> Iterator[Row | BadRow]:
 def _row(file: str, place: str, value: object) -> Row | BadRow:
     if isinstance(value, dict):
         return Row(value, file, place)
-    return BadRow(file, place, f"{describe_type(value)}, not an object with columns", safe(json.dumps(value)))
+    return BadRow(file, place, f"the row is {describe_type(value)}, not an object", safe(json.dumps(value)))
 
 
 def safe(text: str) -> str:
-    """The text with lone surrogates escaped, so that it can be written as UTF-8."""
+    """Return the text with lone surrogates escaped, so that the result can be encoded as UTF-8."""
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")

@@ -1,11 +1,11 @@
-"""Templates, which convert a row to turns of prompt and completion. Each template is a class.
+"""Defines the templates. A template is a class that converts a row to turns, each with a prompt and a completion.
 
     template = make_template("alpaca", {"instruction": "question", "output": "answer"})
     template.turns(row)                                     # [Turn(prompt, completion)], or a BadRow
     template.prompt({"instruction": "What is 1 + 1?"})      # the model's input at inference
 
-Training, evaluation, `recipe chat` and the registered model all use these classes, so prompts are the same everywhere.
-To add a template, write a class in plain_templates.py or chat_rows.py, and add its name to TEMPLATES and TemplateName.
+Training, evaluation, `recipe chat` and the registered model use the same classes, so they all use the same prompts. To
+add a template, write a class in plain_templates.py or chat_rows.py, and add its name to TEMPLATES and TemplateName.
 """
 
 from typing import Any, ClassVar, Literal, Protocol
@@ -20,25 +20,31 @@ TemplateName = Literal["alpaca", "text", "prompt_completion", "chat", "alpaca_ch
 
 
 class Template(Protocol):
-    """The interface of all templates. Their `columns` field maps the template's names to the columns of the file."""
+    """The interface of all templates. The `columns` field maps the template's names to the columns of the file."""
 
     REQUIRED: ClassVar[tuple[str, ...]]
     OPTIONAL: ClassVar[tuple[str, ...]]
-    USES_CHAT_TEMPLATE: ClassVar[bool]  # if true, special tokens written out in prompts are encoded as special tokens
-    EXAMPLE: ClassVar[dict[str, str]]  # an example of an input row for inference
-    CHARS_AROUND: ClassVar[int]  # number of characters that the template adds to a row's text
+    USES_CHAT_TEMPLATE: ClassVar[bool]  # if true, special tokens in the text of a prompt are encoded as special tokens
+    EXAMPLE: ClassVar[dict[str, str]]  # an example of a row to use as input for inference
+    CHARS_AROUND: ClassVar[int]  # number of characters that the template adds to the text of a row
 
     def turns(self, row: Row) -> list[Turn] | BadRow:
-        """The turns of a training row, or a BadRow with the reason."""
+        """Return the turns of a training row, or a BadRow with the reason."""
 
     def unused_keys(self, row: Row) -> dict[str, Any]:
-        """What `turns` read from a row's columns but did not use, by name, for a row that `turns` accepted."""
+        """Return the messages and message keys that `turns` read from a row but did not use, as {name: value}.
+
+        `turns` must have accepted the row.
+        """
 
     def prompt(self, row: dict[str, Any]) -> str:
-        """The prompt for an input row, whose keys are the template's names. Raises DataError if the row is invalid."""
+        """Return the prompt for an input row, whose keys are the template's names.
+
+        Raises DataError if the row is invalid.
+        """
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """The Sample for the values of a row that `turns` accepted."""
+        """Return the Sample for the values of a row that `turns` accepted."""
 
 
 TEMPLATES: dict[str, type[Template]] = {
@@ -52,9 +58,9 @@ TEMPLATES: dict[str, type[Template]] = {
 
 
 def make_template(name: str, columns: dict[str, str | None], chat: ChatTemplate | None = None) -> Template:
-    """Create the template with this name. `columns` that map to None are not used.
+    """Create the template with this name. Entries of `columns` whose value is None are ignored.
 
-    `chat` is only used by templates with USES_CHAT_TEMPLATE.
+    `chat` is used only by templates for which USES_CHAT_TEMPLATE is true.
     """
     template: Any = TEMPLATES[name]
     used = {name: column for name, column in columns.items() if column is not None}

@@ -1,4 +1,4 @@
-"""A turn: a prompt, which the model reads, and a completion, which the model is trained to produce."""
+"""Defines the units into which a row is converted: turns for training, and samples for the data analysis."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Turn:
-    """A prompt and the completion that follows it.
+    """A prompt, which the model reads, and a completion, which the model is trained to produce.
 
-    Special tokens written out in the prompt of a chat are encoded as special tokens, not as plain text. `end` is the
-    special token that ends the completion; None means the tokenizer's end token (eos_token).
+    If special tokens are written out in the prompt of a chat, they are encoded as special tokens, not as plain text.
+    `end` is the special token that ends the completion. If `end` is None, the completion ends with the tokenizer's end
+    token (eos_token).
     """
 
     prompt: str
@@ -18,7 +19,7 @@ class Turn:
 
 
 class Sample(NamedTuple):
-    """A row as the data analysis uses it: its question, its answer, and its form (such as `with input`)."""
+    """The parts of a row that the data analysis uses: the question, the answer, and the form (such as `with input`)."""
 
     question: str
     answer: str
