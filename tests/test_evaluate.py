@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from recipe.core.errors import DataError
 from recipe.core.io import read_json, sha256_tree, write_json
-from recipe.evaluate.stage import batches, compared_rows, score
+from recipe.evaluate.score import batches, score
+from recipe.evaluate.stage import compared_rows
+from recipe.model import chunked_loss
 from recipe.report.comparison import ScoredRow, headline
 from recipe.tokens.packing import collate, read_sequences
 
@@ -24,9 +26,39 @@ def test_every_row_is_in_exactly_one_batch_and_batches_fit_the_limit(lengths, ba
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= batch_tokens
 
 
+def with_adapter(model):
+    """A PEFT model with a new adapter, which changes nothing."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma2"])
+def test_scores_in_pieces_equal_scores_of_whole_rows(family, prepared, fetched_base, monkeypatch):
+    """Gemma 2 applies a soft cap to the logits of its head."""
+    import torch
+    import transformers
+
+    folder = prepared(toy_rows(40))
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = getattr(transformers, f"{family}Config")(vocab_size=800, num_key_value_heads=2, head_dim=8, **sizes)
+    torch.manual_seed(0)
+    model = with_adapter(transformers.AutoModelForCausalLM.from_config(config))
+    rows = read_sequences(folder / "validation.arrow")
+    whole = score(model, rows, 0, 500, no_progress)
+    largest = []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, output: largest.append(output.numel()))
+    monkeypatch.setitem(chunked_loss.CHUNK, "cpu", 800 * 3)
+    pieces = score(model, rows, 0, 500, no_progress)
+    assert max(largest[2:]) <= 800 * 3  # the first two calls compare the logits of the model and of its head
+    for (loss, *counts), (other_loss, *other_counts) in zip(whole, pieces, strict=True):
+        assert counts == other_counts and loss == pytest.approx(other_loss, rel=1e-5)
+
+
 def test_batched_scores_equal_those_of_single_rows(prepared, tiny_base, fetched_base):
     folder = prepared(toy_rows(40))
-    model = plain_base(tiny_base, 800).eval()
+    model = with_adapter(plain_base(tiny_base, 800))
     rows = read_sequences(folder / "validation.arrow")
     for row, (loss, right, count) in zip(rows, score(model, rows, 0, 500, no_progress), strict=True):
         batch = collate([row], 0)

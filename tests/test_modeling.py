@@ -9,12 +9,12 @@ from conftest import plain_base
 from recipe.core.errors import DataError, MachineError, ParamsError
 from recipe.model.generate import answer
 from recipe.model.load import (
-    check_target_modules,
     find_base,
     load_adapter,
     quantization_config,
     save_adapter,
 )
+from recipe.model.targets import check_target_modules
 from recipe.tokens.tokenizer import load_tokenizer
 
 

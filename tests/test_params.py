@@ -83,12 +83,16 @@ def test_a_key_in_the_wrong_section_is_reported_with_the_right_section(tmp_path)
         (("micro_batch_tokens: 1024", "micro_batch_tokens: 3"), "train.micro_batch_tokens: found 3. Input should be"),
         (("checkpointing: auto", "checkpointing: true"), "found true. Input should be 'auto', 'on' or 'off'"),
         (("dtype: auto", "dtype: fp16"), "train.dtype: found \"fp16\". Input should be 'auto' or 'bfloat16'"),
-        (("template: alpaca", "template: text"), "columns: the template text needs text"),
-        (("    category: category", "    catgory: category"), "columns: the template alpaca does not use catgory"),
+        (("template: alpaca", "template: text"), "columns: the template `text` requires text"),
+        (("    category: category", "    catgory: category"), "columns: the template `alpaca` does not use catgory"),
         (("target_modules: all-linear", "target_modules: [q_proj, 3]"), "lora.target_modules"),
         (("dropout: 0.05", "dropout: .nan"), "lora.dropout"),
         (("num_epochs: 1 ", "num_epochs: .inf "), "train.num_epochs"),
         (("target_modules: all-linear", "target_modules: []"), "lora.target_modules"),
+        (
+            ("target_modules: all-linear", "target_modules: [q_proj, lm_head]"),
+            "The output head is not trained",
+        ),
     ],
 )
 def test_an_invalid_value_is_rejected_and_reported(tmp_path, change, part):

@@ -266,7 +266,7 @@ def test_the_loss_at_loss_positions_only_matches_trls_loss(trained, tmp_path, mo
 
 
 def test_logits_that_are_more_than_a_linear_head_are_detected(tiny_base):
-    from recipe.train.sft import logits_are_head_of_backbone
+    from recipe.model.chunked_loss import logits_are_head_of_backbone
 
     model = plain_base(tiny_base, 0, packed=True)
     parts = model, model.base_model, model.get_output_embeddings()

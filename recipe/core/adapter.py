@@ -20,6 +20,14 @@ def base_name(manifest: dict[str, Any]) -> str:
     return f"{manifest['id']}@{manifest['revision'] or 'sha256:' + manifest['sha256'][:16]}"
 
 
+def is_trained(folder: Path) -> bool:
+    """Return whether an adapter differs from its initial state, in which every matrix B is 0."""
+    from safetensors import safe_open
+
+    with safe_open(folder / WEIGHTS, "pt") as weights:  # numpy has no bfloat16
+        return any(weights.get_tensor(name).any() for name in weights.keys() if ".lora_B" in name)  # noqa: SIM118
+
+
 def check_adapter(folder: Path, manifest: dict[str, Any]) -> None:
     """Check that the adapter is undamaged and was trained for the base model that the manifest describes.
 

@@ -21,55 +21,15 @@ from recipe.core.services import Progress, Services
 from recipe.evaluate.lm_eval import load_tasks, run_tasks
 from recipe.evaluate.params import EvaluateParams
 from recipe.evaluate.report import about, pictures, report_page
+from recipe.evaluate.score import Scores, batches, score
 from recipe.model.generate import answer
 from recipe.model.load import load_trained
 from recipe.model.processor import be_deterministic, pin_processor
 from recipe.report.comparison import VARIANTS, Groups, ScoredRow, by_group, headline, overall
-from recipe.tokens.packing import IGNORED, collate, read_sequences
+from recipe.tokens.packing import read_sequences
 from recipe.tokens.tokenizer import encode_prompts
 
-Scores = list[tuple[float, int, int]]  # for each row: sum of losses, number of correct tokens, number of loss positions
 NUM_THREADS = 2  # fixed, because a different number changes the order of additions, and thus the last digits
-
-
-def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Group the row indices into batches of rows with similar lengths.
-
-    A batch has no more than `batch_tokens` tokens, including padding, unless it consists of a single longer row.
-    """
-    groups: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: (lengths[index], index)):
-        if groups and (len(groups[-1]) + 1) * lengths[index] <= batch_tokens:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
-
-
-def score(model: Any, rows: Any, pad_token_id: int, batch_tokens: int, progress: Progress) -> Scores:
-    """Score each row with the model.
-
-    Returns, for each row, the sum of losses (nats), the number of labels that the model ranks first, and the number of
-    loss positions.
-    """
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    scores: Scores = [(0.0, 0, 0)] * len(rows)
-    lengths = [int(row["seq_lengths"][0]) for row in rows]
-    groups = batches(lengths, batch_tokens)
-    for indices in progress(iter(groups), "loss", len(groups)):
-        batch = collate([rows[index] for index in indices], pad_token_id)
-        labels = batch["labels"][:, 1:].to(model.device)
-        with torch.inference_mode():
-            # Padding is on the right, so with causal attention, no real token attends to padding.
-            logits = model(input_ids=batch["input_ids"].to(model.device), use_cache=False).logits[:, :-1]
-            for index, row_logits, row_labels in zip(indices, logits, labels, strict=True):
-                in_loss = row_labels != IGNORED
-                loss_logits, targets = row_logits[in_loss].float(), row_labels[in_loss]
-                loss = cross_entropy(loss_logits, targets, reduction="sum").item()
-                scores[index] = (loss, int((loss_logits.argmax(-1) == targets).sum()), len(targets))
-    return scores
 
 
 def generate(

@@ -21,9 +21,11 @@ from recipe.core.hub_cache import HUB, converted_folder
 from recipe.core.io import new_folder, read_json, sha256_file, sha256_listing, write_json
 from recipe.core.paths import Paths
 from recipe.core.services import Services
+from recipe.fetch.architecture import check_architecture, reject_quantized
 from recipe.fetch.hub import check_pinned, download, folder_lock, list_repository, stated_license
 from recipe.fetch.params import DataParams, ModelParams
 from recipe.fetch.splits import dataset_splits, local_split_files
+from recipe.fetch.tokenizer_files import check_files, check_sentencepiece
 from recipe.fetch.weights import (
     CONFIGS,
     TOKENIZERS,
@@ -118,6 +120,7 @@ def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapsho
     if not (source / "config.json").is_file():
         raise DataError(f"model.source: {params.source} is not a model: it has no config.json.")
     config = read_json(source / "config.json")
+    reject_quantized(config, params.id)
     code = reject_code(params.id, snapshot, allowed=params.trust_remote_code)
     try:
         names = weight_names(file.name for file in source.iterdir())
@@ -128,6 +131,8 @@ def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapsho
     names = [name for name in CONFIGS if (source / name).is_file()] + names + code
     files = {name: sha256_file(source / name) for name in names}
     check_weights(source, [source / name for name in names if name.endswith(".safetensors")])
+    if not code:  # remote code runs only in later stages, which make the same check
+        check_architecture(source, params.id)
     tokenizer = base_tokenizer(snapshot, code=params.trust_remote_code)
     give_padding_token(tokenizer)
     with new_folder(paths.base) as target:
@@ -174,7 +179,10 @@ def model_from_hub(name: str, revision: str, check: Check, *, code: bool) -> tup
         weights = weight_names(files)
     except DataError as error:
         raise DataError(f"model.id: {name}: {error}") from None
-    reject_code(name, snapshot, allowed=code)  # reject the model before gigabytes are downloaded
+    # Reject the model before gigabytes are downloaded.
+    if (snapshot / "config.json").is_file():
+        reject_quantized(read_json(snapshot / "config.json"), name)
+    reject_code(name, snapshot, allowed=code)
     check(snapshot)
     if not any(path.endswith(".bin") for path in weights):
         return download("model", name, revision, [files[path] for path in weights]), False
@@ -218,7 +226,10 @@ def base_tokenizer(snapshot: Path, *, code: bool) -> Any:
         files = list_repository("model", GPT2, GPT2_REVISION).files
         wanted = [files[name] for name in GPT2_FILES if name in files]
         return build_tokenizer(download("model", GPT2, GPT2_REVISION, wanted))
+    if not code:
+        check_files(snapshot)
     tokenizer = load_tokenizer(snapshot, trust_remote_code=code)
+    check_sentencepiece(snapshot, tokenizer)
     if code and not tokenizer.is_fast:
         raise DataError(f"{snapshot}: the tokenizer needs remote code, which later stages do not run.")
     tokenizer.init_kwargs.pop("auto_map", None)

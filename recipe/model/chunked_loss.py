@@ -77,3 +77,20 @@ def head_loss(hidden: torch.Tensor, head: Any, labels: torch.Tensor) -> tuple[to
     logits = head(hidden)
     loss = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
     return loss, (logits.detach().argmax(-1) == labels).sum()
+
+
+def logits_are_head_of_backbone(model: Any, backbone: Any, head: Any) -> bool:
+    """Return whether applying the head to the hidden states of the backbone gives the logits of the model.
+
+    The two results are compared on a short input, with a tolerance of 1e-3.
+    """
+    ids = torch.arange(8, device=model.device)[None]
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        options = {"position_ids": ids, "use_cache": False}
+        equal = torch.allclose(
+            model(ids, **options).logits.float(), head(backbone(ids, **options)[0]).float(), atol=1e-3
+        )
+    model.train(was_training)
+    return equal

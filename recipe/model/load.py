@@ -17,6 +17,7 @@ from recipe.core.errors import DataError, MachineError, ParamsError
 from recipe.core.format import first_line
 from recipe.core.hub_cache import base_folder
 from recipe.core.io import read_json, sha256_file, write_json
+from recipe.core.loading import describe_mismatches, mismatches
 from recipe.model.packed_attention import choose_attention, packing_is_isolated, register_attention
 from recipe.model.processor import Dtype, Quantization, torch_dtype
 from recipe.tokens.tokenizer import load_tokenizer
@@ -109,9 +110,14 @@ def _from_pretrained(source: Path, options: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, local_files_only=True, **options).eval()
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, local_files_only=True, output_loading_info=True, **options
+        )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise DataError(f"transformers can't load the base model in {source}: {first_line(error)}") from None
+    if found := mismatches(info):  # transformers would fill missing tensors with random numbers
+        raise DataError(f"the weights in {source} do not fit the model: {describe_mismatches(found)}.")
+    model.eval()
     for module in model.modules():
         # In evaluation mode, bitsandbytes repacks nf4 weights for AVX512-BF16. From then on, even during training,
         # bitsandbytes uses a kernel that has no gradient, and whose results differ from those on processors without
@@ -136,48 +142,21 @@ def quantization_config(quantization: Quantization) -> Any:
     )
 
 
-def check_target_modules(model: Any, target_modules: str | tuple[str, ...]) -> None:
-    """Raise ParamsError if a target module is not a linear layer of the model."""
-    if isinstance(target_modules, str):
-        return
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)}
-    unknown = [name for name in target_modules if name not in names]
-    if unknown:
-        raise ParamsError(
-            f"params.yaml: lora.target_modules lists {', '.join(unknown)}, which {type(model).__name__} does not have. "
-            f"Its linear layers are {', '.join(sorted(names))}; `all-linear` selects all of them except the head."
-        )
-
-
-def peft_config(lora: Any) -> Any:
-    """Return the PEFT configuration of the adapter for the `lora` section of params.yaml."""
-    from peft import LoraConfig
-
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    return LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
-    )
-
-
-def _is_linear(module: Any) -> bool:
-    """Return whether a module is a linear layer. GPT-2's Conv1D and the linear layers of bitsandbytes also count."""
-    return type(module).__name__ in {"Linear", "Conv1D", "Linear8bitLt", "Linear4bit"}
-
-
 def save_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> None:
     """Write the adapter in PEFT's format, without anything that differs between machines or runs.
 
-    PEFT also writes the local path of the base model, PEFT's version and a README, and lists the target modules in the
-    arbitrary order of a set. This function replaces the path, removes the version and the README, and sorts the target
-    modules.
+    PEFT also writes the local path of the base model, PEFT's version and a README, and lists the targets in the
+    arbitrary order of a set. This function replaces the path, removes the version and the README, and sorts the
+    targets.
     """
     model.save_pretrained(folder, save_embedding_layers=False)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config.pop("peft_version", None)
     config["base_model_name_or_path"] = base_name(manifest)
-    if isinstance(config["target_modules"], list):
-        config["target_modules"] = sorted(config["target_modules"])
+    for key in ("target_modules", "target_parameters"):
+        if isinstance(config[key], list):
+            config[key] = sorted(config[key])
     write_json(path, dict(sorted(config.items())))
     for file in folder.iterdir():
         if file.name not in ADAPTER_FILES:

@@ -6,6 +6,8 @@ PEFT and of the model, for any model family.
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -115,7 +117,9 @@ def trace(model: Any, micro_batch_size: int, max_length: int, *, mixed: bool) ->
     """
     import torch
 
-    with _use_fake_weights(model), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+    with (
+        _use_fake_weights(model), _traceable_experts(), torch.autocast("cpu", torch.bfloat16, enabled=mixed)
+    ):  # fmt: skip
         ids = torch.zeros((micro_batch_size, max_length), dtype=torch.long)
         positions = torch.arange(max_length).expand(micro_batch_size, -1)
         try:
@@ -123,6 +127,22 @@ def trace(model: Any, micro_batch_size: int, max_length: int, *, mixed: bool) ->
             return saved, head_is_the_only_operation(model, ids[:, :8], positions[:, :8])
         except (RuntimeError, TypeError) as error:
             raise Untraceable(f"{type(model.get_base_model()).__name__}: {error}") from None
+
+
+@contextmanager
+def _traceable_experts() -> Iterator[None]:
+    """Use transformers' own operation for experts, which saves the same tensors as torch's grouped_mm.
+
+    The version of grouped_mm for tensors without data (torch 2.13) accepts only bf16.
+    """
+    from transformers.integrations import moe
+
+    before = moe._can_use_grouped_mm
+    moe._can_use_grouped_mm = lambda *_, **__: False
+    try:
+        yield
+    finally:
+        moe._can_use_grouped_mm = before
 
 
 def _attention(*, wide: bool) -> str:

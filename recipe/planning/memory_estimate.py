@@ -7,8 +7,8 @@ optimizer state and the logits.
 from dataclasses import dataclass
 from typing import Any
 
-from recipe.model.load import check_target_modules, peft_config
 from recipe.model.processor import Dtype
+from recipe.model.targets import describe_targets, expert_tensors, peft_config
 from recipe.planning.activation_trace import empty_model, trace
 
 # Bytes per parameter of a quantized linear layer. nf4 uses half a byte per parameter, an 8-bit scale per block of 64
@@ -30,6 +30,7 @@ class MemoryEstimate:
     parameters: int
     trainable: int
     flops_per_token: float
+    targets: str | None  # what all-linear selects in a mixture of experts
 
     @property
     def peak(self) -> int:
@@ -68,6 +69,7 @@ def estimate_training_memory(
     parameters = sum(weight.numel() for weight in model.parameters())
     lookup, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     embeddings = 0 if head is lookup else lookup.numel()  # a lookup needs no multiplications, but a tied head does
+    targets, idle = describe_targets(lora, model), _idle_parameters(model, config)
     model = _add_adapter(model, lora, quantized=quantization != "none")
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     tokens, size = micro_batch_size * max_length, weight_dtype.itemsize
@@ -95,9 +97,20 @@ def estimate_training_memory(
     passes = 6 if activation_checkpointing else 4  # FLOP per token and parameter: 2 forward, 2 backward, 2 to recompute
     return MemoryEstimate(
         weights=weights, adapter=trainable * ADAPTER_BYTES, activations=saved, logits=logits, other=other,
-        parameters=parameters, trainable=trainable,
-        flops_per_token=float(passes * (parameters - embeddings) + 6 * trainable),
+        parameters=parameters, trainable=trainable, targets=targets,
+        flops_per_token=float(passes * (parameters - embeddings - idle) + 6 * trainable),
     )  # fmt: skip
+
+
+def _idle_parameters(model: Any, config: Any) -> int:
+    """Return the number of parameters in the experts that do not see a given token; 0 without experts."""
+    text_config, experts = config.get_text_config(), expert_tensors(model)
+    if not experts:
+        return 0
+    return sum(
+        weight.numel() - weight.numel() * text_config.num_experts_per_tok // weight.shape[0]
+        for weight in experts.values()
+    )
 
 
 def _add_adapter(model: Any, lora: Any, *, quantized: bool) -> Any:
@@ -107,14 +120,13 @@ def _add_adapter(model: Any, lora: Any, *, quantized: bool) -> Any:
 
     from recipe.model.fused_lora import patch_lora_layers
 
-    check_target_modules(model, lora.target_modules)
     if quantized:  # prepare_model_for_kbit_training casts the other weights to fp32
         of_layers = {id(layer.weight) for layer in _quantized_layers(model)}
         for weight in model.parameters():
             if id(weight) not in of_layers:
                 weight.data = weight.data.float()
     with torch.device("meta"):
-        model = get_peft_model(model, peft_config(lora)).train()
+        model = get_peft_model(model, peft_config(lora, model)).train()
     patch_lora_layers(model)
     return model
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipe.core.errors import DataError, MachineError
+from recipe.core.errors import DataError, MachineError, ParamsError
 from recipe.core.format import format_bytes, format_time
 from recipe.core.hub_cache import HUB, converted_folder, snapshot_folder
 from recipe.core.io import read_json
 from recipe.core.paths import Paths
+from recipe.fetch.architecture import reject_quantized
 from recipe.fetch.hub import check_pinned, download, list_repository
 from recipe.fetch.splits import dataset_splits, local_split_files
 from recipe.fetch.weights import CONFIGS, TOKENIZERS, weight_names
@@ -92,13 +93,22 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
         rows, tokens = int(rows * share), int(tokens * share)
     mark = "" if meta else " (estimated)"
     sequences = meta["sequences"]["train"] if meta else max(tokens // sequence.max_length, 1)
-    steps = int(-(-sequences * train.num_epochs // train.global_batch_size))
+    steps = train.num_steps(sequences)
     plan.lines.append(("rows", f"{rows:,} to train on{mark}" if rows else "unknown before prepare"))
     plan.lines.append(("tokens", f"{tokens:,} in {sequences:,} sequences of {sequence.max_length:,}{mark}"))
+    try:
+        train.check_warmup(sequences)
+    except ParamsError as error:
+        plan.problems.append(str(error).removeprefix("params.yaml: "))
     plan.lines.append(("steps", f"{steps:,} of {train.global_batch_size} sequences{mark}"))
 
+    try:
+        reject_quantized(read_json(config_folder / "config.json"), params["model"].id)
+    except DataError as error:
+        plan.problems.append(str(error))
+        return plan
     config = load_config(config_folder)
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if longest and sequence.max_length > longest:
         plan.problems.append(
             f"sequence.max_length is {sequence.max_length:,}, but the model has only {longest:,} positions. "
@@ -117,6 +127,8 @@ def _plan_memory_and_time(plan: Plan, params: dict[str, Any], config: Any, fract
     estimate, problems = check_memory(params, config, fraction)
     device, memory = machine_memory()
     plan.problems += problems
+    if estimate and estimate.targets:
+        plan.lines.append(("adapter", estimate.targets))
     if estimate is None:
         plan.lines.append(("memory", f"unknown: {type(config).__name__} can't be traced"))
         return plan

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from recipe.core.adapter import check_adapter
+from recipe.core.adapter import check_adapter, is_trained
+from recipe.core.errors import DataError
 from recipe.core.io import check_count, check_sha256, read_json, read_json_lines, sha256_tree, write_json
 from recipe.core.paths import Paths
 from recipe.core.services import Services
@@ -101,6 +102,10 @@ def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], regi
     train_metrics, scores = read_json(paths.train_metrics), read_json(paths.evaluate_metrics)
     generations, curve = read_json_lines(paths.evaluation / "generations.jsonl"), read_curve(paths.loss_curve)
     check_adapter(paths.adapter, manifest)
+    if not is_trained(paths.adapter):
+        raise DataError(
+            f"the adapter in {paths.adapter} was not trained: it equals its initial state. Run `dvc repro`."
+        )
     check_sha256(paths.base / "tokenizer", meta["tokenizer_sha256"])
     check_count(paths.evaluation / "generations.jsonl", len(generations), scores["prompts"])
     check_count(paths.loss_curve, int(curve[-1]["step"]) if curve else 0, train_metrics["steps"], "steps")

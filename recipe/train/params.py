@@ -1,5 +1,6 @@
 """The `lora` and `train` sections of params.yaml."""
 
+import math
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -15,10 +16,20 @@ class LoraParams(Section):
     Source: Hu et al. 2021, arXiv 2106.09685.
     """
 
+    HEADS: ClassVar = {"lm_head", "embed_out"}  # the names of output heads in transformers
     r: int = Field(ge=1, description="rank of the update")
     alpha: float = Field(gt=0)
     dropout: float = Field(ge=0, lt=1)
     target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _head_is_not_a_target(self) -> "LoraParams":
+        heads = [name for name in self.target_modules if name.rsplit(".", 1)[-1] in self.HEADS]
+        if heads and self.target_modules != "all-linear":
+            raise ValueError(
+                f"target_modules lists {', '.join(heads)}. The output head is not trained: remove it from the list"
+            )
+        return self
 
 
 class TrainParams(Section):
@@ -50,6 +61,24 @@ class TrainParams(Section):
                 f"save_steps is {self.save_steps}, but must be a multiple of logging_steps ({self.logging_steps})"
             )
         return self
+
+    def num_steps(self, num_sequences: int) -> int:
+        """Return the number of optimizer steps for `num_sequences` training sequences."""
+        return math.ceil(math.ceil(num_sequences / self.global_batch_size) * self.num_epochs)
+
+    def check_warmup(self, num_sequences: int) -> None:
+        """Raise ParamsError if every step is a warm-up step.
+
+        The first step has a learning rate of 0. If it were the only step, the adapter would stay in its initial state.
+        """
+        steps = self.num_steps(num_sequences)
+        warmup = math.ceil(steps * self.warmup_ratio)
+        if warmup >= steps:
+            raise ParamsError(
+                f"params.yaml: train.warmup_ratio is {self.warmup_ratio:g}, so the warm-up takes all training steps "
+                f"({steps}), and the first has a learning rate of 0. Set train.warmup_ratio to 0, raise "
+                "train.num_epochs, or lower train.global_batch_size."
+            )
 
     def micro_batch_size(self, max_length: int) -> int:
         """Return the number of sequences per micro-batch.

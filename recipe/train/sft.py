@@ -18,7 +18,7 @@ from trl import SFTConfig, SFTTrainer
 from recipe.core.errors import TrainingError
 from recipe.core.format import format_time
 from recipe.core.services import Log
-from recipe.model.chunked_loss import head_loss
+from recipe.model.chunked_loss import head_loss, logits_are_head_of_backbone
 from recipe.model.fused_lora import patch_lora_layers
 from recipe.model.packed_attention import CU_SEQLENS, NAME
 from recipe.model.processor import torch_dtype
@@ -120,23 +120,6 @@ class PackedTrainer(SFTTrainer):
             self.num_correct.zero_()
             self.num_scored = 0
         super().log(logs, start_time)
-
-
-def logits_are_head_of_backbone(model: Any, backbone: Any, head: Any) -> bool:
-    """Return whether applying the head to the hidden states of the backbone gives the logits of the model.
-
-    The two results are compared on a short input, with a tolerance of 1e-3.
-    """
-    ids = torch.arange(8, device=model.device)[None]
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        options = {"position_ids": ids, "use_cache": False}
-        equal = torch.allclose(
-            model(ids, **options).logits.float(), head(backbone(ids, **options)[0]).float(), atol=1e-3
-        )
-    model.train(was_training)
-    return equal
 
 
 class Progress(TrainerCallback):

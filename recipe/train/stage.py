@@ -14,14 +14,16 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipe.core.adapter import is_trained
 from recipe.core.environment import installed_lock
 from recipe.core.errors import ParamsError, Stopped, TrainingError
 from recipe.core.io import check_count, new_folder, read_json, write_json, write_text
 from recipe.core.paths import Paths
 from recipe.core.services import Log, Services
-from recipe.model.load import check_target_modules, load_base, peft_config, save_adapter
+from recipe.model.load import load_base, save_adapter
 from recipe.model.packed_attention import add_cu_seqlens
 from recipe.model.processor import be_deterministic, pin_processor, torch_dtype
+from recipe.model.targets import peft_config
 from recipe.report.loss_curve import curve_text, last_loss
 from recipe.tokens.packing import add_loss_positions, collate, read_sequences
 from recipe.tokens.tokenizer import load_tokenizer
@@ -47,6 +49,7 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
     be_deterministic(params.num_threads)
     stop = Stop()
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
+    params.check_warmup(meta["sequences"]["train"])
     tokens_per_step = meta["tokens"]["train"] / meta["sequences"]["train"] * params.global_batch_size
     progress = Progress(checkpoints, log, tokens_per_step, stop)
     trainer = make_trainer(lora, params, paths, manifest, meta, progress)
@@ -55,6 +58,8 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
     seconds = time.monotonic() - started
     with new_folder(paths.adapter) as target:
         save_adapter(trainer.model, target, manifest)
+        if not is_trained(target):
+            raise TrainingError("training did not change the adapter. Raise train.learning_rate or train.num_epochs.")
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     write_text(paths.loss_curve, curve_text(history))
     write_json(paths.train_metrics, train_metrics(trainer, history, params, meta))
@@ -81,13 +86,13 @@ def make_trainer(
     model = load_base(
         manifest, paths.folder, len(tokenizer), params.quantization, dtype=params.dtype, packed=meta["packing"]
     )
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and meta["max_length"] > longest:
         raise ParamsError(
             f"params.yaml: sequence.max_length is {meta['max_length']}, but {manifest['id']} supports only "
             f"{longest} positions. Lower sequence.max_length."
         )
-    check_target_modules(model, lora.target_modules)
+    adapter_config = peft_config(lora, model)
     config = sft_config(params, meta["max_length"], progress.checkpoints)
     if params.quantization != "none":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.activation_checkpointing)
@@ -99,7 +104,7 @@ def make_trainer(
         data_collator=lambda rows: add_cu_seqlens(add_loss_positions(collate(rows, meta["pad_token_id"]))),
         train_dataset=sequences,
         processing_class=tokenizer,
-        peft_config=peft_config(lora),
+        peft_config=adapter_config,
         callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)  # Progress prints shorter lines

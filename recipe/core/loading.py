@@ -1,0 +1,30 @@
+"""Describes the differences between a model's weights and the tensors that its architecture has.
+
+    mismatches(info)    # ["model.layers.0.mlp.down_proj.weight is missing", ...]; empty if the weights fit
+
+`info` is what transformers returns from `from_pretrained(..., output_loading_info=True)`. It takes transformers'
+conversions, tied weights and the keys that a model's class ignores into account.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+SHOWN_TENSORS = 5
+
+
+def mismatches(info: Mapping[str, Collection[Any]]) -> list[str]:
+    """Return a description of each tensor that is missing, superfluous or has the wrong shape, sorted by name."""
+    shapes = {
+        name: f"{name} has the shape {tuple(actual)}, not {tuple(expected)}"
+        for name, actual, expected in info["mismatched_keys"]
+    }
+    missing = {name: f"{name} is missing" for name in info["missing_keys"]}
+    extra = {name: f"{name} is not part of the model" for name in info["unexpected_keys"]}
+    found = {**extra, **missing, **shapes}
+    return [found[name] for name in sorted(found)] + [str(message) for message in info["error_msgs"]]
+
+
+def describe_mismatches(found: list[str]) -> str:
+    """Return the first SHOWN_TENSORS differences and the number of the others, as a single line."""
+    rest = len(found) - SHOWN_TENSORS
+    return "; ".join(found[:SHOWN_TENSORS]) + (f"; and {rest:,} more" if rest > 0 else "")

@@ -1,0 +1,64 @@
+"""Checks that a base model is what its config says, and that this recipe can train it.
+
+    check_architecture(Path("models/llama"), "my/llama")    # raises DataError if a tensor is missing
+
+The model is loaded on the meta device, so that only the headers of the weight files are read.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from recipe.core.errors import DataError
+from recipe.core.format import first_line
+from recipe.core.io import read_json
+from recipe.core.loading import describe_mismatches, mismatches
+
+
+def reject_quantized(config: dict[str, Any], name: str) -> None:
+    """Raise DataError if the weights of a model are quantized already, as its config says.
+
+    `train.quantization` quantizes weights while they are loaded, so it needs the original weights.
+    """
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "an unknown method")
+        raise DataError(
+            f"the weights of {name} are quantized already ({method}), which is not supported. Choose the original "
+            "model, and set train.quantization to nf4 or int8."
+        )
+
+
+def check_architecture(folder: Path, name: str) -> None:
+    """Check the names and shapes of the weights in a model's folder against the architecture in its config.
+
+    Raises DataError if a tensor is missing, has a different shape, or is not part of the model. For example, a tensor
+    would be left over if the config had fewer layers than the weights.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    level, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)  # otherwise transformers prints a table of the differences
+    logging.disable_progress_bar()
+    try:
+        _, info = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
+        raise DataError(f"transformers can't load the base model in {folder}: {first_line(error)}") from None
+    finally:
+        logging.set_verbosity(level)
+        if progress:
+            logging.enable_progress_bar()
+    found = mismatches(info)
+    if found:
+        raise DataError(
+            f"the weights of {name} do not fit {_architecture(folder)} as its config.json describes it: "
+            f"{describe_mismatches(found)}. Download the model again, or correct config.json."
+        )
+
+
+def _architecture(folder: Path) -> str:
+    config = read_json(folder / "config.json")
+    return str((config.get("architectures") or [config.get("model_type", "the model")])[0])

@@ -1,0 +1,105 @@
+"""Selects the layers that get an adapter, and creates PEFT's configuration for them.
+
+    peft_config(lora, model)        # a LoraConfig
+    describe_targets(lora, model)   # what all-linear selects in a mixture of experts, for `recipe plan`
+
+In a mixture of experts, transformers 5 keeps the weights of all experts of a layer in a single tensor, which is not a
+linear layer. `all-linear` therefore selects the linear layers outside the experts. The experts can be named; PEFT 0.21
+does not support dropout for them. The router is never trained: it decides which experts see a token, and a small
+change makes it choose others.
+"""
+
+import re
+from typing import Any
+
+from recipe.core.errors import ParamsError
+
+LINEAR = {"Linear", "Conv1D", "Linear8bitLt", "Linear4bit"}  # Conv1D: GPT-2; the last two: bitsandbytes
+# The names of routers in transformers' mixtures of experts, including the gate of a shared expert.
+ROUTER = re.compile(r"(^|_)(gate|router)$")
+# The names of the experts' layers in transformers 4. For some model families, PEFT 0.21 replaces these names with the
+# names of the experts' tensors, even if a layer has the name (_MOE_TARGET_MODULE_MAPPING in PEFT's source).
+NAMES_OF_EXPERTS = {"w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
+
+
+def linear_layers(model: Any) -> set[str]:
+    """Return the last parts of the names of a model's linear layers that can get an adapter.
+
+    The head is left out. In a mixture of experts, so are routers and layers that have a name of NAMES_OF_EXPERTS.
+    """
+    head = model.get_output_embeddings()
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if type(module).__name__ in LINEAR and module is not head
+    }
+    if not expert_weights(model):
+        return names
+    return {name for name in names if not ROUTER.search(name) and name not in NAMES_OF_EXPERTS}
+
+
+def expert_tensors(model: Any) -> dict[str, Any]:
+    """Return {name: tensor} of the weights of the experts, of shape (experts, rows, columns); empty without experts."""
+    return {name: weight for name, weight in model.named_parameters() if weight.ndim == 3 and ".experts." in name}
+
+
+def expert_weights(model: Any) -> set[str]:
+    """Return the last parts of the names of the experts' weights."""
+    return {name.rsplit(".", 1)[-1] for name in expert_tensors(model)}
+
+
+def check_target_modules(model: Any, target_modules: str | tuple[str, ...], dropout: float = 0.0) -> None:
+    """Raise ParamsError if a target module is not a linear layer or an expert weight of the model.
+
+    The head and routers are not valid either, nor are experts if `dropout` is not 0.
+    """
+    if isinstance(target_modules, str):
+        return
+    layers, experts = linear_layers(model), expert_weights(model)
+    of_experts = experts & set(target_modules)
+    unknown = [name for name in target_modules if name not in layers | experts]
+    if unknown:
+        choice = f"Its linear layers are {', '.join(sorted(layers))}"
+        choice += f", and its experts {', '.join(sorted(experts))}" if experts else ""
+        raise ParamsError(
+            f"params.yaml: lora.target_modules lists {', '.join(unknown)}, which {type(model).__name__} does not have "
+            f"or which can't be trained (head, router). {choice}; `all-linear` selects all linear layers."
+        )
+    if of_experts and dropout:
+        raise ParamsError(
+            f"params.yaml: lora.dropout is {dropout:g}, but it must be 0 to train experts "
+            f"({', '.join(sorted(of_experts))}), because PEFT does not support dropout for them."
+        )
+
+
+def peft_config(lora: Any, model: Any) -> Any:
+    """Return the PEFT configuration of the adapter for the `lora` section of params.yaml.
+
+    Raises ParamsError if a target module is invalid for the model.
+    """
+    from peft import LoraConfig
+
+    check_target_modules(model, lora.target_modules, lora.dropout)
+    experts = expert_weights(model)
+    modules: str | list[str] = lora.target_modules if isinstance(lora.target_modules, str) else [*lora.target_modules]
+    parameters = None
+    if experts and modules == "all-linear":
+        modules = sorted(linear_layers(model))
+    elif experts:
+        parameters = sorted(experts & set(modules)) or None
+        modules = [name for name in modules if name not in experts]
+    return LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=modules,
+        target_parameters=parameters, task_type="CAUSAL_LM",
+    )  # fmt: skip
+
+
+def describe_targets(lora: Any, model: Any) -> str | None:
+    """Return what `all-linear` selects in a mixture of experts, and what it leaves out; None for other models."""
+    experts = expert_weights(model)
+    if not experts or lora.target_modules != "all-linear":
+        return None
+    return (
+        f"all-linear selects {', '.join(sorted(linear_layers(model)))}, but not the router and the experts. To train "
+        f"the experts, add {', '.join(sorted(experts))} to lora.target_modules, and set lora.dropout to 0"
+    )
