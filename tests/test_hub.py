@@ -91,11 +91,16 @@ def with_model(hub, folder, model_files):
 @pytest.fixture
 def with_large_model(hub, folder, model_files, tmp_path):
     """A model of 40 MB: received data is written in chunks of 1 MB."""
-    import numpy as np
-    from safetensors.numpy import save_file
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    save_file({"x": np.random.default_rng(0).random(5_000_000)}, tmp_path / "large.safetensors")
-    model_files = {**model_files, "model.safetensors": (tmp_path / "large.safetensors").read_bytes()}
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=80_000, hidden_size=62, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "large")
+    names = ("config.json", "model.safetensors")
+    model_files = {**model_files, **{name: (tmp_path / "large" / name).read_bytes() for name in names}}
     pinned(folder, "model", hub.add("model", MODEL, model_files))
     return folder
 
@@ -537,8 +542,9 @@ def test_a_large_model_without_a_gpu_stops_before_its_weights_and_recommends_the
         and "`make demo`" in out
     )
     assert not hub.gets("model.safetensors")
-    recipe(with_data, hub, "fetch", "model", "--force")
-    assert hub.gets("model.safetensors")
+    # With --force, the weights are downloaded. Only then is it found that they are those of a small model.
+    out = recipe(with_data, hub, "fetch", "model", "--force", code=3)
+    assert hub.gets("model.safetensors") and "do not fit LlamaForCausalLM" in out
 
 
 @pytest.mark.slow
