@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-# Registered by commit 3842687 from the demo (r 1, 0.3 epochs), before the package had subpackages.
+# Registered by commit 3842687 from the demo (r 1, 0.3 epochs), before the package was split into folders.
 OLD_VERSION = Path(__file__).parent / "data" / "version-before-folders.tar.xz"
 ROWS = [{"instruction": "Turn this list around: torch, puppet, otter"}, {"instruction": "What is 12 + 30?"}]
 

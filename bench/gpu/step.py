@@ -4,7 +4,7 @@
     python step.py profile    time a step, its GPU kernels and its work on the host
     python step.py parts      time each operation of a step in isolation, and possible replacements
 
-Run this file in the repository's root, after `measure.py base` has created WORK/base. Set WORK, OUT and DRY in the same
+Run this file from the repository root, after `measure.py base` has created WORK/base. Set WORK, OUT and DRY in the same
 way as `run` does. `peaks` and `profile` train with the recipe's own train stage. Output lines that begin with `= ` go
 to the summary.
 """

@@ -57,7 +57,7 @@ def words(text: str) -> list[str]:
 
 
 def triples(text: str) -> list[int]:
-    """Return a 32-bit hash of every three consecutive words.
+    """Return a 32-bit hash for each sequence of three consecutive words.
 
     For a text with fewer than three words, return a single hash of the whole text.
     """

@@ -1,6 +1,6 @@
 """Computes how max_length affects the rows, the fill rate of packed sequences, and the cost of an epoch.
 
-results = limits(lengths, loss_starts, configured=1024)    # a Limit for 1024 and for each power of two to compare
+results = limits(lengths, loss_starts, configured=1024)    # one Limit for each length: 1024 and several powers of two
 best, reason = recommend(results)
 """
 

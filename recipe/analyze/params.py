@@ -8,5 +8,5 @@ from recipe.core.config import Section
 class AnalyzeParams(Section):
     """Settings of the data report."""
 
-    num_rows: int = Field(ge=1, description="number of rows in the table of first rows")
+    num_rows: int = Field(ge=1, description="number of dataset rows to show in the report")
     num_bins: int = Field(ge=1, description="number of bars in each histogram")

@@ -39,7 +39,7 @@ def source_of(source: str) -> str:
 def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> tuple[Path, list[str]]:
     """Create the recipe folder presets/NAME from the recipe in `folder`.
 
-    Return the new folder, and lines for the terminal that describe the choice of the template. `data` and `model` are
+    Return the new folder, and text for the terminal that says which template was chosen. `data` and `model` are
     paths or Hub names that replace the sources in params.yaml. Relative paths are adapted to the new folder.
 
     Raises ParamsError if the name is taken or invalid, if a source is neither a path nor a Hub name, if the path of the

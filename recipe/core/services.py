@@ -2,7 +2,7 @@
 
 Only `cli` imports the implementations of the services.
 
-def run(params, paths, services): ...    # the entry point in a stage's stage.py; fetch has run_data and run_model
+def run(params, paths, services): ...    # in stage.py; the fetch stage has run_data and run_model instead
 """
 
 from collections.abc import Callable, Iterator

@@ -37,7 +37,7 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
     if importlib.util.find_spec("lm_eval") is None:
         raise MachineError(
             f"evaluate.tasks lists {', '.join(names)}, but lm-evaluation-harness is not installed. To install it, "
-            f"run this command in the repository's root: {INSTALL}"
+            f"run this command from the repository root: {INSTALL}"
         )
     from lm_eval.tasks import TaskManager
 

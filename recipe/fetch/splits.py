@@ -27,8 +27,10 @@ def split_files(source: Path, split: str) -> list[Path]:
     matching = [file for file in files if file.stem == split or fnmatch.fnmatch(file.stem, f"{split}-*")]
     if not matching:
         names = ", ".join(file.name for file in files) or f"no {', '.join(FORMATS)} file"
-        raise DataError(f"{source} has no split {split!r}: it contains {names}. Name the files of a split like "
-                        f"{split}.jsonl or {split}-00000-of-00002.parquet.")  # fmt: skip
+        raise DataError(
+            f"{source} has no split {split!r}: it contains {names}. The files of a split must have names such as "
+            f"{split}.jsonl or {split}-00000-of-00002.parquet."
+        )
     return matching
 
 
@@ -61,7 +63,7 @@ def local_split_files(folder: Path, source: str, wanted: dict[str, str]) -> dict
 def dataset_splits(
     name: str, revision: str, subset: str | None, wanted: dict[str, str]
 ) -> tuple[Listing, dict[str, list[str]]]:
-    """Return the listing of a dataset's commit on the Hub, and the paths of the files in each split of `wanted`.
+    """Return the files of a Hub dataset at a commit, and the paths of the files of each split in `wanted`.
 
     Of the dataset's files, only the card is downloaded.
     """

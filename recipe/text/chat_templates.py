@@ -98,8 +98,8 @@ class ChatTemplate:
         """Return one turn for each trained answer.
 
         The concatenated turns are the text that the template renders for the chat, up to the end of the last trained
-        answer. An answer that is not trained is part of the next turn's prompt. Raises DataError with the reason if the
-        chat contains a special token, or if the template does not render the chat faithfully.
+        answer. An answer that is excluded from the loss is part of the next turn's prompt. Raises DataError with the
+        reason if the chat contains a special token, or if the template does not render the chat faithfully.
         """
         self._reject_special_tokens(chat)
         messages, turns, done, seen = chat.messages, [], 0, ""

@@ -1,8 +1,8 @@
 """Tracks training with MLflow. Each training run is one MLflow run, which in a sweep is a child of the sweep's run.
 
 The environment variable MLFLOW_TRACKING_URI selects the store. The default is an SQLite database in the repository's
-mlflow/ folder. If the server is unreachable, training continues, and register later creates the run from the loss curve
-and the metrics.
+mlflow/ folder. If the server is unreachable, training continues, and the register stage later creates the run from the
+loss curve and the metrics.
 """
 
 import logging

@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-FLAT = "--flat"  # the next argument is the folder of a version registered before the package had subpackages
+FLAT = "--flat"  # the next argument is the folder of a version from before the package had folders
 
 
 class Worker:

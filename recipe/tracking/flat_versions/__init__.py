@@ -1,1 +1,1 @@
-"""Supports versions that were registered before the package had subpackages. See answering.py."""
+"""Supports versions that were registered before the package was split into folders. See answering.py."""

@@ -1,4 +1,4 @@
-"""Supports versions that were registered before the package had subpackages.
+"""Supports versions that were registered before the package was split into folders.
 
 Such a version contains a file that MLflow runs. This file imports `recipe.answering` and two more modules by their old
 names. If the current package is already imported, these imports find the modules in this folder, because

@@ -1,4 +1,4 @@
-"""Runs the code of a version that was registered before the package had subpackages, in a separate process."""
+"""Runs the code of a version that was registered before the package was split into folders, in a separate process."""
 
 import runpy
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class FlatVersion:
-    """A version registered before the package had subpackages. Its folder contains MLmodel, code/ and served.py."""
+    """A version from before the package was split into folders. Its folder contains MLmodel, code/ and served.py."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
