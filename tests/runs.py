@@ -121,7 +121,6 @@ def real(request, finished, tmp_path_factory):
     edit(folder, "sha256: null ", f"sha256: {sha256_file(rows)} ")
     edit(folder, "max_length: 256", REAL[name])
     edit(folder, "max_generations: 450", "max_generations: 8")
-    edit(folder, "category: category", "")
     # The second recipe does not run fetch@model: DVC's run cache has its result.
     ran = set(stages_run(run(folder, "dvc", "repro")))
     assert ran - {"fetch@model"} == {"fetch@data", "prepare", "analyze", "train", "evaluate", "register"}

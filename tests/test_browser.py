@@ -133,7 +133,8 @@ def check_analysis(page, folder):
     rows = summary["prepared"]["rows"]
     lead = page.locator(".lead").inner_text()
     assert lead.startswith(
-        f"{summary['num_rows']:,} rows: {rows['train']:,} for training, {rows['validation']:,} for validation."
+        f"The dataset has {summary['num_rows']:,} rows, of which {rows['train']:,} are used for training and "
+        f"{rows['validation']:,} for validation."
     )
     header, chars, tokens = rows_of(page, "Quantiles")
     for shown, name in ((chars, "chars"), (tokens, "tokens")):
