@@ -186,13 +186,13 @@ def test_an_alpaca_rows_history_and_system_message_come_before_its_instruction(t
     template = AlpacaChat(columns, ChatTemplate(tokenizer, "chatml"))
     for history in (HISTORY, json.dumps(HISTORY)):
         row = Row({**llama_factory(1), "history": history}, "f", "line 1")
-        turns = template.turns(row)
+        turns = template.convert(row).turns
         assert [turn.completion for turn in turns] == ["A bot.", "I was built.", "1!"]
         assert turns[0].prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho are you?")
         assert "Say 1.\n\nLoudly.<|im_end|>" in turns[2].prompt
         assert template.sample(row.values).form == "with input, history"
     for history in ("not a list", [["a"]], [["a", 1]], {"a": "b"}):
-        bad = template.turns(Row({**llama_factory(1), "history": history}, "f", "line 1"))
+        bad = template.convert(Row({**llama_factory(1), "history": history}, "f", "line 1"))
         assert bad.reason == "'history' is not a list of [question, answer] pairs"
 
 
@@ -205,7 +205,7 @@ def test_an_alpaca_rows_history_and_system_message_come_before_its_instruction(t
 )
 def test_only_the_completion_of_a_conversational_row_is_trained(tokenizer, prompt, completion):  # noqa: F811
     template = PromptCompletionChat({"prompt": "p", "completion": "c"}, ChatTemplate(tokenizer, "chatml"))
-    [turn] = template.turns(Row({"p": prompt, "c": completion}, "f", "line 1"))
+    [turn] = template.convert(Row({"p": prompt, "c": completion}, "f", "line 1")).turns
     assert turn.completion == "Bye!" and "Hello!<|im_end|>" in turn.prompt and turn.prompt.count("Hi") == 2
 
 
@@ -221,7 +221,7 @@ def test_only_the_completion_of_a_conversational_row_is_trained(tokenizer, promp
 )
 def test_an_invalid_prompt_or_completion_is_a_bad_row(tokenizer, values, reason):  # noqa: F811
     template = PromptCompletionChat({"prompt": "p", "completion": "c"}, ChatTemplate(tokenizer, "chatml"))
-    assert template.turns(Row(values, "f", "line 1")).reason == reason
+    assert template.convert(Row(values, "f", "line 1")).reason == reason
 
 
 @pytest.mark.parametrize("name", ["plain", "chatml"])

@@ -123,10 +123,10 @@ def test_a_marked_answer_is_read_but_not_trained(tokenizer, mark):  # noqa: F811
 def test_a_column_of_its_own_for_the_system_message_must_be_the_only_one(tokenizer):  # noqa: F811
     template = make_template("chat", {"messages": "m", "system": "s"}, ChatTemplate(tokenizer, "chatml"))
     row = Row({"m": OPENAI[1:2] + OPENAI[4:], "s": "Be kind."}, "f", "line 1")
-    assert template.turns(row)[0].prompt.startswith("<|im_start|>system\nBe kind.<|im_end|>")
+    assert template.convert(row).turns[0].prompt.startswith("<|im_start|>system\nBe kind.<|im_end|>")
     both = Row({"m": [OPENAI[0], OPENAI[1], OPENAI[4]], "s": "Be kind."}, "f", "line 1")
-    assert "system message in two places" in template.turns(both).reason
-    assert template.turns(Row({"m": OPENAI[1:2] + OPENAI[4:], "s": None}, "f", "line 1"))
+    assert "system message in two places" in template.convert(both).reason
+    assert template.convert(Row({"m": OPENAI[1:2] + OPENAI[4:], "s": None}, "f", "line 1")).turns
 
 
 def test_rows_with_tools_are_prepared(tokenizer, raw, sequence_params, tmp_path):  # noqa: F811
@@ -156,7 +156,7 @@ def test_the_rows_in_the_documentation_are_detected_and_read(tokenizer):  # noqa
         assert not detected.unused
         template = make_template(detected.template, detected.columns, ChatTemplate(tokenizer, "chatml"))
         for row in rows:
-            assert not isinstance(template.turns(Row(row, "f", "line 1")), BadRow)
+            assert not isinstance(template.convert(Row(row, "f", "line 1")), BadRow)
         templates.append(detected.template)
     assert templates == [
         "alpaca", "alpaca_chat", "prompt_completion", "prompt_completion_chat", "chat", "chat", "chat",

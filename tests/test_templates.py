@@ -29,7 +29,7 @@ def test_braces_and_field_names_in_a_row_are_not_replaced():
 
 
 def test_a_text_row_is_entirely_completion():
-    assert Text({"text": "t"}).turns(Row({"t": "abc"}, "f", "line 1")) == [Turn("", "abc")]
+    assert Text({"text": "t"}).convert(Row({"t": "abc"}, "f", "line 1")).turns == [Turn("", "abc")]
 
 
 @given(st.text(max_size=40), st.text(max_size=40))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.text.file_shape import SENDER_KEYS
-from recipe.text.messages import parse_json
+from recipe.text.messages import message_list
 from recipe.text.readers import Row, is_missing, read_rows
 
 NUM_ROWS = 1000  # maximum number of rows to read
@@ -105,8 +105,5 @@ def _template(values: dict[str, list[Any]], num_rows: int) -> tuple[str, dict[st
 
 def is_messages(value: object) -> bool:
     """Return whether a value is a list of objects that have a `role` or `from` key, or the JSON text of such a list."""
-    if isinstance(value, str):
-        value = parse_json(value) if value.lstrip().startswith("[") else None
-    return isinstance(value, list) and bool(value) and all(
-        isinstance(message, dict) and bool(SENDER_KEYS & message.keys()) for message in value
-    )  # fmt: skip
+    messages = message_list(value)
+    return bool(messages) and all(SENDER_KEYS & message.keys() for message in messages or [])

@@ -63,14 +63,14 @@ def read_examples(
                 yield row
                 continue
             seen.update(dict.fromkeys(row.values))
-            turns = template.turns(row)
-            if not isinstance(turns, BadRow):
-                turns = unused.add(row, template.unused_keys(row)) or turns
-            if isinstance(turns, BadRow):
-                yield turns
+            converted = template.convert(row)
+            if not isinstance(converted, BadRow):
+                converted = unused.add(row, converted.unused) or converted
+            if isinstance(converted, BadRow):
+                yield converted
                 continue
             category = row.values.get(columns.get("category") or "")
-            yield Example(turns, "" if category is None else safe(str(category)), row.file, row.place)
+            yield Example(converted.turns, "" if category is None else safe(str(category)), row.file, row.place)
     check_columns(template.REQUIRED, columns, set(seen), list(files))
 
 

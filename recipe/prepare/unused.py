@@ -1,7 +1,7 @@
 """Lists the columns and message keys that the template does not use, and rejects rows whose meaning depends on them.
 
 unused = Unused("alpaca", {"instruction": "instruction", "output": "output"})
-unused.add(row, template.unused_keys(row))      # a BadRow if an unused column changes the meaning of the row
+unused.add(row, template.convert(row).unused)      # a BadRow if an unused column changes the meaning of the row
 unused.summary()                                # {"source": {"rows": 1000, "example": "wikipedia"}}
 """
 

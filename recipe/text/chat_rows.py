@@ -13,10 +13,10 @@ from recipe.core.errors import DataError
 from recipe.text.alpaca import alpaca_messages
 from recipe.text.chat_templates import ChatTemplate
 from recipe.text.messages import Chat as Messages
-from recipe.text.messages import Message, parse_json, read_chat
+from recipe.text.messages import Message, message_list, parse_json, read_chat
 from recipe.text.plain_templates import Alpaca, alpaca_sample, bad_row, pick, require
 from recipe.text.readers import BadRow, Row, is_missing
-from recipe.text.turns import Sample, Turn
+from recipe.text.turns import Conversion, Sample
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,9 @@ class Chat:
     EXAMPLE: ClassVar[dict[str, str]] = {"instruction": "Name three colours."}
     CHARS_AROUND: ClassVar[int] = 0
 
-    def turns(self, row: Row) -> list[Turn] | BadRow:
+    def convert(self, row: Row) -> Conversion | BadRow:
         """Return one turn for each trained message of the assistant, or a BadRow if the row is invalid."""
-        return _chat_turns(self.chat, row, self._read(row.values))
-
-    def unused_keys(self, row: Row) -> dict[str, Any]:
-        """Return the message keys and the messages that are not used, as described in ChatTemplate.unused_keys."""
-        return _unused_keys(self.chat, self._read(row.values))
+        return _convert(self.chat, row, self._read(row.values))
 
     def prompt(self, row: dict[str, Any]) -> str:
         """Return the prompt for the row's messages or, if the row has none, for its instruction and input."""
@@ -72,13 +68,9 @@ class PromptCompletionChat:
     EXAMPLE: ClassVar[dict[str, str]] = Chat.EXAMPLE
     CHARS_AROUND: ClassVar[int] = 0
 
-    def turns(self, row: Row) -> list[Turn] | BadRow:
+    def convert(self, row: Row) -> Conversion | BadRow:
         """Return one turn for each trained message of the assistant in the completion, or a BadRow."""
-        return _chat_turns(self.chat, row, self._read(row.values))
-
-    def unused_keys(self, row: Row) -> dict[str, Any]:
-        """Return the message keys and the messages that are not used, as described in ChatTemplate.unused_keys."""
-        return _unused_keys(self.chat, self._read(row.values))
+        return _convert(self.chat, row, self._read(row.values))
 
     def prompt(self, row: dict[str, Any]) -> str:
         """Return the prompt for the row's messages or, if the row has none, for its instruction and input."""
@@ -92,13 +84,17 @@ class PromptCompletionChat:
         (prompt, completion), optional, missing = _values(self, values)
         messages = []
         for name, role, part in (("prompt", "user", prompt), ("completion", "assistant", completion)):
-            parsed = parse_json(part) if isinstance(part, str) and part.lstrip().startswith("[") else part
-            if isinstance(part, str) and not _is_messages(parsed):
+            parsed = message_list(part)
+            if parsed is None and isinstance(part, str):
                 parsed = [{"role": role, "content": part}]
-            if missing is None and not _is_messages(parsed):
-                missing = f"{self.columns[name]!r} is neither text nor a list of messages with role and content"
-            if missing is None:
-                messages += [{**message, "train": False} if name == "prompt" else message for message in parsed]
+            if parsed is None:
+                missing = (
+                    missing or f"{self.columns[name]!r} is neither text nor a list of messages with role and content"
+                )
+            elif name == "prompt":
+                messages += [{**message, "train": False} for message in parsed]
+            else:
+                messages += parsed
         return missing or read_chat(messages, **optional)
 
 
@@ -119,14 +115,10 @@ class AlpacaChat:
     EXAMPLE: ClassVar[dict[str, str]] = Alpaca.EXAMPLE
     CHARS_AROUND: ClassVar[int] = Alpaca.CHARS_AROUND
 
-    def turns(self, row: Row) -> list[Turn] | BadRow:
+    def convert(self, row: Row) -> Conversion | BadRow:
         """Return one turn for each answer in the history and one for the output, or a BadRow if the row is invalid."""
         chat = self._read(row)
-        return chat if isinstance(chat, BadRow) else _chat_turns(self.chat, row, chat)
-
-    def unused_keys(self, row: Row) -> dict[str, Any]:
-        """Return an empty dict, because the messages are built from columns and have no additional keys."""
-        return {}
+        return chat if isinstance(chat, BadRow) else _convert(self.chat, row, chat)
 
     def prompt(self, row: dict[str, Any]) -> str:
         """Return the prompt for the row's messages or, if the row has none, for its instruction and input."""
@@ -185,23 +177,14 @@ def _values(
     )
 
 
-def _is_messages(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(message, dict) for message in value)
-
-
-def _chat_turns(template: ChatTemplate | None, row: Row, chat: Messages | str) -> list[Turn] | BadRow:
+def _convert(template: ChatTemplate | None, row: Row, chat: Messages | str) -> Conversion | BadRow:
     assert template is not None
     if isinstance(chat, str):
         return bad_row(row, chat)
     try:
-        return template.turns(chat)
+        return Conversion(template.turns(chat), template.unused_keys(chat))
     except DataError as error:
         return bad_row(row, str(error))
-
-
-def _unused_keys(template: ChatTemplate | None, chat: Messages | str) -> dict[str, Any]:
-    assert template is not None and not isinstance(chat, str)
-    return template.unused_keys(chat)
 
 
 def _chat_sample(chat: Messages | str) -> Sample:

@@ -64,6 +64,13 @@ class Chat:
     left_out: list[Message] = field(default_factory=list)  # the messages after the last trained answer
 
 
+def message_list(value: object) -> list[dict[str, Any]] | None:
+    """Return a value that is a list of objects, or the JSON text of such a list, as a list; otherwise None."""
+    if isinstance(value, str):
+        value = parse_json(value) if value.lstrip().startswith("[") else None
+    return value if isinstance(value, list) and all(isinstance(message, dict) for message in value) else None
+
+
 def read_chat(messages: object, *, system: object = None, tools: object = None) -> Chat | str:
     """Return a row's chat up to the last trained answer, or the reason why the chat is invalid.
 
@@ -71,12 +78,11 @@ def read_chat(messages: object, *, system: object = None, tools: object = None) 
     or if a message has an unknown role, neither text nor tool calls, content other than text (such as an image), or a
     mark other than 0 and 1.
     """
-    if isinstance(messages, str):
-        messages = parse_json(messages)
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+    listed = message_list(messages)
+    if listed is None:
         return "the messages are not a list of objects with role and content"
     try:
-        read = [_read_message(f"message {number}", message) for number, message in enumerate(messages, 1)]
+        read = [_read_message(f"message {number}", message) for number, message in enumerate(listed, 1)]
         if system is not None and system != "":
             text = _text("the system message", system)
             if read and read[0].role in ("system", "developer"):

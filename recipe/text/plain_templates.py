@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from recipe.core.errors import DataError
 from recipe.text.alpaca import ALPACA_WITHOUT_INPUT, alpaca_prompt, alpaca_turns
 from recipe.text.readers import BadRow, Row, is_missing, pick_columns
-from recipe.text.turns import Sample, Turn
+from recipe.text.turns import Conversion, Sample, Turn
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,10 @@ class Alpaca:
     EXAMPLE: ClassVar[dict[str, str]] = {"instruction": "What is the sum of the numbers?", "input": "12 + 30"}
     CHARS_AROUND: ClassVar[int] = len(ALPACA_WITHOUT_INPUT)
 
-    def turns(self, row: Row) -> list[Turn] | BadRow:
+    def convert(self, row: Row) -> Conversion | BadRow:
         """Return a single turn, or a BadRow if the row is invalid."""
         picked = pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
-        return picked if isinstance(picked, BadRow) else alpaca_turns(picked)
-
-    def unused_keys(self, row: Row) -> dict[str, Any]:
-        """Return an empty dict, because the columns contain text and therefore have no keys."""
-        return {}
+        return picked if isinstance(picked, BadRow) else Conversion(alpaca_turns(picked))
 
     def prompt(self, row: dict[str, Any]) -> str:
         """Return Alpaca's prompt with an input or, if the row has no input, Alpaca's prompt without an input."""
@@ -51,14 +47,10 @@ class Text:
     EXAMPLE: ClassVar[dict[str, str]] = {"text": "Once upon a time"}
     CHARS_AROUND: ClassVar[int] = 0
 
-    def turns(self, row: Row) -> list[Turn] | BadRow:
+    def convert(self, row: Row) -> Conversion | BadRow:
         """Return a single turn with an empty prompt, or a BadRow if the row is invalid."""
         picked = pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
-        return picked if isinstance(picked, BadRow) else [Turn("", picked["text"])]
-
-    def unused_keys(self, row: Row) -> dict[str, Any]:
-        """Return an empty dict, because the column contains text and therefore has no keys."""
-        return {}
+        return picked if isinstance(picked, BadRow) else Conversion([Turn("", picked["text"])])
 
     def prompt(self, row: dict[str, Any]) -> str:
         """Return the text that the model continues."""
@@ -80,14 +72,12 @@ class PromptCompletion:
     EXAMPLE: ClassVar[dict[str, str]] = {"prompt": "The capital of France is"}
     CHARS_AROUND: ClassVar[int] = 0
 
-    def turns(self, row: Row) -> list[Turn] | BadRow:
+    def convert(self, row: Row) -> Conversion | BadRow:
         """Return a single turn, or a BadRow if the row is invalid."""
         picked = pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
-        return picked if isinstance(picked, BadRow) else [Turn(picked["prompt"], picked["completion"])]
-
-    def unused_keys(self, row: Row) -> dict[str, Any]:
-        """Return an empty dict, because the columns contain text and therefore have no keys."""
-        return {}
+        if isinstance(picked, BadRow):
+            return picked
+        return Conversion([Turn(picked["prompt"], picked["completion"])])
 
     def prompt(self, row: dict[str, Any]) -> str:
         """Return the prompt unchanged."""

@@ -1,7 +1,7 @@
 """Defines the templates. A template is a class that converts a row to turns, each with a prompt and a completion.
 
     template = make_template("alpaca", {"instruction": "question", "output": "answer"})
-    template.turns(row)                                     # [Turn(prompt, completion)], or a BadRow
+    template.convert(row)                                   # Conversion([Turn(prompt, completion)]), or a BadRow
     template.prompt({"instruction": "What is 1 + 1?"})      # the model's input at inference
 
 Training, evaluation, `recipe chat` and the registered model use the same classes, so they all use the same prompts. To
@@ -14,7 +14,7 @@ from recipe.text.chat_rows import AlpacaChat, Chat, PromptCompletionChat
 from recipe.text.chat_templates import ChatTemplate
 from recipe.text.plain_templates import Alpaca, PromptCompletion, Text
 from recipe.text.readers import BadRow, Row
-from recipe.text.turns import Sample, Turn
+from recipe.text.turns import Conversion, Sample
 
 TemplateName = Literal["alpaca", "text", "prompt_completion", "chat", "alpaca_chat", "prompt_completion_chat"]
 
@@ -28,14 +28,8 @@ class Template(Protocol):
     EXAMPLE: ClassVar[dict[str, str]]  # an example of a row to use as input for inference
     CHARS_AROUND: ClassVar[int]  # number of characters that the template adds to the text of a row
 
-    def turns(self, row: Row) -> list[Turn] | BadRow:
-        """Return the turns of a training row, or a BadRow with the reason."""
-
-    def unused_keys(self, row: Row) -> dict[str, Any]:
-        """Return the messages and message keys that `turns` read from a row but did not use, as {name: value}.
-
-        `turns` must have accepted the row.
-        """
+    def convert(self, row: Row) -> Conversion | BadRow:
+        """Return the turns of a training row and what is not used of its messages, or a BadRow with the reason."""
 
     def prompt(self, row: dict[str, Any]) -> str:
         """Return the prompt for an input row, whose keys are the template's names.
@@ -44,7 +38,7 @@ class Template(Protocol):
         """
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """Return the Sample for the values of a row that `turns` accepted."""
+        """Return the Sample for the values of a row that `convert` accepted."""
 
 
 TEMPLATES: dict[str, type[Template]] = {

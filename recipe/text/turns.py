@@ -1,7 +1,7 @@
-"""Defines the units into which a row is converted: turns for training, and samples for the data analysis."""
+"""Defines what a template makes of a row: turns for training, and a sample for the data analysis."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,14 @@ class Turn:
     prompt: str
     completion: str
     end: str | None = None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The turns of a row, and the parts of its messages that the template does not use, as {name: value}."""
+
+    turns: list[Turn]
+    unused: dict[str, Any] = field(default_factory=dict)
 
 
 class Sample(NamedTuple):
