@@ -6,40 +6,30 @@ import shutil
 import pytest
 from click.testing import CliRunner
 from conftest import edit, no_progress, paths_in, small_repository
+from tiny_models import tiny_config, tiny_repository
 
 from recipe.cli.commands import main
 from recipe.core.errors import DataError
 from recipe.fetch.params import ModelParams
 from recipe.fetch.stage import fetch_model
 
-SMALL = {
-    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 128,
-}  # fmt: skip
-EXPERTS = {**SMALL, "num_experts": 4, "num_experts_per_tok": 2}
-FAMILIES = {
-    "Llama": SMALL,
-    "Mistral": SMALL,
-    "Qwen3": {**SMALL, "head_dim": 8},
-    "Qwen3-tied": {**SMALL, "head_dim": 8, "tie_word_embeddings": True},
-    "Gemma3Text": {**SMALL, "head_dim": 8},
-    "Phi3": {**SMALL, "pad_token_id": 0},
-    "GPTNeoX": {key: value for key, value in SMALL.items() if key != "num_key_value_heads"},
-    "GPT2": {"vocab_size": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
-    "Qwen3Moe": {**EXPERTS, "moe_intermediate_size": 16, "head_dim": 8},
-    "Mixtral": {**SMALL, "num_local_experts": 4},
-    "Olmoe": EXPERTS,
-}
+FAMILIES = (
+    "Llama", "Mistral", "Qwen3", "Qwen3-tied", "Gemma3Text", "Phi3", "GPTNeoX", "GPT2", "Qwen3Moe", "Mixtral", "Olmoe",
+)  # fmt: skip
+WEIGHTS = {"config.json", "generation_config.json", "model.safetensors"}
 
 
 def build(folder, family, **changes):
-    """Write a random tiny model of a family to a folder, without a tokenizer."""
-    import torch
-    import transformers
+    """Write a tiny model of a family, and its tokenizer, to a folder."""
+    folder.mkdir()
+    tiny_repository(folder, tiny_config(family, **changes))
 
-    config = getattr(transformers, f"{family.split('-')[0]}Config")(**{**FAMILIES[family], **changes})
-    torch.manual_seed(0)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+def without_tokenizer(folder, family):
+    build(folder, family)
+    for path in folder.iterdir():
+        if path.name not in WEIGHTS:
+            path.unlink()
 
 
 def tamper(folder, *, weights=None, config=None):
@@ -67,10 +57,8 @@ def base(tiny_base, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_undamaged_models_of_all_families_are_accepted(family, tiny_base, tmp_path):
+def test_undamaged_models_of_all_families_are_accepted(family, tmp_path):
     build(tmp_path / "model", family)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_base / name, tmp_path / "model" / name)
     fetch(tmp_path / "model", tmp_path)
 
 
@@ -155,16 +143,14 @@ ROWS = [
     ],
 )
 def test_a_mixture_of_experts_is_trained_evaluated_and_loaded(
-    family, targets, tiny_base, raw, sequence_params, train_params, lora_params, tmp_path
+    family, targets, raw, sequence_params, train_params, lora_params, tmp_path
 ):
     from recipe.evaluate.params import EvaluateParams
     from recipe.evaluate.stage import evaluate
     from recipe.prepare.stage import prepare
     from recipe.train.stage import train
 
-    build(tmp_path / "model", family, vocab_size=800)  # as many tokens as the tiny base's tokenizer has, at least
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_base / name, tmp_path / "model" / name)
+    build(tmp_path / "model", family)
     fetch(tmp_path / "model", tmp_path)
     paths = paths_in(tmp_path, folder=tmp_path)
     raw(ROWS)
@@ -221,7 +207,7 @@ def test_the_plan_of_a_mixture_of_experts_says_what_all_linear_selects(lora_para
     assert with_experts.targets is None and with_experts.trainable > estimate.trainable
     # Two of the four experts see a token; each has 3 x 32 x 16 weights in each of the two layers.
     idle = 2 * 2 * 3 * 32 * 16
-    embeddings = 128 * 32
+    embeddings = config.vocab_size * 32
     assert estimate.flops_per_token == 4 * (estimate.parameters - embeddings - idle) + 6 * estimate.trainable
 
 
@@ -272,7 +258,7 @@ def test_a_base_with_a_sentencepiece_file_only_is_read_as_sentencepiece_does(sen
 
     from recipe.tokens.tokenizer import load_tokenizer
 
-    build(tmp_path / "model", "Llama", vocab_size=400)
+    without_tokenizer(tmp_path / "model", "Llama")
     shutil.copy(sentencepiece_file, tmp_path / "model" / "tokenizer.model")
     with pytest.raises(DataError, match=r"differently from SentencePiece\. Add the model's tokenizer_config\.json"):
         fetch(tmp_path / "model", tmp_path)
@@ -296,7 +282,7 @@ def test_a_base_with_a_sentencepiece_file_only_is_read_as_sentencepiece_does(sen
     ],
 )
 def test_a_base_without_a_readable_tokenizer_is_refused_in_one_line(files, part, tmp_path):
-    build(tmp_path / "model", "Llama")
+    without_tokenizer(tmp_path / "model", "Llama")
     for name, text in files.items():
         (tmp_path / "model" / name).write_text(text)
     with pytest.raises(DataError) as raised:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, edit, no_progress, paths_in
 from hub_server import FakeHub
+from tiny_models import tiny_config, tiny_repository
 
 from recipe.cli.context import sections
 from recipe.cli.new import HUB_FILE, pipeline_of
@@ -164,44 +165,6 @@ def test_the_xgen_preset_runs_completely(repository, shared, tmp_path):
         assert (here.folder / "dvc.lock").read_bytes() == lock
 
 
-TEXT = "what is the sum of 2 and 40 ? it is 42 . hello there , how are you today user assistant system"
-
-
-def small_repository(folder, config, template=None):
-    """A tiny random model of a family, and a tokenizer with ChatML's special tokens."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=500, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([TEXT] * 5, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", chat_template=template)
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def small_config(family, **changes):
-    import transformers
-
-    common = {
-        "vocab_size": 520, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 1024,
-        "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None,
-    }  # fmt: skip
-    if family in {"GPTNeoX", "GPT2"}:
-        del common["num_key_value_heads"], common["head_dim"]
-    return getattr(transformers, f"{family}Config")(**common, **changes)
-
-
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -250,7 +213,7 @@ def test_a_preset_runs_completely_on_repositories_of_its_structure(repository, s
     params = read_params(here / "params.yaml", sections())
     with FakeHub() as hub:
         (tmp_path / "model").mkdir()
-        hub.add("model", params["model"].id, small_repository(tmp_path / "model", small_config(family), template))
+        hub.add("model", params["model"].id, tiny_repository(tmp_path / "model", tiny_config(family), template))
         hub.add("dataset", params["data"].id, files)
         session = Session(here, hub)
         session.run("recipe", "pin")
@@ -275,7 +238,7 @@ def test_other_model_families_can_be_trained_and_evaluated(family, raw, sequence
     from recipe.train.stage import train
 
     (tmp_path / "model").mkdir()
-    small_repository(tmp_path / "model", small_config(family))
+    tiny_repository(tmp_path / "model", tiny_config(family))
     paths = paths_in(tmp_path, folder=tmp_path)
     fetch_model(ModelParams(source="model", id="x", revision=None, trust_remote_code=False), paths)
     raw([{"instruction": row["question"], "input": "", "output": row["answer"]} for row in SUMS])
