@@ -27,7 +27,8 @@ from typing import Any
 
 from bench.train import OPTIONAL, REQUIRED, ROOT
 from recipe.text.alpaca import alpaca_turns
-from recipe.text.readers import BadRow, pick_columns, read_rows
+from recipe.text.readers import read_rows
+from recipe.text.rows import BadRow, pick_columns
 
 COLUMNS = {"instruction": "instruction", "input": "input", "output": "output"}
 

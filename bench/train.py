@@ -23,7 +23,8 @@ from typing import Any
 
 from bench.arm import ARMS, BF16_ARMS
 from recipe.text.alpaca import alpaca_turns
-from recipe.text.readers import BadRow, pick_columns, read_rows
+from recipe.text.readers import read_rows
+from recipe.text.rows import BadRow, pick_columns
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")

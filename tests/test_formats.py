@@ -14,7 +14,7 @@ from recipe.cli.detect import detect
 from recipe.prepare.stage import prepare
 from recipe.text.chat_rows import AlpacaChat, PromptCompletionChat
 from recipe.text.chat_templates import ChatTemplate
-from recipe.text.readers import Row
+from recipe.text.rows import Row
 
 QUESTION, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}
 HISTORY = [["Who are you?", "A bot."], ["Why?", "I was built."]]

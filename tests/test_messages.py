@@ -13,7 +13,7 @@ from recipe.prepare.stage import prepare
 from recipe.prepare.tokenize import tokenize
 from recipe.text.chat_templates import ChatTemplate
 from recipe.text.messages import read_chat
-from recipe.text.readers import BadRow, Row
+from recipe.text.rows import BadRow, Row
 from recipe.text.templates import make_template
 
 # ChatML with tools, shaped like Hermes' and Qwen's templates.

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipe.core.errors import DataError
-from recipe.text.readers import BadRow, Row, pick_columns, read_rows
+from recipe.text.readers import read_rows
+from recipe.text.rows import BadRow, Row, pick_columns
 
 ROWS = [{"instruction": 'a, "b"', "output": "two\nlines"}, {"instruction": "ü 漢 🙂", "output": "x"}]
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -193,7 +194,7 @@ REQUIRED, OPTIONAL = {"instruction": "q", "output": "a"}, {"input": "ctx"}
         ({"q": "x", "a": "y", "ctx": True}, "'ctx' is a boolean, not a string"),
         ({"q": "x\udc80", "a": "y"}, "'q' is not UTF-8"),
         ({"q": "x", "a": float("nan")}, "'a' is NaN (a missing value), not a string"),
-        ({"q": "x", "a": "nan"}, "'a' is the text 'nan', which stands for a missing value"),
+        ({"q": "x", "a": "nan"}, "'a' contains only 'nan', which represents a missing value"),
         ({"q": "x", "a": "y", "ctx": 3.0}, "'ctx' is a number, not a string"),
     ],
 )

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.text.alpaca import alpaca_prompt, alpaca_turns, question_in
-from recipe.text.readers import Row
+from recipe.text.rows import Row
 from recipe.text.templates import TEMPLATES, TemplateName, Text, make_template
 from recipe.text.turns import Turn
 

@@ -14,7 +14,8 @@ from typing import Any
 from recipe.analyze.duplicates import Copies, Duplicates, Pairs
 from recipe.analyze.text_checks import flaws, mask_personal_data, script
 from recipe.core.services import Progress
-from recipe.text.readers import BadRow, Row, read_rows, safe
+from recipe.text.readers import read_rows
+from recipe.text.rows import BadRow, Row, safe
 from recipe.text.templates import make_template
 
 KEPT_PLACES = 100  # maximum number of rows listed for each flaw

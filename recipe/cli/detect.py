@@ -12,7 +12,8 @@ from typing import Any
 
 from recipe.text.file_shape import SENDER_KEYS
 from recipe.text.messages import message_list
-from recipe.text.readers import Row, is_missing, read_rows
+from recipe.text.readers import read_rows
+from recipe.text.rows import Row, is_missing
 
 NUM_ROWS = 1000  # maximum number of rows to read
 # Common column names in public datasets, for each field of a template. The first name that fits is used.

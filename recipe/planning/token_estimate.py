@@ -14,7 +14,8 @@ from typing import Any
 from recipe.core.errors import DataError
 from recipe.fetch.download import RemoteFile, read_end
 from recipe.fetch.hub_errors import explained
-from recipe.text.readers import Row, read_rows
+from recipe.text.readers import read_rows
+from recipe.text.rows import Row
 from recipe.text.templates import TEMPLATES
 
 BYTES_A_TOKEN = 4.3  # in English text (Alpaca) with GPT-2's vocabulary

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from recipe.core.errors import DataError
 from recipe.prepare.unused import Unused
-from recipe.text.readers import BadRow, read_rows, safe
+from recipe.text.readers import read_rows
+from recipe.text.rows import BadRow, safe
 from recipe.text.templates import Template
 from recipe.text.turns import Turn
 

@@ -22,7 +22,7 @@ from recipe.prepare.tiktoken_encoder import Encode, rank_encoder
 from recipe.prepare.token_store import SplitTokens, check_overlong
 from recipe.prepare.unused import Unused
 from recipe.text.chat_templates import ChatTemplate
-from recipe.text.readers import BadRow
+from recipe.text.rows import BadRow
 from recipe.text.templates import Template
 from recipe.text.turns import Turn
 from recipe.tokens.packing import batched

@@ -12,7 +12,7 @@ from typing import Any
 from recipe.core.format import shorten
 from recipe.text.messages import MARKS
 from recipe.text.plain_templates import bad_row
-from recipe.text.readers import MISSING, BadRow, Row, safe
+from recipe.text.rows import MISSING, BadRow, Row, safe
 from recipe.text.templates import TEMPLATES
 
 EXAMPLE_CHARS = 60

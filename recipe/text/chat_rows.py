@@ -15,7 +15,7 @@ from recipe.text.chat_templates import ChatTemplate
 from recipe.text.messages import Chat as Messages
 from recipe.text.messages import Message, message_list, parse_json, read_chat
 from recipe.text.plain_templates import Alpaca, alpaca_sample, bad_row, pick, require
-from recipe.text.readers import BadRow, Row, is_missing
+from recipe.text.rows import BadRow, Row, is_missing
 from recipe.text.turns import Conversion, Sample
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recipe.core.format import shorten
-from recipe.text.readers import describe_type, is_utf8, safe
+from recipe.text.rows import describe_type, is_utf8, safe
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "ipython")
 # Alternative names for the roles in the formats of ShareGPT and LLaMA-Factory, and OpenAI's older name `function`.

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from recipe.core.errors import DataError
 from recipe.text.alpaca import ALPACA_WITHOUT_INPUT, alpaca_prompt, alpaca_turns
-from recipe.text.readers import BadRow, Row, is_missing, pick_columns
+from recipe.text.rows import BadRow, Row, is_missing, pick_columns
 from recipe.text.turns import Conversion, Sample, Turn
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from recipe.text.chat_rows import AlpacaChat, Chat, PromptCompletionChat
 from recipe.text.chat_templates import ChatTemplate
 from recipe.text.plain_templates import Alpaca, PromptCompletion, Text
-from recipe.text.readers import BadRow, Row
+from recipe.text.rows import BadRow, Row
 from recipe.text.turns import Conversion, Sample
 
 TemplateName = Literal["alpaca", "text", "prompt_completion", "chat", "alpaca_chat", "prompt_completion_chat"]
