@@ -172,7 +172,7 @@ def test_all_stages_run_on_every_format(name, repository, tiny_base, monkeypatch
             result = invoke(stage)
             assert result.exit_code == 0, result.output
             if stage == "prepare":
-                assert ("not used: id (40 rows" in result.output) == bool(unused)
+                assert ("not used" in result.output and "  id  40 rows, such as" in result.output) == bool(unused)
                 assert "0 excluded, 0 truncated" in result.output
         meta = json.loads((folder / "data" / "prepared" / "meta.json").read_text())
         assert meta["template"] == template and meta["rows"]["train"] + meta["rows"]["validation"] == 40

@@ -98,9 +98,9 @@ def data_parts(summary: dict[str, Any], first: list[dict[str, Any]], num_rows: i
 
 
 def unused_parts(unused: dict[str, dict[str, Any]]) -> list[Part]:
-    """What the rows contain and the template does not use; no part if it uses everything."""
+    """List the columns and message keys that the template does not use. If there are none, the list of parts is empty."""
     rows = [[name, entry["rows"], entry["example"]] for name, entry in unused.items()]
-    text = "To use a column, name it in sequence.columns; to leave it out without this report, map it to null there."
+    text = "To use a column, name it in sequence.columns. To ignore a column, map its name to null."
     return [Part("Not used", table(["name", "rows", "example"], rows), text)] if rows else []
 
 

@@ -91,6 +91,9 @@ class Unused:
 
 
 def describe(unused: dict[str, dict[str, Any]]) -> str:
-    """Return a line for the terminal that lists the unused columns and keys. `unused` is the result of `summary`."""
-    names = [f"{name} ({entry['rows']:,} rows, for example {entry['example']!r})" for name, entry in unused.items()]
-    return f"not used: {'; '.join(names)}"
+    """Return lines for the terminal that list the unused columns and keys. `unused` is the result of `summary`."""
+    width = max(map(len, unused))
+    lines = [
+        f"  {name:<{width}}  {entry['rows']:,} rows, such as {entry['example']!r}" for name, entry in unused.items()
+    ]
+    return "\n".join(["not used (in sequence.columns, use a column, or ignore it with null):", *lines])
