@@ -270,6 +270,7 @@ def sent(hub, data):
     return hub.sent[f"/cdn/{hashlib.sha256(data).hexdigest()}"]
 
 
+@pytest.mark.slow
 def test_a_file_in_xet_storage_comes_from_there(with_large_model, hub, tmp_path):
     hub.store_in_xet(large(hub), tmp_path / "storage")
     out = recipe(with_large_model, hub, "fetch", "model")
@@ -304,6 +305,7 @@ def test_a_failed_file_ends_a_stalled_transfer(with_large_model, hub, tmp_path):
         assert time.monotonic() - started < 45  # 80 s if the transfer were not ended
 
 
+@pytest.mark.slow
 def test_xet_resumes_what_plain_http_received(with_large_model, hub, tmp_path):
     hub.fail("model.safetensors", "cut", times=99)
     recipe(with_large_model, hub, "fetch", "model", code=4)
@@ -329,6 +331,7 @@ runpy.run_path({str(ROOT / "recipe/__main__.py")!r}, run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_plain_http_resumes_what_xet_delivered(with_large_model, hub, tmp_path):
     hub.store_in_xet(large(hub), tmp_path / "storage")
     done = subprocess.run(
@@ -339,6 +342,7 @@ def test_plain_http_resumes_what_xet_delivered(with_large_model, hub, tmp_path):
     assert 0 < sent(hub, large(hub)) <= len(large(hub)) / 2 + 1 and manifest(with_large_model)["files"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["unreachable", "refused", "unknown file", "wrong bytes"])
 def test_plain_http_takes_over_if_xet_fails(with_large_model, hub, tmp_path, fault):
     other = bytes([large(hub)[0] ^ 1]) + large(hub)[1:]
@@ -469,6 +473,7 @@ def test_the_error_for_a_repository_without_weights_lists_its_files(with_model, 
     assert "model.id: owner/tiny: it has no model.safetensors" in recipe(with_model, hub, "fetch", "model", code=3)
 
 
+@pytest.mark.slow
 def test_the_error_for_an_emptied_cache_recommends_fetch_model(with_model, with_data, hub):
     recipe(with_model, hub, "fetch", "model")
     recipe(with_data, hub, "fetch", "data")
