@@ -143,7 +143,7 @@ def test_chats_and_plain_texts_are_analyzed(report):
 def test_packed_sequence_marks_context_loss_positions_and_end_tokens(report):
     _, folder = report([alpaca(f"say {n}", f"<b>{n}</b>") for n in range(60)])
     html = (folder / "index.html").read_text()
-    packed = html.split('class="packed"')[1].split("</section>")[0]
+    packed = html.split('aria-label="Packed sequence"')[1].split("</section>")[0]
     assert 2 <= packed.count('class="row"') <= 4
     assert packed.count('class="row"') == packed.count('<span class="end">')
     assert "### Response:" in packed.split('<span class="trained">')[0] and "&lt;b&gt;" in packed

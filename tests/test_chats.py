@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.core.errors import DataError, ParamsError
+from recipe.prepare.chat_encoder import ChatEncoder
 from recipe.prepare.stage import prepare
-from recipe.prepare.tokenize import tokenize
+from recipe.prepare.tokenize import tokenize_chats
 from recipe.text.alpaca import alpaca_messages
 from recipe.text.chat_templates import ChatTemplate
 from recipe.text.messages import Message, read_chat
@@ -61,7 +62,7 @@ def test_only_the_assistants_turns_and_their_end_tokens_are_in_the_loss(tokenize
     assert [(turn.completion, turn.end) for turn in turns] == [("Hello!", end), ("That is all.", end)]
     whole = tokenizer.apply_chat_template(messages, chat_template=template.source, tokenize=False)
     assert whole.rstrip() == text_of(turns)
-    [(ids, mask)] = tokenize([turns], tokenizer, loss_on="completion", chat=True)
+    [(ids, mask, *_)] = tokenize_chats(ChatEncoder(tokenizer), [turns], loss_on="completion")
     assert ids.tolist() == tokenizer(whole.rstrip(), add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids[mask]) == f"Hello!{end}That is all.{end}"
     assert set(template.ends) == {tokenizer.convert_tokens_to_ids(end), tokenizer.eos_token_id}
@@ -86,7 +87,7 @@ def test_a_chat_round_trips(tokenizer, pairs, system):
     messages = chat(*(content for pair in pairs for content in pair), system=system)
     turns = template.turns(read_chat(messages))
     assert [turn.completion for turn in turns] == [answer for _, answer in pairs]
-    [(ids, mask)] = tokenize([turns], tokenizer, loss_on="completion", chat=True)
+    [(ids, mask, *_)] = tokenize_chats(ChatEncoder(tokenizer), [turns], loss_on="completion")
     assert tokenizer.decode(ids) == text_of(turns)
     assert tokenizer.decode(ids[mask]) == "".join(answer + "<|im_end|>" for _, answer in pairs)
 

@@ -16,6 +16,7 @@ from conftest import RECIPE, ROOT, edit, toy_rows
 from hub_server import FakeHub, blob_id
 
 from recipe.core.io import sha256_tree
+from recipe.tokens.tokenizer import load_tokenizer
 
 MODEL, DATA = "owner/tiny", "owner/rows"
 
@@ -471,6 +472,19 @@ def test_the_error_for_a_repository_without_weights_lists_its_files(with_model, 
     files = {name: data for name, data in model_files.items() if name not in {"model.safetensors", "pytorch_model.bin"}}
     edit(with_model, manifest_revision(with_model), hub.add("model", MODEL, files))
     assert "model.id: owner/tiny: it has no model.safetensors" in recipe(with_model, hub, "fetch", "model", code=3)
+
+
+def test_all_chat_templates_of_a_model_are_fetched(with_model, hub, model_files):
+    """The tokenizers of Command R and of Hermes contain several templates, in files of their own."""
+    templates = {
+        "chat_template.jinja": b"{{ messages }}", "additional_chat_templates/tool_use.jinja": b"{{ tools }}"
+    }  # fmt: skip
+    edit(with_model, manifest_revision(with_model), hub.add("model", MODEL, {**model_files, **templates}))
+    recipe(with_model, hub, "fetch", "model")
+    folder = with_model / "models/base/tokenizer"
+    assert load_tokenizer(folder).chat_template == {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    manifest = json.loads((with_model / "models/base/manifest.json").read_text())
+    assert manifest["tokenizer_sha256"] == sha256_tree(folder)
 
 
 @pytest.mark.slow

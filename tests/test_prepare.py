@@ -10,7 +10,8 @@ from recipe.core.errors import DataError
 from recipe.core.io import sha256_tree
 from recipe.prepare.examples import in_validation
 from recipe.prepare.stage import prepare
-from recipe.prepare.tokenize import infrequent_gc, tokenize
+from recipe.prepare.tokenize import tokenize
+from recipe.prepare.tokenized_rows import infrequent_gc
 from recipe.text.alpaca import alpaca_turns
 from recipe.tokens.packing import read_sequences
 from recipe.tokens.tokenizer import load_tokenizer
@@ -74,7 +75,7 @@ def test_the_begin_token_appears_once_before_the_prompt(tokenizer):
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
     )
-    [(ids, mask)] = tokenize([alpaca_turns(alpaca("a", "b"))], tokenizer, loss_on="completion")
+    [(ids, mask, *_)] = tokenize([alpaca_turns(alpaca("a", "b"))], tokenizer, loss_on="completion")
     assert ids.tolist().count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
     assert not mask[0]
 
@@ -166,7 +167,7 @@ def test_dropped_bad_rows_are_written_to_quarantine(prepared):
 
 
 def test_a_batch_that_contains_only_bad_rows_is_dropped(prepared, monkeypatch):
-    monkeypatch.setattr("recipe.prepare.tokenize.BATCH_ROWS", 2)
+    monkeypatch.setattr("recipe.prepare.tokenized_rows.BATCH_ROWS", 2)
     folder = prepared([*BAD[:2], *toy_rows(20), *BAD[:2]], on_bad_row="drop")
     assert meta(folder)["rows"]["quarantined"] == 4 and meta(folder)["rows"]["read"] == 24
 

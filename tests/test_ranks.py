@@ -223,7 +223,7 @@ def test_prepare_writes_the_same_bytes_with_either_encoder(prepared, monkeypatch
     rows = [*toy_rows(60), {"instruction": "Über", "input": "", "output": "naïve <|endoftext|>"}]
     files = []
     for min_rows in (0, 10**9):
-        monkeypatch.setattr("recipe.prepare.tokenize.MIN_ROWS_FOR_RANKS", min_rows)
+        monkeypatch.setattr("recipe.prepare.tokenized_rows.MIN_ROWS_FOR_RANKS", min_rows)
         folder = prepared(rows)
         files.append({path.name: path.read_bytes() for path in sorted(folder.iterdir())})
-    assert files[0] == files[1] and len(files[0]) == 7
+    assert files[0] == files[1] and len(files[0]) == 8

@@ -189,7 +189,14 @@ def token_parts(summary: dict[str, Any]) -> list[Part]:
         f"text uses {vocabulary['used'] / vocabulary['size']:.1%} of the vocabulary. The {vocabulary['top']} most "
         f"frequent tokens make up {vocabulary['top_share']:.1%} of the text."
     )
-    parts = [Part("Tokens", table(["count", "tokens"], shares), note)]
+    roles = [[role, count["tokens"], count["loss_tokens"]] for role, count in summary["prepared"]["roles"].items()]
+    split = summary["prepared"]["split_completions"]
+    parts = [
+        Part("Tokens", table(["count", "tokens"], shares), note),
+        Part("Tokens by role", table(["training tokens of", "tokens", "loss positions"], roles),
+             f"{split:,} completions are encoded separately, because a token would otherwise contain the end of the "
+             "prompt and the start of the completion." if split else ""),
+    ]  # fmt: skip
     for heading, name, key in (
         ("Rows by template branch", "branch", "branches"),
         ("Rows by script", "script of most letters", "scripts"),
@@ -198,6 +205,26 @@ def token_parts(summary: dict[str, Any]) -> list[Part]:
         if set(summary[key]) - {""}:
             parts.append(Part(heading, table([name, "rows"], [list(item) for item in summary[key].items()])))
     return parts
+
+
+def form_parts(shapes: Sequence[Mapping[str, Any]]) -> list[Part]:
+    """Show one row of each form, with the role of each part and the tokens in the loss.
+
+    `shapes` is the content of data/prepared/shapes.json.
+    """
+    rows = []
+    for shape in shapes:
+        spans = Markup("\n").join(
+            Markup('<span class="role">{}</span><span class="{}">{}</span>').format(
+                span["role"], "trained" if span["in_loss"] else "read", span["text"]
+            )
+            for span in shape["spans"]
+        )
+        title = f"{shape['form']}: {shape['rows']:,} rows, such as {shape['file']}, {shape['place']}"
+        rows.append(Markup('<div class="row"><b>{}</b>\n{}</div>').format(title, spans))
+    box = Markup('<div class="packed" tabindex="0" role="group" aria-label="Rows by form">{}</div>')
+    note = "Underlined text contributes to the loss. The other text is context."
+    return [Part("One row of each form", box.format(Markup("").join(rows)), note)]
 
 
 def outcome_parts(summary: dict[str, Any], packed: Sequence[Sequence[tuple[str, str]]]) -> list[Part]:

@@ -25,6 +25,7 @@ from recipe.analyze.report import (
     TUTORIAL_CHARS,
     data_parts,
     flaw_parts,
+    form_parts,
     length_parts,
     limit_parts,
     outcome_parts,
@@ -152,9 +153,13 @@ def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str
         "scripts": dict(scan.scripts.most_common()),
         "unused": {name: masked(entry) for name, entry in read_json(prepared / "unused.json").items()},
         "categories": dict(sorted(categories.items())),
-        "prepared": {"rows": meta["rows"], "tokens": meta["tokens"], "sequences": meta["sequences"]},
+        "prepared": {name: meta[name] for name in ("rows", "tokens", "roles", "split_completions", "sequences")},
     }
-    write_report(paths.analysis, params, summary, scan, example, chars, tokens)
+    shapes = [
+        {**shape, "spans": [{**span, "text": mask_personal_data(span["text"])} for span in shape["spans"]]}
+        for shape in read_json(prepared / "shapes.json")
+    ]
+    write_report(paths.analysis, params, summary, scan, shapes, example, chars, tokens)
     return summary
 
 
@@ -164,7 +169,7 @@ def masked(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_report(
-    folder: Path, params: AnalyzeParams, summary: dict[str, Any], scan: Scan,
+    folder: Path, params: AnalyzeParams, summary: dict[str, Any], scan: Scan, shapes: list[dict[str, Any]],
     example: Sequence[Sequence[tuple[str, str]]], chars: list[int], tokens: list[int],
 ) -> None:  # fmt: skip
     """Write the page, the charts and the numbers. `chars` and `tokens` contain the lengths of all rows."""
@@ -179,6 +184,7 @@ def write_report(
         *limit_parts(summary),
         *token_parts(summary),
         *flaw_parts(summary, scan.examples),
+        *form_parts(shapes),
         *outcome_parts(summary, example),
     ]
     curve = "".join(f"{top},{rows},{share}\n" for top, rows, share in cumulative(tokens, params.num_bins))

@@ -55,7 +55,7 @@ def main(ctx: click.Context) -> None:
     \b
         recipe params              check params.yaml and print it
         recipe plan                estimate the requirements before downloading rows or weights
-        recipe show                print the first fetched rows
+        recipe show                print the first fetched rows; with --mask, the tokens in the loss
         recipe pin                 pin the Hub sources in params.yaml to commits
         dvc repro                  run the pipeline
         recipe summary             print the results and where to find them
@@ -159,16 +159,21 @@ def new(name: str, data: str | None, model: str | None) -> None:
 
 @main.command()
 @click.option("--rows", default=3, show_default=True, type=click.IntRange(1), help="Number of rows to print.")
-def show(rows: int) -> None:
+@click.option("--mask", is_flag=True, help="Print one prepared row of each form, with the tokens in the loss.")
+def show(rows: int, mask: bool) -> None:
     """Print the number of fetched rows, their columns, and the first rows in full.
+
+    With --mask, prints one row of each form (such as with and without an input) as `recipe prepare` tokenized it: the
+    role and the number of tokens of each part, and which parts the model is trained to write.
 
     \b
         recipe show
         recipe show --rows 10 | less
+        recipe show --mask
     """
-    from recipe.cli.show import rows_text
+    from recipe.cli.show import mask_text, rows_text
 
-    click.echo(rows_text(context.paths().raw, rows))
+    click.echo(mask_text(context.paths().prepared) if mask else rows_text(context.paths().raw, rows))
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""Implements `recipe show`, which prints the number of fetched rows, their columns, and the first rows in full."""
+"""Implements `recipe show`, which prints the fetched rows or, with --mask, the tokens in the loss of prepared rows."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from recipe.analyze.report import RULE, format_counts, format_row
 from recipe.analyze.scan import Columns, as_text, read_all
 from recipe.core.errors import DataError
 from recipe.core.io import read_json
+from recipe.prepare.shapes import describe
 
 
 def rows_text(data: Path, num_rows: int) -> str:
@@ -26,3 +27,15 @@ def rows_text(data: Path, num_rows: int) -> str:
     width = max(map(len, columns.types), default=0)
     lines = [f"  {name:<{width}}  {format_counts(column['types'])}" for name, column in columns.summary().items()]
     return "\n".join([f"{columns.num_rows:,} rows", *lines, *map(format_row, first), RULE])
+
+
+def mask_text(prepared: Path) -> str:
+    """Return text that shows one prepared row of each form, with the tokens in the loss.
+
+    Raises DataError if the rows have not been prepared.
+    """
+    if not (prepared / "shapes.json").is_file():
+        raise DataError(
+            f"{prepared} has no shapes.json. Run `recipe prepare` to tokenize the rows, or `dvc repro` for all stages."
+        )
+    return describe(read_json(prepared / "shapes.json"))

@@ -18,7 +18,7 @@ from typing import Any
 
 from recipe.core.errors import DataError, ParamsError
 from recipe.core.hub_cache import HUB, converted_folder
-from recipe.core.io import new_folder, read_json, sha256_file, sha256_listing, write_json
+from recipe.core.io import new_folder, read_json, sha256_file, sha256_listing, sha256_tree, write_json
 from recipe.core.paths import Paths
 from recipe.core.services import Services
 from recipe.fetch.architecture import check_architecture, reject_quantized
@@ -27,6 +27,7 @@ from recipe.fetch.params import DataParams, ModelParams
 from recipe.fetch.splits import dataset_splits, local_split_files
 from recipe.fetch.tokenizer_files import check_files, check_sentencepiece
 from recipe.fetch.weights import (
+    CHAT_TEMPLATES,
     CONFIGS,
     TOKENIZERS,
     check_weights,
@@ -137,7 +138,6 @@ def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapsho
     give_padding_token(tokenizer)
     with new_folder(paths.base) as target:
         tokenizer.save_pretrained(target / "tokenizer")
-        kept = {file.name: sha256_file(file) for file in sorted((target / "tokenizer").iterdir())}
         manifest: dict[str, Any] = {
             "id": params.id,
             "revision": params.revision,
@@ -151,7 +151,7 @@ def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapsho
                 {"name": name, "bytes": (source / name).stat().st_size, "sha256": sha256}
                 for name, sha256 in files.items()
             ],
-            "tokenizer_sha256": sha256_listing(kept),
+            "tokenizer_sha256": sha256_tree(target / "tokenizer"),
         }
         write_json(target / "manifest.json", manifest)
 
@@ -173,6 +173,7 @@ def model_from_hub(name: str, revision: str, check: Check, *, code: bool) -> tup
     """Download the files that a model needs. Returns the snapshot folder, and whether the weights needed conversion."""
     files = list_repository("model", name, revision).files
     small = [path for path in ("README.md", *CONFIGS, *TOKENIZERS) if path in files]
+    small += sorted(path for path in files if path.startswith(CHAT_TEMPLATES))
     small += sorted(path for path in files if code and path.endswith(".py") and "/" not in path)
     snapshot = download("model", name, revision, [files[path] for path in small])
     try:

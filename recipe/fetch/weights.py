@@ -20,6 +20,7 @@ TOKENIZERS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+CHAT_TEMPLATES = "additional_chat_templates/"  # the folder of all chat templates except the default one
 
 
 def weight_names(names: Iterable[str]) -> list[str]:

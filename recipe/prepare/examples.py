@@ -10,7 +10,7 @@ from recipe.prepare.unused import Unused
 from recipe.text.readers import read_rows
 from recipe.text.rows import BadRow, safe
 from recipe.text.templates import Template
-from recipe.text.turns import Turn
+from recipe.text.turns import Turn, text_of
 
 SHOWN_MISTAKES = 20
 
@@ -23,11 +23,17 @@ class Example:
     category: str
     file: str
     place: str
+    form: str = ""  # such as `with input`; see Sample
 
     @property
     def num_chars(self) -> int:
         """The number of characters in all prompts and completions."""
         return sum(len(turn.prompt) + len(turn.completion) for turn in self.turns)
+
+    @property
+    def text(self) -> str:
+        """The whole text of the row."""
+        return text_of(self.turns)
 
     @property
     def prompt_key(self) -> bytes:
@@ -40,8 +46,7 @@ class Example:
 
         The first prompt alone is not sufficient, because many chats begin with the same greeting.
         """
-        before = "".join(turn.prompt + turn.completion + (turn.end or "") for turn in self.turns[:-1])
-        return before + self.turns[-1].prompt
+        return text_of(self.turns[:-1]) + self.turns[-1].prompt
 
 
 def in_validation(prompt_key: bytes, fraction: float) -> bool:
@@ -71,7 +76,8 @@ def read_examples(
                 yield converted
                 continue
             category = row.values.get(columns.get("category") or "")
-            yield Example(converted.turns, "" if category is None else safe(str(category)), row.file, row.place)
+            category = "" if category is None else safe(str(category))
+            yield Example(converted.turns, category, row.file, row.place, converted.form)
     check_columns(template.REQUIRED, columns, set(seen), list(files))
 
 

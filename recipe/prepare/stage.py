@@ -7,6 +7,7 @@ The stage reads data/raw/ and models/base/tokenizer/, and writes data/prepared/:
     rows.arrow          facts about each valid row: split, file, place, category, num_chars, num_tokens, num_before
     quarantine.jsonl    the malformed rows that were dropped (with on_bad_row: drop), each with the reason
     unused.json         the columns and message keys that the template does not use, with row counts and examples
+    shapes.json         one row of each form, with the tokens in the loss
     meta.json           the settings and the counts
 
     recipe prepare
@@ -21,12 +22,17 @@ from recipe.core.paths import Paths
 from recipe.core.services import Progress, Services
 from recipe.prepare.params import SequenceParams
 from recipe.prepare.token_store import SplitTokens, write_facts
-from recipe.prepare.tokenize import TokenizedRows, tokenize_rows
+from recipe.prepare.tokenized_rows import TokenizedRows, tokenize_rows
 from recipe.prepare.unused import describe
 from recipe.text.chat_templates import ChatTemplate
 from recipe.text.templates import TEMPLATES, make_template
 from recipe.tokens.packing import pack_best_fit, write_sequences
 from recipe.tokens.tokenizer import load_tokenizer
+
+SPLIT_COMPLETIONS = (
+    "{number:,} completions begin inside a token of the whole text, so they are encoded separately from their prompts. "
+    "This happens, for example, if a prompt ends with a space."
+)
 
 
 def prepare(params: SequenceParams, paths: Paths, progress: Progress) -> dict[str, Any]:
@@ -59,6 +65,7 @@ def prepare(params: SequenceParams, paths: Paths, progress: Progress) -> dict[st
         write_text(target / "quarantine.jsonl", _lines(quarantined))
         write_facts(target / "rows.arrow", [split.facts(name) for name, split in rows.splits.items()])
         write_json(target / "unused.json", rows.unused)
+        write_json(target / "shapes.json", rows.shapes)
         write_json(target / "meta.json", meta)
     return meta
 
@@ -104,6 +111,9 @@ def counts_meta(rows: TokenizedRows, num_sequences: int, max_length: int) -> dic
             "validation": validation.num_tokens,
             "validation_loss_tokens": validation.num_loss_tokens,
         },
+        # The tokens of the training rows by role, and the completions that begin inside a token of the whole text.
+        "roles": train.by_role,
+        "split_completions": train.num_split + validation.num_split,
         "sequences": {
             "train": num_sequences,
             "filled": round(train.num_tokens / (num_sequences * max_length), 4),
@@ -128,8 +138,21 @@ def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
         f"{rows['truncated']:,} truncated\n{tokens['train']:,} tokens ({tokens['train_loss_tokens']:,} in the loss) "
         f"in {sequences['train']:,} sequences, {sequences['filled']:.1%} full"
     )
+    lines = [summary, describe_roles(meta["roles"])]
+    if meta["split_completions"]:
+        lines.append(SPLIT_COMPLETIONS.format(number=meta["split_completions"]))
     unused = read_json(paths.prepared / "unused.json")
-    return f"{summary}\n{describe(unused)}" if unused else summary
+    return "\n".join([*lines, describe(unused)] if unused else lines)
+
+
+def describe_roles(roles: dict[str, dict[str, int]]) -> str:
+    """Return a table for the terminal with the numbers of training tokens and of loss tokens by role."""
+    rows = [(role, f"{count['tokens']:,}", f"{count['loss_tokens']:,}") for role, count in roles.items()]
+    table = [("training tokens of", "tokens", "in the loss"), *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        f"  {name:<{widths[0]}}  {tokens:>{widths[1]}}  {loss:>{widths[2]}}" for name, tokens, loss in table
+    )
 
 
 def _unpacked(rows: SplitTokens) -> list[list[int]]:

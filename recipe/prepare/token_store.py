@@ -9,6 +9,7 @@ import numpy as np
 
 from recipe.core.errors import DataError
 from recipe.prepare.examples import SHOWN_MISTAKES, Example
+from recipe.prepare.tokenize import ROLES, Tokens
 from recipe.tokens.packing import token_dtype
 
 
@@ -17,7 +18,7 @@ class SplitTokens:
 
     Depending on `on_overlong`, a row that is longer than `max_length` is truncated, dropped, or listed in `too_long`. A
     row is also dropped if truncation would leave no token in the loss. `counts` contains the numbers of truncated and
-    dropped rows.
+    dropped rows, and `num_split` the number of completions that are encoded separately (see Tokens).
     """
 
     def __init__(self, max_length: int, on_overlong: Literal["truncate", "drop", "error"], vocab_size: int) -> None:
@@ -25,14 +26,17 @@ class SplitTokens:
         self.dtype = np.dtype(token_dtype(vocab_size))
         self.counts = {"truncated": 0, "dropped_overlong": 0, "dropped_without_answer": 0}
         self.too_long: list[str] = []
+        self.num_split = 0
+        self._by_role = np.zeros((len(ROLES), 2), np.int64)  # for each role, the number of tokens and of loss tokens
         self._ids, self._completion_mask, self._ends = bytearray(), bytearray(), array("q", [0])
         self._files: list[str] = []
         self._places: list[str] = []
         self._categories: list[str] = []
         self._num_chars, self._num_tokens, self._num_before = array("I"), array("I"), array("I")
 
-    def add(self, example: Example, input_ids: np.ndarray, completion_mask: np.ndarray) -> bool:
+    def add(self, example: Example, tokens: Tokens) -> bool:
         """Add a row, and return whether its tokens are kept."""
+        input_ids, completion_mask, roles, num_split = tokens
         self._files.append(example.file)
         self._places.append(example.place)
         self._categories.append(example.category)
@@ -52,7 +56,11 @@ class SplitTokens:
                 self.counts["dropped_without_answer"] += 1
                 return False
             input_ids, completion_mask = input_ids[: self.max_length], completion_mask[: self.max_length]
+            roles = roles[: self.max_length]
             self.counts["truncated"] += 1
+        self.num_split += num_split
+        self._by_role[:, 0] += np.bincount(roles, minlength=len(ROLES))
+        self._by_role[:, 1] += np.bincount(roles[1:][completion_mask[1:]], minlength=len(ROLES))
         self._ids += input_ids.astype(self.dtype).data
         self._completion_mask += completion_mask.data
         self._ends.append(self._ends[-1] + len(input_ids))
@@ -67,6 +75,15 @@ class SplitTokens:
     def num_tokens(self) -> int:
         """The number of tokens in all kept rows together."""
         return self._ends[-1]
+
+    @property
+    def by_role(self) -> dict[str, dict[str, int]]:
+        """The numbers of tokens and of loss tokens in the kept rows, for each role that occurs."""
+        return {
+            role: {"tokens": tokens, "loss_tokens": loss_tokens}
+            for role, (tokens, loss_tokens) in zip(ROLES, self._by_role.tolist(), strict=True)
+            if tokens
+        }
 
     @property
     def num_loss_tokens(self) -> int:

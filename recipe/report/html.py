@@ -49,6 +49,7 @@ a { color: var(--link); }
   overflow-wrap: anywhere; }
 .packed .row { border-left: 3px solid var(--line); padding-left: .6rem; margin: .4rem 0; }
 .packed .trained { background: var(--trained); border-bottom: 2px solid var(--rule); }
+.packed .role { color: var(--soft); font-style: italic; padding-right: .4rem; }
 .packed .end { background: var(--end); border: 1px solid var(--rule); border-radius: 3px; padding: 0 .2rem; }
 @media (max-width: 30rem) { table { font-size: .75rem; } th, td { padding-right: .4rem; min-width: 3.5rem; } }
 @media print { nav { display: none; } section { break-inside: avoid-page; } .scroll { overflow: visible; }

@@ -182,20 +182,25 @@ def _convert(template: ChatTemplate | None, row: Row, chat: Messages | str) -> C
     if isinstance(chat, str):
         return bad_row(row, chat)
     try:
-        return Conversion(template.turns(chat), template.unused_keys(chat))
+        return Conversion(template.turns(chat), _form(chat), template.unused_keys(chat))
     except DataError as error:
         return bad_row(row, str(error))
 
 
 def _chat_sample(chat: Messages | str) -> Sample:
     assert not isinstance(chat, str), chat
-    messages = chat.messages
-    answers = sum(message.role == "assistant" for message in messages)
-    form = f"{answers} answer{'s' if answers > 1 else ''}"
-    form += ", system message" if messages[0].role == "system" else ""
-    form += ", tools" if chat.tools or any(message.tool_calls for message in messages) else ""
-    question = "\n".join(message.content for message in messages[:-1])
-    return Sample(question, messages[-1].content or json.dumps(messages[-1].tool_calls, ensure_ascii=False), form)
+    question = "\n".join(message.content for message in chat.messages[:-1])
+    last = chat.messages[-1]
+    return Sample(question, last.content or json.dumps(last.tool_calls, ensure_ascii=False), _form(chat))
+
+
+def _form(chat: Messages) -> str:
+    """Describe a chat, such as `2 answers, system message, tools`."""
+    answers = [message for message in chat.messages if message.role == "assistant"]
+    form = f"{len(answers)} answer{'s' if len(answers) > 1 else ''}"
+    form += ", system message" if chat.messages[0].role == "system" else ""
+    form += ", tools" if chat.tools or any(message.tool_calls for message in chat.messages) else ""
+    return form + ("" if all(message.trained for message in answers) else ", untrained answers")
 
 
 def _chat_prompt(template: ChatTemplate | None, row: dict[str, Any]) -> str:

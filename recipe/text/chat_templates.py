@@ -12,7 +12,8 @@ from typing import Any
 from recipe.core.errors import DataError, ParamsError
 from recipe.text.builtin_chat_templates import TEMPLATES
 from recipe.text.messages import Chat, Message
-from recipe.text.turns import Turn
+from recipe.text.turns import Span, Turn, text_of
+from recipe.tokens.tokenizer import leading_ids
 
 LEFT_OUT = "messages after the last trained answer"
 PROBE = [("user", "Xq one"), ("assistant", "Xq two"), ("user", "Xq three"), ("assistant", "Xq four")]
@@ -40,21 +41,10 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, chat_template: str | None) -> None:
         """Create the template, and check that it passes the round trip.
 
-        `chat_template` is a name in TEMPLATES or Jinja text. If it is None, the tokenizer's own template is used.
-        Raises ParamsError if there is no template, or if the template fails the round trip.
+        `chat_template` is as in find_template. Raises ParamsError if there is no such template, or if the template
+        fails the round trip.
         """
-        source = tokenizer.chat_template if chat_template is None else TEMPLATES.get(chat_template, chat_template)
-        if not isinstance(source, str) or "{" not in source:
-            problem = (
-                "null, but the tokenizer has no chat template"
-                if chat_template is None
-                else f"{chat_template!r}, which is not a template"
-            )
-            raise ParamsError(
-                f"params.yaml: sequence.chat_template is {problem}. Set this key to the name of a "
-                f"built-in template ({', '.join(TEMPLATES)}) or to Jinja text."
-            )
-        self.tokenizer, self.source = tokenizer, source
+        self.tokenizer, self.source = tokenizer, find_template(tokenizer, chat_template)
         # Some added tokens are not special. For example, some vocabularies add <think> or runs of newlines.
         added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.specials = sorted(added | set(tokenizer.all_special_tokens))
@@ -79,7 +69,8 @@ class ChatTemplate:
         reason if the chat contains a special token, or if the template does not render the chat faithfully.
         """
         self._reject_special_tokens(chat)
-        messages, turns, done, seen = chat.messages, [], 0, ""
+        messages, seen = chat.messages, ""
+        answers: list[tuple[bool, Span, str]] = []  # whether each answer is trained, its span, and its end token
         for number, message in enumerate(messages):
             if message.role != "assistant":
                 continue
@@ -94,16 +85,32 @@ class ChatTemplate:
             answer, end = self._split_end(whole[len(prompt) :])
             _check_answer(number + 1, message, answer)
             seen = prompt + answer + end
-            if message.trained:
-                turns.append(Turn(prompt[done:], answer, end))
-                done = len(seen)
-        position = 0
-        for number, message in enumerate(messages, 1):
-            position = seen.find(message.content.strip(), position)
+            answers.append((message.trained, Span("assistant", len(prompt), len(seen)), end))
+        spans = self._spans(chat, seen, [span for _, span, _ in answers])
+        turns, done = [], 0
+        for trained, (_, start, stop), end in answers:
+            if trained:
+                inside = (span for span in spans if done <= span.start < start)
+                moved = tuple(Span(role, first - done, last - done) for role, first, last in inside)
+                turns.append(Turn(seen[done:start], seen[start : stop - len(end)], end, moved))
+                done = stop
+        return turns
+
+    def _spans(self, chat: Chat, text: str, answers: list[Span]) -> list[Span]:
+        """Find the messages in the rendered text. `answers` contains the spans of the assistant's messages.
+
+        Raises DataError if the text lacks a message.
+        """
+        spans, remaining, position = [], iter(answers), 0
+        for number, message in enumerate(chat.messages, 1):
+            content = message.content.strip()
+            position = text.find(content, position)
             if position < 0:
                 raise DataError(f"the template drops message {number} ({message.role})")
-            position += len(message.content.strip())
-        return turns
+            span = Span(message.role, position, position + len(content))
+            spans.append(next(remaining) if message.role == "assistant" else span)
+            position += len(content)
+        return spans
 
     def unused_keys(self, chat: Chat) -> dict[str, Any]:
         """Return the message keys that the template does not write, and the messages after the last trained answer.
@@ -186,7 +193,7 @@ class ChatTemplate:
                 f"params.yaml: sequence.chat_template: {error}. Set this key to the name of a different "
                 f"template ({', '.join(others)}) or to Jinja text."
             ) from None
-        text = "".join(turn.prompt + turn.completion + (turn.end or "") for turn in turns)
+        text = text_of(turns)
         repeated = [content for _, content in PROBE if text.count(content) != 1]
         if repeated:
             raise ParamsError(
@@ -195,6 +202,36 @@ class ChatTemplate:
             )
         ids = [self.tokenizer.convert_tokens_to_ids(turn.end) for turn in turns]
         return sorted({*ids, self.tokenizer.eos_token_id} - {None})
+
+
+def find_template(tokenizer: Any, chat_template: str | None) -> str:
+    """Return the Jinja text of a chat template.
+
+    `chat_template` is a name in TEMPLATES, the name of one of the tokenizer's templates, Jinja text, or None for the
+    tokenizer's only or default template. If the tokenizer puts a begin token before every text, so does a template from
+    TEMPLATES. Raises ParamsError if there is no such template.
+    """
+    own = tokenizer.chat_template or {}
+    named = own if isinstance(own, dict) else {"default": own}
+    if chat_template in TEMPLATES:
+        begin = "".join(tokenizer.convert_ids_to_tokens(leading_ids(tokenizer)))
+        return f"{{{{ {json.dumps(begin)} }}}}{TEMPLATES[chat_template]}" if begin else TEMPLATES[chat_template]
+    source = named.get("default" if chat_template is None else chat_template, chat_template)
+    if source is None and len(named) == 1:
+        [source] = named.values()
+    if source is not None and "{" in source:
+        return source
+    names = ", ".join([*TEMPLATES, *(named if isinstance(own, dict) else ())])
+    if chat_template is not None:
+        problem = f"{chat_template!r}, which is not a template"
+    elif named:
+        problem = "null, but the tokenizer has several chat templates, and none is named default"
+    else:
+        problem = "null, but the tokenizer has no chat template"
+    raise ParamsError(
+        f"params.yaml: sequence.chat_template is {problem}. Set this key to the name of a template ({names}) or to "
+        "Jinja text."
+    )
 
 
 def _check_answer(number: int, message: Message, answer: str) -> None:

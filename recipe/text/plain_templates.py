@@ -24,7 +24,9 @@ class Alpaca:
     def convert(self, row: Row) -> Conversion | BadRow:
         """Return a single turn, or a BadRow if the row is invalid."""
         picked = pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
-        return picked if isinstance(picked, BadRow) else Conversion(alpaca_turns(picked))
+        if isinstance(picked, BadRow):
+            return picked
+        return Conversion(alpaca_turns(picked), alpaca_sample(self.columns, row.values).form)
 
     def prompt(self, row: dict[str, Any]) -> str:
         """Return Alpaca's prompt with an input or, if the row has no input, Alpaca's prompt without an input."""
@@ -50,7 +52,7 @@ class Text:
     def convert(self, row: Row) -> Conversion | BadRow:
         """Return a single turn with an empty prompt, or a BadRow if the row is invalid."""
         picked = pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
-        return picked if isinstance(picked, BadRow) else Conversion([Turn("", picked["text"])])
+        return picked if isinstance(picked, BadRow) else Conversion([Turn("", picked["text"])], "text")
 
     def prompt(self, row: dict[str, Any]) -> str:
         """Return the text that the model continues."""
@@ -77,7 +79,7 @@ class PromptCompletion:
         picked = pick(row, self.columns, self.REQUIRED, self.OPTIONAL)
         if isinstance(picked, BadRow):
             return picked
-        return Conversion([Turn(picked["prompt"], picked["completion"])])
+        return Conversion([Turn(picked["prompt"], picked["completion"])], "prompt and completion")
 
     def prompt(self, row: dict[str, Any]) -> str:
         """Return the prompt unchanged."""

@@ -7,6 +7,7 @@ from recipe.core.errors import DataError
 from recipe.core.format import first_line
 
 PADDING_TOKEN = "<|pad|>"
+SHORT_TEXTS = ("\n", ".", "a", "0")  # see encode_continuations
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
@@ -56,6 +57,33 @@ def encode(tokenizer: Any, texts: list[str], *, special_tokens: bool = False) ->
         return []
     options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
     return tokenizer(texts, split_special_tokens=not special_tokens, **options)["input_ids"]
+
+
+def encode_continuations(tokenizer: Any, texts: list[str], *, special_tokens: bool = False) -> list[list[int]]:
+    """Return the token ids of texts that continue another text.
+
+    Some tokenizers put a space before every text. A continuation is therefore encoded after a short text that shares no
+    token with it, and the ids of the short text are removed. Without such a short text, the continuation is encoded by
+    itself.
+    """
+    results: list[list[int]] = encode(tokenizer, texts, special_tokens=special_tokens)
+    if not _adds_to_every_text(tokenizer):
+        return results
+    remaining = [index for index, text in enumerate(texts) if text]
+    for before in SHORT_TEXTS:
+        [head] = encode(tokenizer, [before])
+        encoded = encode(tokenizer, [before + texts[index] for index in remaining], special_tokens=special_tokens)
+        for index, ids in zip(remaining, encoded, strict=True):
+            if ids[: len(head)] == head:
+                results[index] = ids[len(head) :]
+        remaining = [index for index, ids in zip(remaining, encoded, strict=True) if ids[: len(head)] != head]
+    return results
+
+
+def _adds_to_every_text(tokenizer: Any) -> bool:
+    """Return whether the tokenizer adds something, such as a space, before every text that it encodes."""
+    one, two, both = encode(tokenizer, ["\n", "a", "\na"])
+    return one + two != both
 
 
 def encode_prompts(tokenizer: Any, prompts: list[str], *, chat: bool) -> list[list[int]]:

@@ -1,0 +1,76 @@
+"""Stores, for each form of row (such as `2 answers, tools`), one example that shows which tokens are in the loss.
+
+shapes = Shapes(tokenizer, max_length=1024)
+shapes.add(example, tokens)
+shapes.summary()    # [{form, rows, file, place, spans: [{role, in_loss, tokens, text}]}]
+"""
+
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from recipe.prepare.examples import Example
+from recipe.prepare.tokenize import ROLES, Tokens
+
+MAX_FORMS = 12  # forms beyond the most frequent ones are not shown
+SHOWN_CHARS = 500  # maximum number of characters shown of a span
+
+
+class Shapes:
+    """Counts the rows of each form, and stores the first row of each form as an example."""
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.rows: Counter[str] = Counter()
+        self.examples: dict[str, dict[str, Any]] = {}
+
+    def add(self, example: Example, tokens: Tokens) -> None:
+        """Count a kept row. The first row of a form becomes the example."""
+        self.rows[example.form] += 1
+        if example.form not in self.examples:
+            self.examples[example.form] = {
+                "file": example.file, "place": example.place, "spans": self._spans(tokens)
+            }  # fmt: skip
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Return the MAX_FORMS most frequent forms, each with its number of rows and its example."""
+        return [{"form": form, "rows": rows, **self.examples[form]} for form, rows in self.rows.most_common(MAX_FORMS)]
+
+    def _spans(self, tokens: Tokens) -> list[dict[str, Any]]:
+        """Return the runs of tokens that have the same role and are all in the loss or all outside of it."""
+        ids, in_loss, roles = (column[: self.max_length] for column in tokens[:3])
+        in_loss = in_loss.copy()
+        in_loss[:1] = False  # no token precedes the first token and could predict it
+        changes = np.flatnonzero((np.diff(roles) != 0) | np.diff(in_loss)) + 1
+        spans = []
+        for start, stop in pairwise([0, *changes.tolist(), len(ids)]):
+            text = self.tokenizer.decode(ids[start:stop].tolist())
+            if len(text) > SHOWN_CHARS:
+                text = f"{text[: SHOWN_CHARS // 2]} […] {text[-SHOWN_CHARS // 2 :]}"
+            role = ROLES[int(roles[start])]
+            spans.append({"role": role, "in_loss": bool(in_loss[start]), "tokens": stop - start, "text": text})
+        return spans
+
+
+def describe(shapes: list[dict[str, Any]]) -> str:
+    """Return text for the terminal that shows each example span by span. A `*` marks the spans in the loss."""
+    parts = []
+    for shape in shapes:
+        spans = shape["spans"]
+        num_tokens, num_loss = (
+            sum(span["tokens"] for span in some) for some in (spans, [span for span in spans if span["in_loss"]])
+        )
+        parts.append(
+            f"{shape['form']}: {shape['rows']:,} rows, such as {shape['file']}, {shape['place']} "
+            f"({num_tokens:,} tokens, {num_loss:,} in the loss)"
+        )
+        width = max(len(span["role"]) for span in spans)
+        for span in spans:
+            mark = "*" if span["in_loss"] else " "
+            first, *others = span["text"].split("\n")
+            parts.append(f"{mark} {span['role']:<{width}} {span['tokens']:>6,}  {first}".rstrip())
+            parts += [f"{mark} {'':<{width}} {'':>6}  {line}".rstrip() for line in others]
+        parts.append("")
+    return "\n".join([*parts, "* in the loss: the model is trained to write these tokens"])
