@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -238,3 +239,82 @@ def test_logits_that_are_more_than_a_head_are_counted_for_every_position(family,
     }  # fmt: skip
     chunked = 32 * 1000 * 8 + 2 * 32 * 64 * 4  # fp32 twice, and the gradient of the hidden states
     assert estimate_training_memory(config, LORA, **settings).logits == (128 * 1000 * 12 if more_than_head else chunked)
+
+
+# The scoring and the answering of the evaluate stage in a separate process; prints the peak memory above the baseline.
+MEASURE_EVALUATION = """
+import json, sys
+settings = json.loads(sys.argv[1])
+import torch, transformers
+from peft import LoraConfig, get_peft_model
+from recipe.evaluate.score import score
+from recipe.model.generate import answer
+
+torch.set_num_threads(2)
+
+def resident(field):
+    for line in open("/proc/self/status"):
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+
+def run(values, rows, length):
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**values))
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(model, lora).eval()
+    row = {"input_ids": [7] * length, "completion_mask": [True] * length, "seq_lengths": [length]}
+    score(model, [row] * rows, 0, rows * length, lambda items, what, total=None: items)
+    answer(model, [[7] * (length - 8)] * rows, 8, pad_token_id=0, end_token_ids=[1])
+
+run({**settings["values"], **settings["small"]}, 1, 64)  # libraries loaded at first use do not count
+open("/proc/self/clear_refs", "w").write("5")
+before = resident("VmRSS")
+run(settings["values"], settings["rows"], settings["length"])
+print("peak", resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vocab_size", [1000, 100_000])
+def test_the_estimate_of_evaluation_is_within_15_percent_of_the_measured_peak(vocab_size):
+    from recipe.planning.evaluation_memory import evaluation_memory
+
+    values = {
+        "vocab_size": vocab_size, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 12,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 4096, "head_dim": 64,
+    }  # fmt: skip
+    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 100}
+    rows, length = 8, 1024
+    training = estimate_training_memory(
+        LlamaConfig(**values), LORA, quantization="none", activation_checkpointing=False, micro_batch_size=1,
+        max_length=256, trained_fraction=0.4, cuda=False,
+    )  # fmt: skip
+    estimate = evaluation_memory(
+        LlamaConfig(**values), training, batch_tokens=rows * length, longest=length, quantization="none", cuda=False
+    )
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    settings = {"values": values, "small": small, "rows": rows, "length": length}
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE_EVALUATION, json.dumps(settings)], cwd=ROOT, env=environment, text=True,
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    measured = int(done.stdout.split("peak ")[-1])
+    print(f"estimate {estimate / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
+    assert abs(estimate / measured - 1) < 0.15, (estimate, measured)
+
+
+def test_the_plan_names_the_param_with_which_evaluation_fits(monkeypatch):
+    from recipe.cli.context import sections
+    from recipe.core.config import read_params
+    from recipe.planning import plan as planning
+
+    params = read_params(ROOT / "params.yaml", sections())
+    params["evaluate"] = params["evaluate"].model_copy(update={"batch_tokens": 10_000_000})
+    config = LlamaConfig(vocab_size=1000, hidden_size=64, num_hidden_layers=2, num_attention_heads=4)
+    training = SimpleNamespace(weights=0, parameters=1_000_000, trainable=10_000)
+    monkeypatch.setattr(planning, "machine_memory", lambda: ("CPU", 8_000_000_000))
+    plan = planning.Plan()
+    planning._plan_evaluation(plan, params, config, training)
+    [problem] = plan.problems
+    assert re.match(r"evaluation needs [\d.]+ GB of memory, but .* 8.0 GB. Lower evaluate.batch_tokens", problem)
+    assert plan.lines[0][0] == "evaluate"

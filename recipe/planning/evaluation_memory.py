@@ -1,0 +1,32 @@
+"""Estimates the memory of the evaluate stage: weights, adapter, and a batch's keys and values, or its logits."""
+
+from typing import Any
+
+from recipe.planning.memory_estimate import CUDA_CONTEXT_BYTES, MemoryEstimate
+
+
+def evaluation_memory(
+    config: Any, training: MemoryEstimate, *, batch_tokens: int, longest: int, quantization: str, cuda: bool
+) -> int:
+    """Return the estimated peak memory of the evaluate stage in bytes.
+
+    `training` is the estimate for the train stage. A batch has `batch_tokens` tokens, or one row of `longest` tokens if
+    that is more.
+
+    The peak occurs in the generation of answers, which keeps the keys and values of all layers, or in the scoring of
+    rows, which computes one chunk of logits at a time. Both also need the activations of a single layer.
+    """
+    from recipe.model.chunked_loss import chunk_tokens
+
+    text, size = config.get_text_config(), 2 if cuda else 4  # bf16 on CUDA, and fp32 on a CPU
+    tokens = max(batch_tokens, longest)
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    cache = 2 * text.num_hidden_layers * heads * head_dim * tokens * size
+    # The logits of a chunk, in the model's dtype and in fp32, and their softmax.
+    logits = min(tokens, chunk_tokens(text.vocab_size, "cuda" if cuda else "cpu")) * text.vocab_size * (size + 8)
+    # The input and the output of a layer, its queries, keys and values, and the two inner activations of its MLP.
+    width = 6 * text.hidden_size + 2 * (getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
+    weights = training.weights if quantization != "none" else training.parameters * size
+    adapter = training.trainable * 4
+    return weights + adapter + max(cache, logits) + tokens * width * size + (CUDA_CONTEXT_BYTES if cuda else 0)
