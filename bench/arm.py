@@ -238,8 +238,9 @@ def run_recipe(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on:
         num_threads=plan["num_threads"], logging_steps=plan["logging_steps"], save_steps=plan["save_steps"],
     )  # fmt: skip
     lora = stage.LoraParams(
-        r=16, alpha=32, dropout=0.05, target_modules=targets if isinstance(targets, str) else tuple(targets)
-    )
+        r=16, alpha=32, dropout=0.05, target_modules=targets if isinstance(targets, str) else tuple(targets),
+        untrained_tokens="train",
+    )  # fmt: skip
 
     def log(values: dict[str, float], step: int) -> None:
         if plan["stop_after"] and step > plan["stop_after"]:

@@ -261,7 +261,7 @@ def trained(prepared, fetched_base, train_params, tmp_path):
             prepared(rows or toy_rows(60))
         target = folder or tmp_path
         train(
-            lora or LoraParams(r=4, alpha=8, dropout=0.1, target_modules="all-linear"),
+            lora or LoraParams(r=4, alpha=8, dropout=0.1, target_modules="all-linear", untrained_tokens="train"),
             train_params(**changes),
             paths_in(target, prepared=tmp_path / "prepared", base=fetched_base),
             target / "checkpoints",

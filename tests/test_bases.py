@@ -123,7 +123,16 @@ def lora_params():
     from recipe.train.params import LoraParams
 
     def make(**changes):
-        return LoraParams(**{"r": 4, "alpha": 8, "dropout": 0.05, "target_modules": "all-linear", **changes})
+        return LoraParams(
+            **{
+                "r": 4,
+                "alpha": 8,
+                "dropout": 0.05,
+                "target_modules": "all-linear",
+                "untrained_tokens": "train",
+                **changes,
+            }
+        )
 
     return make
 
@@ -317,3 +326,19 @@ def test_the_plan_and_the_params_name_what_cannot_be_trained(base, tmp_path, mon
     edit(repository, "target_modules: all-linear", "target_modules: [q_proj, lm_head]")
     result = CliRunner().invoke(main, ["plan"])
     assert result.exit_code == 2 and "lists lm_head. The output head is not trained" in result.output
+
+
+@pytest.mark.parametrize("family", ["GPT2", "Llama"])
+def test_an_answer_ends_where_the_model_has_no_more_positions(family):
+    """GPT-2 would fail with an IndexError, and a model with rotary positions would write nonsense."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from recipe.model.generate import answer
+
+    model = AutoModelForCausalLM.from_config(tiny_config(family, max_position_embeddings=16)).eval()
+    torch.manual_seed(0)
+    [short, long] = answer(model, [[5] * 3, [6] * 12], 50, pad_token_id=1, end_token_ids=[519])
+    assert len(short) == len(long) == 4
+    with pytest.raises(DataError, match="a prompt has 16 tokens, but the model supports only 16 positions"):
+        answer(model, [[5] * 16], 50, pad_token_id=1, end_token_ids=[519])

@@ -243,7 +243,7 @@ def test_other_model_families_can_be_trained_and_evaluated(family, raw, sequence
     fetch_model(ModelParams(source="model", id="x", revision=None, trust_remote_code=False), paths)
     raw([{"instruction": row["question"], "input": "", "output": row["answer"]} for row in SUMS])
     prepare(sequence_params(max_length=128), paths, no_progress)
-    lora = LoraParams(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
+    lora = LoraParams(r=4, alpha=8, dropout=0.0, target_modules="all-linear", untrained_tokens="train")
     train(lora, train_params(num_epochs=3, logging_steps=4), paths, tmp_path / "checkpoints", lambda values, step: None)
     params = EvaluateParams(max_generations=3, max_new_tokens=4, batch_tokens=1024, tasks=[])
     results = evaluate(params, paths, no_progress)

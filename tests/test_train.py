@@ -15,7 +15,7 @@ from recipe.report.loss_curve import read_curve
 from recipe.train.checkpoints import newest_complete
 from recipe.train.params import LoraParams
 
-LORA = LoraParams(r=4, alpha=8, dropout=0.1, target_modules="all-linear")
+LORA = LoraParams(r=4, alpha=8, dropout=0.1, target_modules="all-linear", untrained_tokens="train")
 
 
 def outputs(folder):
@@ -177,7 +177,7 @@ def test_activation_checkpointing_does_not_change_the_bytes(trained, tmp_path, q
 def test_the_micro_batch_size_hardly_changes_the_adapter(trained, tmp_path):
     from safetensors.torch import load_file
 
-    lora = LoraParams(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
+    lora = LoraParams(r=4, alpha=8, dropout=0.0, target_modules="all-linear", untrained_tokens="train")
     first = load_file(trained(folder=tmp_path / "a", lora=lora) / "adapter" / "adapter_model.safetensors")
     folder = trained(folder=tmp_path / "b", lora=lora, micro_batch_tokens=512)
     second = load_file(folder / "adapter" / "adapter_model.safetensors")

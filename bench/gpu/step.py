@@ -92,7 +92,7 @@ def train(
         activation_checkpointing="on" if checkpointing else "off", seed=1, num_threads=os.cpu_count() or 1,
         logging_steps=1000, save_steps=1000,
     )  # fmt: skip
-    lora = stage.LoraParams(r=16, alpha=32, dropout=0.05, target_modules="all-linear")
+    lora = stage.LoraParams(r=16, alpha=32, dropout=0.05, target_modules="all-linear", untrained_tokens="train")
     plain = list(trainer.DEFAULT_CALLBACKS)
     trainer.DEFAULT_CALLBACKS.append(callback)
     out = WORK / "step" / name

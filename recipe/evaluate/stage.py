@@ -22,7 +22,7 @@ from recipe.evaluate.lm_eval import load_tasks, run_tasks
 from recipe.evaluate.params import EvaluateParams
 from recipe.evaluate.report import about, pictures, report_page
 from recipe.evaluate.score import Scores, batches, score
-from recipe.model.generate import answer
+from recipe.model.generate import answer, max_positions
 from recipe.model.load import load_trained
 from recipe.model.processor import be_deterministic, pin_processor
 from recipe.report.comparison import VARIANTS, Groups, ScoredRow, by_group, headline, overall
@@ -86,6 +86,9 @@ def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[s
     with_prompt = [index for index, reference in enumerate(references) if reference["prompt"]]
     count = min(params.max_generations, len(with_prompt))
     selected = [with_prompt[index * len(with_prompt) // count] for index in range(count)]  # evenly spaced
+    # A truncated row can have a prompt that is longer than the model's limit.
+    ids = encode_prompts(tokenizer, [references[i]["prompt"] for i in selected], chat=meta["chat_template"] is not None)
+    selected = [index for index, tokens in zip(selected, ids, strict=True) if len(tokens) < max_positions(model)]
     prompts = [references[index]["prompt"] for index in selected]
     answers = {"adapter": generate(model, tokenizer, prompts, params, meta, progress, "adapter answers")}
     task_scores = {"adapter": run_tasks(tasks, model, tokenizer)}
@@ -101,7 +104,7 @@ def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[s
     categories = [reference["category"] for reference in references]
     compared = compared_rows(lengths, categories, scores, dict(zip(selected, generations, strict=True)))
     groups = by_group(compared)
-    results: dict[str, Any] = {"rows": len(rows), "prompts": count, **overall(compared)}
+    results: dict[str, Any] = {"rows": len(rows), "prompts": len(selected), **overall(compared)}
     if tasks:
         results["tasks"] = {
             task: {variant: task_scores[variant][task] for variant in VARIANTS} for task in task_scores["base"]

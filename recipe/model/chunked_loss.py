@@ -26,12 +26,17 @@ def is_frozen_linear(head: Any) -> bool:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """The sum of -log softmax(h Wᵀ + b)[label] over all tokens. The forward pass also computes the gradient of h."""
+    """The sum of -log softmax(h Wᵀ + b)[label] over all tokens. The forward pass also computes the gradients.
+
+    W is frozen, except for the rows at the indices `ids`. The trained values of these rows are `rows`, of shape
+    (len(ids), hidden).
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor,
+        rows: torch.Tensor | None, ids: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         device = hidden.device.type
         # The head of a quantized base model is in fp32. Cast the weight once, not for every chunk.
         if torch.is_autocast_enabled(device):
@@ -39,41 +44,54 @@ class _HeadLoss(torch.autograd.Function):
         loss = torch.zeros((), device=hidden.device)
         num_correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
         grad = torch.empty_like(hidden) if hidden.requires_grad else None
+        grad_rows = None if rows is None else torch.zeros_like(rows, dtype=torch.float32)
+        if rows is not None:
+            weight = weight.index_copy(0, ids, rows.to(weight.dtype))
         size = chunk_tokens(len(weight), device)
         for start in range(0, len(labels), size):
             chunk, targets = hidden[start : start + size], labels[start : start + size]
             logits = torch.nn.functional.linear(chunk, weight, bias)
-            rows = torch.arange(len(targets), device=targets.device)
+            indices = torch.arange(len(targets), device=targets.device)
             # `gap`, which has shape (tokens,), is the largest logit minus the logit of the label.
-            gap = logits.amax(-1).float() - logits[rows, targets].float()
+            gap = logits.amax(-1).float() - logits[indices, targets].float()
             num_correct += (gap == 0).sum()
             probabilities = torch.softmax(logits, -1, dtype=torch.float32)
             del logits
             # -log softmax at the label equals the gap minus the log of the largest probability. The largest probability
             # can't underflow.
             loss += (gap - probabilities.amax(-1).log()).sum()
+            if grad is not None or grad_rows is not None:
+                probabilities[indices, targets] -= 1  # d loss / d logits is the softmax, minus 1 at the label
             if grad is not None:
-                probabilities[rows, targets] -= 1  # d loss / d logits is the softmax, minus 1 at the label
                 grad[start : start + size] = torch.mm(probabilities.to(weight.dtype), weight)
-        if grad is not None:
-            ctx.save_for_backward(grad)
+            if grad_rows is not None:
+                grad_rows += torch.mm(probabilities[:, ids].T, chunk.float())
+        ctx.save_for_backward(grad, grad_rows)
         ctx.mark_non_differentiable(num_correct)
         return loss, num_correct
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
-        [grad] = ctx.saved_tensors
-        return grad * grad_loss.to(grad.dtype), None, None, None
+        grad, grad_rows = (None if one is None else one * grad_loss.to(one.dtype) for one in ctx.saved_tensors)
+        return grad, None, None, None, grad_rows, None
 
 
 def head_loss(hidden: torch.Tensor, head: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the summed loss in fp32, and the number of tokens for which the label has the largest logit.
 
-    `hidden` has shape (tokens, hidden), and `labels` has shape (tokens,).
+    `hidden` has shape (tokens, hidden), and `labels` has shape (tokens,). The head is a linear layer, or PEFT's wrapper
+    of a frozen linear layer with some trained rows. Other heads are computed without chunks.
     """
+    rows = ids = None
+    layer = getattr(head, "token_adapter", None)
+    if layer is not None:
+        [adapter] = layer.active_adapters
+        rows, head = layer.trainable_tokens_delta[adapter], layer.base_layer
+        ids = torch.tensor(layer.token_indices[adapter], device=rows.device)
     if is_frozen_linear(head):
-        loss, num_correct = _HeadLoss.apply(hidden.to(head.weight.dtype), head.weight, head.bias, labels)
+        loss, num_correct = _HeadLoss.apply(hidden.to(head.weight.dtype), head.weight, head.bias, labels, rows, ids)
         return loss, num_correct
+    assert rows is None, type(head)
     logits = head(hidden)
     loss = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
     return loss, (logits.detach().argmax(-1) == labels).sum()

@@ -1,7 +1,9 @@
 """Generates answers with greedy decoding, for `recipe evaluate`, `recipe chat` and the registered model."""
 
+import math
 from typing import Any
 
+from recipe.core.errors import DataError
 from recipe.text.chat_templates import ChatTemplate
 from recipe.text.templates import make_template
 from recipe.tokens.tokenizer import encode_prompts
@@ -12,11 +14,14 @@ def answer(
 ) -> list[list[int]]:
     """Generate an answer to each prompt with greedy decoding. Prompts and answers are lists of token ids.
 
-    Prompts are padded on the left. Each answer is cut off before its first end token.
+    Prompts are padded on the left. Each answer is cut off before its first end token, or where the model has no more
+    positions. Raises DataError if a prompt alone takes all positions.
     """
     import torch
 
-    width = max(map(len, prompts))
+    width, positions = max(map(len, prompts)), max_positions(model)
+    if width >= positions:
+        raise DataError(f"a prompt has {width:,} tokens, but the model supports only {positions:,} positions.")
     ids = torch.full((len(prompts), width), pad_token_id)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
@@ -26,7 +31,7 @@ def answer(
         outputs = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=int(min(max_new_tokens, positions - width)),
             do_sample=False,
             num_beams=1,
             eos_token_id=end_token_ids,
@@ -34,6 +39,11 @@ def answer(
         )[:, width:].tolist()
     ends = [next((i for i, token in enumerate(row) if token in end_token_ids), len(row)) for row in outputs]
     return [row[:end] for row, end in zip(outputs, ends, strict=True)]
+
+
+def max_positions(model: Any) -> float:
+    """Return the number of positions that a model supports, or infinity if its config does not limit them."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
 def answer_rows(

@@ -10,6 +10,7 @@ change makes it choose others.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from recipe.core.errors import ParamsError
@@ -72,10 +73,11 @@ def check_target_modules(model: Any, target_modules: str | tuple[str, ...], drop
         )
 
 
-def peft_config(lora: Any, model: Any) -> Any:
+def peft_config(lora: Any, model: Any, tokens: Sequence[int] = ()) -> Any:
     """Return the PEFT configuration of the adapter for the `lora` section of params.yaml.
 
-    Raises ParamsError if a target module is invalid for the model.
+    The rows of `tokens` in the embeddings and in the head are trained, too. Raises ParamsError if a target module is
+    invalid for the model.
     """
     from peft import LoraConfig
 
@@ -90,8 +92,18 @@ def peft_config(lora: Any, model: Any) -> Any:
         modules = [name for name in modules if name not in experts]
     return LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=modules,
-        target_parameters=parameters, task_type="CAUSAL_LM",
+        target_parameters=parameters, task_type="CAUSAL_LM", trainable_token_indices=_rows(model, tokens),
     )  # fmt: skip
+
+
+def _rows(model: Any, tokens: Sequence[int]) -> dict[str, list[int]] | None:
+    """Return PEFT's `trainable_token_indices`, for the embeddings and, unless it is tied to them, the head."""
+    if not tokens:
+        return None
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    layers = [embeddings] if head.weight is embeddings.weight else [embeddings, head]
+    names = {id(module): name for name, module in model.named_modules()}
+    return {names[id(layer)].rsplit(".", 1)[-1]: list(tokens) for layer in layers}
 
 
 def describe_targets(lora: Any, model: Any) -> str | None:

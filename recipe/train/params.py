@@ -21,6 +21,9 @@ class LoraParams(Section):
     alpha: float = Field(gt=0)
     dropout: float = Field(ge=0, lt=1)
     target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)]
+    untrained_tokens: Literal["train", "ignore", "error"] = Field(
+        description="train, ignore or reject special tokens that the base model never learned"
+    )
 
     @model_validator(mode="after")
     def _head_is_not_a_target(self) -> "LoraParams":

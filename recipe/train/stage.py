@@ -24,6 +24,7 @@ from recipe.model.load import load_base, save_adapter
 from recipe.model.packed_attention import add_cu_seqlens
 from recipe.model.processor import be_deterministic, pin_processor, torch_dtype
 from recipe.model.targets import peft_config
+from recipe.model.untrained_tokens import prepare_rows, untrained_tokens
 from recipe.report.loss_curve import curve_text, last_loss
 from recipe.tokens.packing import add_loss_positions, collate, read_sequences
 from recipe.tokens.tokenizer import load_tokenizer
@@ -92,12 +93,13 @@ def make_trainer(
             f"params.yaml: sequence.max_length is {meta['max_length']}, but {manifest['id']} supports only "
             f"{longest} positions. Lower sequence.max_length."
         )
-    adapter_config = peft_config(lora, model)
+    sequences = read_sequences(paths.prepared / "train.arrow")
+    check_count(paths.prepared / "train.arrow", len(sequences), meta["sequences"]["train"])
+    tokens = [] if lora.untrained_tokens == "ignore" else tokens_to_train(lora, model, tokenizer, sequences)
+    adapter_config = peft_config(lora, model, tokens)
     config = sft_config(params, meta["max_length"], progress.checkpoints)
     if params.quantization != "none":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.activation_checkpointing)
-    sequences = read_sequences(paths.prepared / "train.arrow")
-    check_count(paths.prepared / "train.arrow", len(sequences), meta["sequences"]["train"])
     trainer = PackedTrainer(
         model=model,
         args=config,
@@ -107,8 +109,37 @@ def make_trainer(
         peft_config=adapter_config,
         callbacks=[progress],
     )
+    prepare_rows(trainer.model)
     trainer.remove_callback(PrinterCallback)  # Progress prints shorter lines
     return trainer
+
+
+def tokens_to_train(lora: LoraParams, model: Any, tokenizer: Any, sequences: Any) -> list[int]:
+    """Return the ids of special tokens in the training sequences that the base model never learned, and print them.
+
+    Raises ParamsError if there are any and `lora.untrained_tokens` is `error`.
+    """
+    import pyarrow.compute as pc
+
+    column = sequences.data.table["input_ids"]
+    used = {token for chunk in column.chunks for token in pc.unique(chunk.flatten()).to_pylist()}
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    tokens = untrained_tokens(model, sorted(used), special, len(tokenizer))
+    names = ", ".join(tokenizer.convert_ids_to_tokens(tokens))
+    found = f"the base model never learned these special tokens of the rows: {names}"
+    if tokens and lora.untrained_tokens == "error":
+        raise ParamsError(
+            f"params.yaml: lora.untrained_tokens is error, and {found}. Set this key to train, or choose another "
+            "sequence.chat_template or base model."
+        )
+    if tokens and model.get_output_embeddings().bias is not None:  # PEFT's layer for trained rows ignores the bias
+        raise ParamsError(
+            f"params.yaml: lora.untrained_tokens is train, and {found}. They can't be trained, because the head of "
+            f"{type(model).__name__} has a bias. Set this key to ignore, or choose another sequence.chat_template."
+        )
+    if tokens:
+        print(f"also training the embeddings of special tokens that the base model never learned: {names}")
+    return tokens
 
 
 def fit(trainer: "PackedTrainer", params: TrainParams, checkpoints: Path, stop: Stop) -> None:
