@@ -18,7 +18,8 @@ from test_docs import PAGES, console_lines
 LOGS = {"RESULTS.md", "CHANGELOG.md", "CONTRIBUTING.md", "cli.md"}  # the commands of their time; steps; generated
 IN_THE_DEMO = [
     "recipe --help", "recipe params", "recipe params lora.r", "recipe plan", "recipe summary", "recipe chat",
-    "recipe pin", "recipe pin --update", "recipe fetch model", "recipe evaluate", "recipe register",
+    "recipe pin", "recipe pin --update", "recipe fetch model", "recipe prepare", "recipe show --mask",
+    "recipe evaluate", "recipe register",
 ]  # fmt: skip
 SWEEP = [
     'git add presets/my-recipe && git commit -m "My recipe"',
