@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from recipe.cli.show import mask_text
 from recipe.core.errors import DataError, ParamsError
-from recipe.prepare.chat_encoder import ChatEncoder
+from recipe.prepare.chat_encoder import encode_chats
 from recipe.prepare.stage import prepare, run
 from recipe.prepare.tokenize import tokenize, tokenize_chats
 from recipe.text.chat_templates import ChatTemplate
@@ -101,7 +101,7 @@ def test_the_tokens_of_each_prompt_are_an_exact_start_of_the_tokens_trained(kind
     template = ChatTemplate(tokenizer, source)
     messages = chat(*(text.strip() for pair in pairs for text in pair))
     turns = template.turns(read_chat(messages))
-    [encoded] = ChatEncoder(tokenizer).encode([turns])
+    [encoded] = encode_chats(tokenizer, [turns])
     ids = [int(token) for turn in encoded.turns for part in (turn.prompt, turn.answer) for token in part]
     text = "".join(turn.prompt + turn.completion + turn.end for turn in turns)
     whole = encode(tokenizer, [text], special_tokens=True)[0]
@@ -121,7 +121,7 @@ def test_a_token_across_the_border_is_split_and_counted():
     tokenizer = TOKENIZERS["byte level"]
     assert len(encode(tokenizer, [" Yes"])[0]) == 1
     turns = ChatTemplate(tokenizer, SPACE).turns(read_chat(chat("a", "Yes", "b", "no")))
-    [encoded] = ChatEncoder(tokenizer).encode([turns])
+    [encoded] = encode_chats(tokenizer, [turns])
     assert encoded.num_split == 2
     prompt = encode(tokenizer, ["user: a</s>\nassistant: "], special_tokens=True)[0]
     assert encoded.turns[0].prompt.tolist() == prompt
@@ -154,13 +154,13 @@ def test_a_continuation_of_any_start_is_encoded_without_a_space():
 def test_a_tokenizer_that_splits_its_end_token_is_refused():
     tokenizer = build("special tokens are normalized")
     turns = ChatTemplate(tokenizer, PHI).turns(read_chat(chat("a", "b")))
-    [reason] = ChatEncoder(tokenizer).encode([turns])
+    [reason] = encode_chats(tokenizer, [turns])
     assert reason == "the tokenizer does not encode the token <|end|> that ends answer 1 as one token"
 
 
 def read_prepared(folder):
     return json.loads((folder / "prepared/meta.json").read_text()), json.loads(
-        (folder / "prepared/shapes.json").read_text()
+        (folder / "prepared/forms.json").read_text()
     )
 
 
@@ -178,18 +178,18 @@ def test_prepare_counts_tokens_by_role_and_shows_a_row_of_each_form(raw, sequenc
     assert set(roles) == {"template", "system", "user", "assistant"}
     assert [roles[role]["loss_tokens"] for role in ("template", "system", "user")] == [0, 0, 0]
     assert 0 < roles["assistant"]["loss_tokens"] < roles["assistant"]["tokens"]
-    _, shapes = read_prepared(tmp_path)
-    assert [(shape["form"], shape["rows"]) for shape in shapes] == [
+    _, forms = read_prepared(tmp_path)
+    assert [(form["form"], form["rows"]) for form in forms] == [
         ("1 answer, system message", 30), ("2 answers, untrained answers", 20)
     ]  # fmt: skip
-    for shape in shapes:
-        trained = [span for span in shape["spans"] if span["in_loss"]]
+    for form in forms:
+        trained = [span for span in form["spans"] if span["in_loss"]]
         assert [span["role"] for span in trained] == ["assistant"] and trained[0]["text"].endswith("</s>")
-    assert shapes[0]["spans"][1]["role"] == "system" and shapes[0]["spans"][1]["text"].strip() == "And"
+    assert forms[0]["spans"][1]["role"] == "system" and forms[0]["spans"][1]["text"].strip() == "And"
     text = mask_text(tmp_path / "prepared")
     assert "1 answer, system message: 30 rows, such as train.jsonl, line" in text
     assert [line.split()[1] for line in text.splitlines() if re.match(r"\* \w+ +\d", line)] == ["assistant"] * 2
-    with pytest.raises(DataError, match=r"has no shapes\.json\. Run `recipe prepare`"):
+    with pytest.raises(DataError, match=r"has no forms\.json\. Run `recipe prepare`"):
         mask_text(tmp_path)
 
 
@@ -238,7 +238,7 @@ def test_a_begin_token_that_precedes_every_text_also_begins_a_chat_once(name):
     assert leading_ids(tokenizer) == [begin]
     template = ChatTemplate(tokenizer, name)
     messages = read_chat(chat("a", "b", "c", "no"))
-    [tokens] = tokenize_chats(ChatEncoder(tokenizer), [template.turns(messages)], loss_on="completion")
+    [tokens] = tokenize_chats(tokenizer, [template.turns(messages)], loss_on="completion")
     assert tokens.ids[0] == begin and (tokens.ids == begin).sum() == 1
     [prompt] = encode_prompts(tokenizer, [template.prompt(messages.messages[:1])], chat=True)
     assert prompt == tokens.ids[: len(prompt)].tolist()

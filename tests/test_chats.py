@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.core.errors import DataError, ParamsError
-from recipe.prepare.chat_encoder import ChatEncoder
 from recipe.prepare.stage import prepare
 from recipe.prepare.tokenize import tokenize_chats
 from recipe.text.alpaca import alpaca_messages
@@ -62,7 +61,7 @@ def test_only_the_assistants_turns_and_their_end_tokens_are_in_the_loss(tokenize
     assert [(turn.completion, turn.end) for turn in turns] == [("Hello!", end), ("That is all.", end)]
     whole = tokenizer.apply_chat_template(messages, chat_template=template.source, tokenize=False)
     assert whole.rstrip() == text_of(turns)
-    [(ids, mask, *_)] = tokenize_chats(ChatEncoder(tokenizer), [turns], loss_on="completion")
+    [(ids, mask, *_)] = tokenize_chats(tokenizer, [turns], loss_on="completion")
     assert ids.tolist() == tokenizer(whole.rstrip(), add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids[mask]) == f"Hello!{end}That is all.{end}"
     assert set(template.ends) == {tokenizer.convert_tokens_to_ids(end), tokenizer.eos_token_id}
@@ -87,7 +86,7 @@ def test_a_chat_round_trips(tokenizer, pairs, system):
     messages = chat(*(content for pair in pairs for content in pair), system=system)
     turns = template.turns(read_chat(messages))
     assert [turn.completion for turn in turns] == [answer for _, answer in pairs]
-    [(ids, mask, *_)] = tokenize_chats(ChatEncoder(tokenizer), [turns], loss_on="completion")
+    [(ids, mask, *_)] = tokenize_chats(tokenizer, [turns], loss_on="completion")
     assert tokenizer.decode(ids) == text_of(turns)
     assert tokenizer.decode(ids[mask]) == "".join(answer + "<|im_end|>" for _, answer in pairs)
 

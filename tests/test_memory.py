@@ -71,6 +71,18 @@ print("peak", resident("VmHWM") - before)
 """
 
 
+def measured_peak(script, settings):
+    """Run a script that prints its peak memory in a separate process, and return the peak in bytes."""
+    # Freed memory is returned to the system immediately, so that memory retained by malloc is not measured.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(settings)], cwd=ROOT, env=environment, text=True,
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return int(done.stdout.split("peak ")[-1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize(
@@ -100,14 +112,7 @@ def test_the_estimate_is_within_15_percent_of_the_measured_peak(family, dtype, c
         "config": family, "values": values, "small": small, "length": length, "micro": micro, "fraction": fraction,
         "train": train, "folder": str(tmp_path / "out"), "tokenizer": str(tiny_base), "attention": "by_document",
     }  # fmt: skip
-    # Freed memory is returned to the system immediately, so that memory retained by malloc is not measured.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, json.dumps(settings)], cwd=ROOT, env=environment, text=True,
-        capture_output=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    measured = int(done.stdout.split("peak ")[-1])
+    measured = measured_peak(MEASURE, settings)
     comparison = f"estimate {estimate.peak / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB"
     print(f"{family} {dtype} checkpointing={checkpointing}: {comparison}")
     assert abs(estimate.peak / measured - 1) < 0.15, (estimate, measured)
@@ -291,14 +296,8 @@ def test_the_estimate_of_evaluation_is_within_15_percent_of_the_measured_peak(vo
     estimate = evaluation_memory(
         LlamaConfig(**values), training, batch_tokens=rows * length, longest=length, quantization="none", cuda=False
     )
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     settings = {"values": values, "small": small, "rows": rows, "length": length}
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE_EVALUATION, json.dumps(settings)], cwd=ROOT, env=environment, text=True,
-        capture_output=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    measured = int(done.stdout.split("peak ")[-1])
+    measured = measured_peak(MEASURE_EVALUATION, settings)
     print(f"estimate {estimate / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
     assert abs(estimate / measured - 1) < 0.15, (estimate, measured)
 
@@ -306,15 +305,15 @@ def test_the_estimate_of_evaluation_is_within_15_percent_of_the_measured_peak(vo
 def test_the_plan_names_the_param_with_which_evaluation_fits(monkeypatch):
     from recipe.cli.context import sections
     from recipe.core.config import read_params
-    from recipe.planning import plan as planning
+    from recipe.planning import memory_check
 
     params = read_params(ROOT / "params.yaml", sections())
     params["evaluate"] = params["evaluate"].model_copy(update={"batch_tokens": 10_000_000})
     config = LlamaConfig(vocab_size=1000, hidden_size=64, num_hidden_layers=2, num_attention_heads=4)
     training = SimpleNamespace(weights=0, parameters=1_000_000, trainable=10_000)
-    monkeypatch.setattr(planning, "machine_memory", lambda: ("CPU", 8_000_000_000))
-    plan = planning.Plan()
-    planning._plan_evaluation(plan, params, config, training)
-    [problem] = plan.problems
+    monkeypatch.setattr(memory_check, "machine_memory", lambda: ("CPU", 8_000_000_000))
+    peak, [problem] = memory_check.check_evaluation(params, config, training)
     assert re.match(r"evaluation needs [\d.]+ GB of memory, but .* 8.0 GB. Lower evaluate.batch_tokens", problem)
-    assert plan.lines[0][0] == "evaluate"
+    assert peak > 8_000_000_000
+    monkeypatch.setattr(memory_check, "machine_memory", lambda: ("CPU", peak))
+    assert memory_check.check_evaluation(params, config, training) == (peak, [])

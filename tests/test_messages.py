@@ -9,7 +9,6 @@ from test_chats import tokenizer  # noqa: F401 - a fixture
 
 from recipe.cli.detect import detect
 from recipe.core.errors import DataError
-from recipe.prepare.chat_encoder import ChatEncoder
 from recipe.prepare.stage import prepare
 from recipe.prepare.tokenize import tokenize_chats
 from recipe.text.chat_templates import ChatTemplate
@@ -116,7 +115,7 @@ def test_a_marked_answer_is_read_but_not_trained(tokenizer, mark):  # noqa: F811
     ]  # fmt: skip
     chat = read_chat(messages)
     turns = ChatTemplate(tokenizer, "chatml").turns(chat)
-    [(ids, mask, *_)] = tokenize_chats(ChatEncoder(tokenizer), [turns], loss_on="completion")
+    [(ids, mask, *_)] = tokenize_chats(tokenizer, [turns], loss_on="completion")
     assert tokenizer.decode(ids[mask]) == "good answer<|im_end|>"
     assert "bad answer<|im_end|>" in tokenizer.decode(ids) and "bad again" not in tokenizer.decode(ids)
 

@@ -109,9 +109,9 @@ ROWS = ("rows.arrow", "quarantine.jsonl", "train.arrow", "unused.json", "validat
 NOT_READ = {
     "prepare": ("base/manifest.json",),
     "analyze": ("base/manifest.json", "quarantine.jsonl", "validation.arrow", "prepared/validation.jsonl"),
-    "train": ("rows.arrow", "quarantine.jsonl", "unused.json", "shapes.json", "validation.arrow", "validation.jsonl"),
-    "evaluate": ("rows.arrow", "quarantine.jsonl", "train.arrow", "unused.json", "shapes.json"),
-    "register": (*ROWS, "shapes.json", ".svg", ".html", "lengths.csv", "summary.json"),
+    "train": ("rows.arrow", "quarantine.jsonl", "unused.json", "forms.json", "validation.arrow", "validation.jsonl"),
+    "evaluate": ("rows.arrow", "quarantine.jsonl", "train.arrow", "unused.json", "forms.json"),
+    "register": (*ROWS, "forms.json", ".svg", ".html", "lengths.csv", "summary.json"),
 }
 DAMAGE = {
     "deleted": delete,

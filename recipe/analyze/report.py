@@ -207,20 +207,20 @@ def token_parts(summary: dict[str, Any]) -> list[Part]:
     return parts
 
 
-def form_parts(shapes: Sequence[Mapping[str, Any]]) -> list[Part]:
+def form_parts(forms: Sequence[Mapping[str, Any]]) -> list[Part]:
     """Show one row of each form, with the role of each part and the tokens in the loss.
 
-    `shapes` is the content of data/prepared/shapes.json.
+    `forms` is the content of data/prepared/forms.json.
     """
     rows = []
-    for shape in shapes:
+    for form in forms:
         spans = Markup("\n").join(
             Markup('<span class="role">{}</span><span class="{}">{}</span>').format(
                 span["role"], "trained" if span["in_loss"] else "read", span["text"]
             )
-            for span in shape["spans"]
+            for span in form["spans"]
         )
-        title = f"{shape['form']}: {shape['rows']:,} rows, such as {shape['file']}, {shape['place']}"
+        title = f"{form['form']}: {form['rows']:,} rows, such as {form['file']}, {form['place']}"
         rows.append(Markup('<div class="row"><b>{}</b>\n{}</div>').format(title, spans))
     box = Markup('<div class="packed" tabindex="0" role="group" aria-label="Rows by form">{}</div>')
     note = "Underlined text contributes to the loss. The other text is context."

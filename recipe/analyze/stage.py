@@ -155,11 +155,11 @@ def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str
         "categories": dict(sorted(categories.items())),
         "prepared": {name: meta[name] for name in ("rows", "tokens", "roles", "split_completions", "sequences")},
     }
-    shapes = [
-        {**shape, "spans": [{**span, "text": mask_personal_data(span["text"])} for span in shape["spans"]]}
-        for shape in read_json(prepared / "shapes.json")
+    forms = [
+        {**form, "spans": [{**span, "text": mask_personal_data(span["text"])} for span in form["spans"]]}
+        for form in read_json(prepared / "forms.json")
     ]
-    write_report(paths.analysis, params, summary, scan, shapes, example, chars, tokens)
+    write_report(paths.analysis, params, summary, scan, forms, example, chars, tokens)
     return summary
 
 
@@ -169,7 +169,7 @@ def masked(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_report(
-    folder: Path, params: AnalyzeParams, summary: dict[str, Any], scan: Scan, shapes: list[dict[str, Any]],
+    folder: Path, params: AnalyzeParams, summary: dict[str, Any], scan: Scan, forms: list[dict[str, Any]],
     example: Sequence[Sequence[tuple[str, str]]], chars: list[int], tokens: list[int],
 ) -> None:  # fmt: skip
     """Write the page, the charts and the numbers. `chars` and `tokens` contain the lengths of all rows."""
@@ -184,7 +184,7 @@ def write_report(
         *limit_parts(summary),
         *token_parts(summary),
         *flaw_parts(summary, scan.examples),
-        *form_parts(shapes),
+        *form_parts(forms),
         *outcome_parts(summary, example),
     ]
     curve = "".join(f"{top},{rows},{share}\n" for top, rows, share in cumulative(tokens, params.num_bins))

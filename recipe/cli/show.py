@@ -6,7 +6,7 @@ from recipe.analyze.report import RULE, format_counts, format_row
 from recipe.analyze.scan import Columns, as_text, read_all
 from recipe.core.errors import DataError
 from recipe.core.io import read_json
-from recipe.prepare.shapes import describe
+from recipe.prepare.forms import describe
 
 
 def rows_text(data: Path, num_rows: int) -> str:
@@ -34,8 +34,8 @@ def mask_text(prepared: Path) -> str:
 
     Raises DataError if the rows have not been prepared.
     """
-    if not (prepared / "shapes.json").is_file():
+    if not (prepared / "forms.json").is_file():
         raise DataError(
-            f"{prepared} has no shapes.json. Run `recipe prepare` to tokenize the rows, or `dvc repro` for all stages."
+            f"{prepared} has no forms.json. Run `recipe prepare` to tokenize the rows, or `dvc repro` for all stages."
         )
-    return describe(read_json(prepared / "shapes.json"))
+    return describe(read_json(prepared / "forms.json"))

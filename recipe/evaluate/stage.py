@@ -33,13 +33,12 @@ NUM_THREADS = 2  # fixed, because a different number changes the order of additi
 
 
 def generate(
-    model: Any, tokenizer: Any, prompts: list[str], params: EvaluateParams, meta: dict[str, Any], progress: Progress,
+    model: Any, tokenizer: Any, ids: list[list[int]], params: EvaluateParams, meta: dict[str, Any], progress: Progress,
     label: str,
 ) -> list[str]:  # fmt: skip
-    """Generate greedy answers, and return them in the order of the prompts."""
-    ids = encode_prompts(tokenizer, prompts, chat=meta["chat_template"] is not None)
+    """Generate greedy answers to prompts, of which `ids` contains the token ids, and return them in the same order."""
     ends = {"pad_token_id": meta["pad_token_id"], "end_token_ids": meta["end_token_ids"]}
-    texts = [""] * len(prompts)
+    texts = [""] * len(ids)
     groups = batches([len(prompt_ids) + params.max_new_tokens for prompt_ids in ids], params.batch_tokens)
     for indices in progress(iter(groups), label, len(groups)):
         answers = answer(model, [ids[index] for index in indices], params.max_new_tokens, **ends)
@@ -87,9 +86,10 @@ def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[s
     count = min(params.max_generations, len(with_prompt))
     selected = [with_prompt[index * len(with_prompt) // count] for index in range(count)]  # evenly spaced
     # A truncated row can have a prompt that is longer than the model's limit.
-    ids = encode_prompts(tokenizer, [references[i]["prompt"] for i in selected], chat=meta["chat_template"] is not None)
+    texts = [references[index]["prompt"] for index in selected]
+    ids = encode_prompts(tokenizer, texts, chat=meta["chat_template"] is not None)
     selected = [index for index, tokens in zip(selected, ids, strict=True) if len(tokens) < max_positions(model)]
-    prompts = [references[index]["prompt"] for index in selected]
+    prompts = [tokens for tokens in ids if len(tokens) < max_positions(model)]
     answers = {"adapter": generate(model, tokenizer, prompts, params, meta, progress, "adapter answers")}
     task_scores = {"adapter": run_tasks(tasks, model, tokenizer)}
     with model.disable_adapter():

@@ -72,7 +72,7 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
-        grad, grad_rows = (None if one is None else one * grad_loss.to(one.dtype) for one in ctx.saved_tensors)
+        grad, grad_rows = (None if saved is None else saved * grad_loss.to(saved.dtype) for saved in ctx.saved_tensors)
         return grad, None, None, None, grad_rows, None
 
 

@@ -14,6 +14,7 @@ from recipe.core.hub_cache import base_folder
 from recipe.core.io import read_json
 from recipe.core.paths import Paths
 from recipe.planning.activation_trace import Untraceable
+from recipe.planning.evaluation_memory import evaluation_memory
 from recipe.planning.memory_estimate import MemoryEstimate, count_parameters, estimate_training_memory
 
 AUTO_MARGIN = 1.15  # the memory estimate is accurate to within 15% (tests/test_memory.py)
@@ -140,6 +141,27 @@ def check_memory(
     change = suggest_fix(params, lambda fix: estimate_for(fix, config, trained_fraction, cuda=cuda).peak <= memory)
     needed, available = format_bytes(estimate.peak), format_bytes(memory)
     return estimate, [f"training needs {needed} of memory, but the device ({device}) has {available}. {change}"]
+
+
+def check_evaluation(params: dict[str, Any], config: Any, training: MemoryEstimate) -> tuple[int, list[str]]:
+    """Return the estimated peak memory of the evaluate stage, and a list of problems, which is empty if it fits.
+
+    `training` is the estimate for the train stage.
+    """
+    import torch
+
+    evaluate, (device, memory) = params["evaluate"], machine_memory()
+    peak = evaluation_memory(
+        config, training, batch_tokens=evaluate.batch_tokens, quantization=params["train"].quantization,
+        longest=params["sequence"].max_length + evaluate.max_new_tokens, cuda=torch.cuda.is_available(),
+    )  # fmt: skip
+    if peak <= memory:
+        return peak, []
+    needed, available = format_bytes(peak), format_bytes(memory)
+    return peak, [
+        f"evaluation needs {needed} of memory, but the device ({device}) has {available}. Lower evaluate.batch_tokens, "
+        "or set train.quantization: nf4."
+    ]
 
 
 def fit_to_machine(params: dict[str, Any], paths: Paths, *, force: bool) -> Any:

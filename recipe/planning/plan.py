@@ -20,9 +20,14 @@ from recipe.fetch.hub import check_pinned, download, list_repository
 from recipe.fetch.splits import dataset_splits, local_split_files
 from recipe.fetch.weights import CONFIGS, TOKENIZERS, weight_names
 from recipe.model.processor import torch_dtype
-from recipe.planning.evaluation_memory import evaluation_memory
-from recipe.planning.memory_check import check_memory, choose_checkpointing, load_config, machine_memory, missing_gpu
-from recipe.planning.memory_estimate import MemoryEstimate
+from recipe.planning.memory_check import (
+    check_evaluation,
+    check_memory,
+    choose_checkpointing,
+    load_config,
+    machine_memory,
+    missing_gpu,
+)
 from recipe.planning.token_estimate import hub_text, local_text, text_tokens
 from recipe.prepare.examples import check_columns
 from recipe.text.templates import TEMPLATES
@@ -139,7 +144,9 @@ def _plan_memory_and_time(plan: Plan, params: dict[str, Any], config: Any, fract
     parts = {**PARTS, "activations": PARTS["activations"] + (", or recomputed in it" if recomputed else "")}
     for part, meaning in parts.items():
         plan.lines.append(("", f"{format_bytes(getattr(estimate, part)):>10} {meaning}"))
-    _plan_evaluation(plan, params, config, estimate)
+    peak, problems = check_evaluation(params, config, estimate)
+    plan.lines.append(("evaluate", f"{format_bytes(peak)} of memory"))
+    plan.problems += problems
     reason = missing_gpu(estimate.parameters)
     try:
         dtype = torch_dtype(train.dtype)
@@ -154,23 +161,6 @@ def _plan_memory_and_time(plan: Plan, params: dict[str, Any], config: Any, fract
         basis = f"{gigaflops:.3g} GFLOP per token at half the {teraflops:.2f} TFLOP/s of a matmul, measured now"
         plan.lines.append(("time", f"about {format_time(seconds)} of training (estimated: {basis})"))
     return plan
-
-
-def _plan_evaluation(plan: Plan, params: dict[str, Any], config: Any, training: MemoryEstimate) -> None:
-    """Add the line about the memory of the evaluate stage to the plan."""
-    import torch
-
-    evaluate, (device, memory) = params["evaluate"], machine_memory()
-    peak = evaluation_memory(
-        config, training, batch_tokens=evaluate.batch_tokens, quantization=params["train"].quantization,
-        longest=params["sequence"].max_length + evaluate.max_new_tokens, cuda=torch.cuda.is_available(),
-    )  # fmt: skip
-    plan.lines.append(("evaluate", f"{format_bytes(peak)} of memory"))
-    if peak > memory:
-        plan.problems.append(
-            f"evaluation needs {format_bytes(peak)} of memory, but the device ({device}) has {format_bytes(memory)}. "
-            "Lower evaluate.batch_tokens, or set train.quantization: nf4."
-        )
 
 
 def _plan_data(plan: Plan, params: dict[str, Any], folder: Path) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ The stage reads data/raw/ and models/base/tokenizer/, and writes data/prepared/:
     rows.arrow          facts about each valid row: split, file, place, category, num_chars, num_tokens, num_before
     quarantine.jsonl    the malformed rows that were dropped (with on_bad_row: drop), each with the reason
     unused.json         the columns and message keys that the template does not use, with row counts and examples
-    shapes.json         one row of each form, with the tokens in the loss
+    forms.json         one row of each form, with the tokens in the loss
     meta.json           the settings and the counts
 
     recipe prepare
@@ -65,7 +65,7 @@ def prepare(params: SequenceParams, paths: Paths, progress: Progress) -> dict[st
         write_text(target / "quarantine.jsonl", _lines(quarantined))
         write_facts(target / "rows.arrow", [split.facts(name) for name, split in rows.splits.items()])
         write_json(target / "unused.json", rows.unused)
-        write_json(target / "shapes.json", rows.shapes)
+        write_json(target / "forms.json", rows.forms)
         write_json(target / "meta.json", meta)
     return meta
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recipe.prepare.chat_encoder import ChatEncoder
+from recipe.prepare.chat_encoder import encode_chats
 from recipe.prepare.tiktoken_encoder import Encode
 from recipe.text.messages import ROLES as CHAT_ROLES
 from recipe.text.turns import Turn
@@ -72,9 +72,9 @@ def tokenize(turns: list[list[Turn]], tokenizer: Any, *, loss_on: str, plain: En
         yield Tokens(ids[start:stop], mask[start:stop], token_roles[start:stop], number)
 
 
-def tokenize_chats(encoder: ChatEncoder, rows: list[list[Turn]], *, loss_on: str) -> Iterator[Tokens | str]:
+def tokenize_chats(tokenizer: Any, rows: list[list[Turn]], *, loss_on: str) -> Iterator[Tokens | str]:
     """Yield the Tokens of each chat, or the reason why the chat cannot be encoded. The mask includes the end tokens."""
-    for row, chat in zip(rows, encoder.encode(rows), strict=True):
+    for row, chat in zip(rows, encode_chats(tokenizer, rows), strict=True):
         if isinstance(chat, str):
             yield chat
             continue

@@ -13,10 +13,9 @@ from typing import Any
 
 from recipe.core.errors import DataError
 from recipe.core.services import Progress
-from recipe.prepare.chat_encoder import ChatEncoder
 from recipe.prepare.examples import Example, Splitter, read_examples, report_bad_rows
+from recipe.prepare.forms import Forms
 from recipe.prepare.params import SequenceParams
-from recipe.prepare.shapes import Shapes
 from recipe.prepare.tiktoken_encoder import rank_encoder
 from recipe.prepare.token_store import SplitTokens, check_overlong
 from recipe.prepare.tokenize import Tokens, tokenize, tokenize_chats
@@ -53,7 +52,7 @@ class TokenizedRows:
 
     `splits` contains the tokens of each split. `answers` contains the prompt, the completion and the category of each
     validation row. `bad` contains the malformed rows. `num_read` is the number of rows read. `unused` lists the columns
-    and message keys that are not used (see unused.py). `shapes` contains one row of each form (see shapes.py).
+    and message keys that are not used (see unused.py). `forms` contains one row of each form (see forms.py).
     """
 
     splits: dict[str, SplitTokens]
@@ -61,7 +60,7 @@ class TokenizedRows:
     bad: list[BadRow] = field(default_factory=list)
     num_read: int = 0
     unused: dict[str, dict[str, Any]] = field(default_factory=dict)
-    shapes: list[dict[str, Any]] = field(default_factory=list)
+    forms: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, split: str, example: Example, tokens: Tokens) -> bool:
         """Store the tokens of an example, and return whether the example is kept.
@@ -90,8 +89,8 @@ def tokenize_rows(
     )
     bad: dict[str, list[BadRow]] = {"train": [], "validation": []}
     splitter = Splitter(params.validation_fraction, validation_is_given=bool(files["validation"]))
-    plain, looked_for_ranks, encoder = None, False, ChatEncoder(tokenizer)
-    unused, shapes = Unused(params.template, params.columns), Shapes(tokenizer, params.max_length)
+    plain, looked_for_ranks = None, False
+    unused, forms = Unused(params.template, params.columns), Forms(tokenizer, params.max_length)
     with infrequent_gc():
         for split in ("validation", "train"):  # the splitter requires this order
             source = read_examples(files[split], template, params.columns, unused) if files[split] else iter(())
@@ -102,7 +101,7 @@ def tokenize_rows(
                 examples = [row for row in batch if isinstance(row, Example)]
                 turns = [example.turns for example in examples]
                 if chat:
-                    tokenized: Iterator[Tokens | str] = tokenize_chats(encoder, turns, loss_on=params.loss_on)
+                    tokenized: Iterator[Tokens | str] = tokenize_chats(tokenizer, turns, loss_on=params.loss_on)
                 else:
                     if not looked_for_ranks and len(batch) >= MIN_ROWS_FOR_RANKS:
                         plain, looked_for_ranks = rank_encoder(tokenizer), True
@@ -113,8 +112,8 @@ def tokenize_rows(
                     if isinstance(tokens, str):
                         bad[split].append(BadRow(example.file, example.place, tokens, example.text))
                     elif rows.add(splitter.assign(split, example), example, tokens):
-                        shapes.add(example, tokens)
-    rows.unused, rows.shapes = unused.summary(), shapes.summary()
+                        forms.add(example, tokens)
+    rows.unused, rows.forms = unused.summary(), forms.summary()
     rows.bad = bad["train"] + bad["validation"]
     if rows.bad and params.on_bad_row == "error":
         raise DataError(report_bad_rows(rows.bad) + "\nFix these rows, or set sequence.on_bad_row to drop.")

@@ -10,10 +10,9 @@ from datetime import datetime
 from typing import Any
 
 from recipe.core.errors import DataError, ParamsError
-from recipe.text.builtin_chat_templates import TEMPLATES
+from recipe.text.builtin_chat_templates import TEMPLATES, find_template
 from recipe.text.messages import Chat, Message
 from recipe.text.turns import Span, Turn, text_of
-from recipe.tokens.tokenizer import leading_ids
 
 LEFT_OUT = "messages after the last trained answer"
 PROBE = [("user", "Xq one"), ("assistant", "Xq two"), ("user", "Xq three"), ("assistant", "Xq four")]
@@ -202,36 +201,6 @@ class ChatTemplate:
             )
         ids = [self.tokenizer.convert_tokens_to_ids(turn.end) for turn in turns]
         return sorted({*ids, self.tokenizer.eos_token_id} - {None})
-
-
-def find_template(tokenizer: Any, chat_template: str | None) -> str:
-    """Return the Jinja text of a chat template.
-
-    `chat_template` is a name in TEMPLATES, the name of one of the tokenizer's templates, Jinja text, or None for the
-    tokenizer's only or default template. If the tokenizer puts a begin token before every text, so does a template from
-    TEMPLATES. Raises ParamsError if there is no such template.
-    """
-    own = tokenizer.chat_template or {}
-    named = own if isinstance(own, dict) else {"default": own}
-    if chat_template in TEMPLATES:
-        begin = "".join(tokenizer.convert_ids_to_tokens(leading_ids(tokenizer)))
-        return f"{{{{ {json.dumps(begin)} }}}}{TEMPLATES[chat_template]}" if begin else TEMPLATES[chat_template]
-    source = named.get("default" if chat_template is None else chat_template, chat_template)
-    if source is None and len(named) == 1:
-        [source] = named.values()
-    if source is not None and "{" in source:
-        return source
-    names = ", ".join([*TEMPLATES, *(named if isinstance(own, dict) else ())])
-    if chat_template is not None:
-        problem = f"{chat_template!r}, which is not a template"
-    elif named:
-        problem = "null, but the tokenizer has several chat templates, and none is named default"
-    else:
-        problem = "null, but the tokenizer has no chat template"
-    raise ParamsError(
-        f"params.yaml: sequence.chat_template is {problem}. Set this key to the name of a template ({names}) or to "
-        "Jinja text."
-    )
 
 
 def _check_answer(number: int, message: Message, answer: str) -> None:

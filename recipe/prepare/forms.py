@@ -1,8 +1,8 @@
 """Stores, for each form of row (such as `2 answers, tools`), one example that shows which tokens are in the loss.
 
-shapes = Shapes(tokenizer, max_length=1024)
-shapes.add(example, tokens)
-shapes.summary()    # [{form, rows, file, place, spans: [{role, in_loss, tokens, text}]}]
+forms = Forms(tokenizer, max_length=1024)
+forms.add(example, tokens)
+forms.summary()    # [{form, rows, file, place, spans: [{role, in_loss, tokens, text}]}]
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ MAX_FORMS = 12  # forms beyond the most frequent ones are not shown
 SHOWN_CHARS = 500  # maximum number of characters shown of a span
 
 
-class Shapes:
+class Forms:
     """Counts the rows of each form, and stores the first row of each form as an example."""
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
@@ -54,16 +54,16 @@ class Shapes:
         return spans
 
 
-def describe(shapes: list[dict[str, Any]]) -> str:
+def describe(forms: list[dict[str, Any]]) -> str:
     """Return text for the terminal that shows each example span by span. A `*` marks the spans in the loss."""
     parts = []
-    for shape in shapes:
-        spans = shape["spans"]
+    for form in forms:
+        spans = form["spans"]
         num_tokens, num_loss = (
             sum(span["tokens"] for span in some) for some in (spans, [span for span in spans if span["in_loss"]])
         )
         parts.append(
-            f"{shape['form']}: {shape['rows']:,} rows, such as {shape['file']}, {shape['place']} "
+            f"{form['form']}: {form['rows']:,} rows, such as {form['file']}, {form['place']} "
             f"({num_tokens:,} tokens, {num_loss:,} in the loss)"
         )
         width = max(len(span["role"]) for span in spans)
