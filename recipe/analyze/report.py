@@ -220,7 +220,9 @@ def form_parts(forms: Sequence[Mapping[str, Any]]) -> list[Part]:
             )
             for span in form["spans"]
         )
-        title = f"{form['form']}: {form['rows']:,} rows, such as {form['file']}, {form['place']}"
+        title = (
+            f"{form['form']}: {form['rows']:,} row{'s' * (form['rows'] > 1)}, such as {form['file']}, {form['place']}"
+        )
         rows.append(Markup('<div class="row"><b>{}</b>\n{}</div>').format(title, spans))
     box = Markup('<div class="packed" tabindex="0" role="group" aria-label="Rows by form">{}</div>')
     note = "Underlined text contributes to the loss. The other text is context."

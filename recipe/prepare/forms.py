@@ -63,7 +63,7 @@ def describe(forms: list[dict[str, Any]]) -> str:
             sum(span["tokens"] for span in some) for some in (spans, [span for span in spans if span["in_loss"]])
         )
         parts.append(
-            f"{form['form']}: {form['rows']:,} rows, such as {form['file']}, {form['place']} "
+            f"{form['form']}: {form['rows']:,} row{'s' * (form['rows'] > 1)}, such as {form['file']}, {form['place']} "
             f"({num_tokens:,} tokens, {num_loss:,} in the loss)"
         )
         width = max(len(span["role"]) for span in spans)
