@@ -15,6 +15,7 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 import pytest
 from containers import cloned, engine, image, place, wheel  # noqa: F401 - fixtures of a shared container engine
 from hypothesis import settings
+from registered import evaluated, server, store  # noqa: F401 - fixtures
 from runs import commit, finished, real, swept  # noqa: F401 - shared finished recipes
 
 from recipe.text.alpaca import ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT

@@ -50,6 +50,12 @@ ELSEWHERE = {
          "make services-restore BACKUP=mlflow.backup"),
         ("test_services", "test_a_recipe_logs_to_the_services_and_its_version_survives_down_up_and_restore"),
     ),
+    **dict.fromkeys(
+        ("export MLFLOW_TRACKING_URI=sqlite:///mlflow/mlflow.db",
+         "mlflow models predict -m models:/recipe-demo@champion --env-manager uv --content-type json "
+         "--input-path rows.json"),
+        ("test_registered_model", "test_mlflow_serves_a_version_in_an_environment_of_its_own"),
+    ),
     "recipe train": ("test_cli", "test_the_stages_by_hand_then_summary_and_chat"),
     "recipe new": ("test_cli", "test_a_new_recipe_without_options_uses_the_same_files"),
     "recipe new my-recipe --data rows.jsonl": ("test_documented_commands", "test_a_recipe_of_ones_own_and_a_sweep"),

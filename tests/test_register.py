@@ -58,6 +58,15 @@ def test_run_metrics_are_grouped_and_by_category_only_those_of_the_adapter():
 def test_mlflow_accepts_every_cleaned_category_and_file_name():
     from mlflow.utils.validation import _validate_metric_name, _validate_model_version_tag
 
-    for name in ("Q&A", "what?", "a/../b", "rows (1).json", "ü", "..", ""):
-        _validate_metric_name(f"eval/by_category/{plain(name)}/base")
-        _validate_model_version_tag(f"data_sha256.{plain(name)}", "x")
+    names = ["Q&A", "what?", "a/../b", "rows (1).json", "ü", "数学", "..", "", "x" * 300]
+    for name in plain(names).values():
+        _validate_metric_name(f"eval/by_category/{name}/base")
+        _validate_model_version_tag(f"data_sha256.{name}", "x")
+
+
+def test_names_in_any_script_stay_apart():
+    names = ["数学", "历史", "Q&A", "Q?A", "ä", "straße", "a/b", "a_b", "A_b", "..", "", "x" * 300, "x" * 299 + "y"]
+    cleaned = plain(names)
+    assert cleaned["数学"] == "数学" and cleaned["ä"] == "ä" and cleaned["straße"] == "straße"
+    assert len({name.casefold() for name in cleaned.values()}) == len(names)
+    assert all(cleaned[name].startswith("Q_A-") for name in ("Q&A", "Q?A"))

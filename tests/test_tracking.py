@@ -7,60 +7,14 @@ import socket
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, edit, evaluate_in, paths_in, plain_base
-from runs import mlflow_server
+from conftest import edit, plain_base
+from registered import run_register, tracker
 
 from recipe.core.errors import Stopped, TrackingError
 from recipe.core.paths import home
 from recipe.model.generate import answer_rows
 from recipe.model.load import load_adapter
-from recipe.register.params import RegistryParams
-from recipe.register.stage import register
 from recipe.tokens.tokenizer import load_tokenizer
-
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    """A repository folder for MLflow's store, with the code that is logged as an artifact."""
-    folder = tmp_path / "repository"
-    folder.mkdir()
-    (folder / "recipe").symlink_to(ROOT / "recipe")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return folder
-
-
-def tracker(store, fingerprint="f" * 64, **changes):
-    from recipe.tracking.mlflow_registry import MlflowRegistry
-
-    facts = {
-        "name": "tiny-r4",
-        "fingerprint": fingerprint,
-        "params": {"lora.r": 4, "data.sha256": None, "long": "x" * 7000},
-        "tags": {"git_commit": "abc"},
-        "datasets": [{"name": "train.jsonl", "sha256": "a" * 64, "context": "train"}],
-    }
-    return MlflowRegistry(store, "tests", {**facts, **changes})
-
-
-@pytest.fixture
-def evaluated(trained, fetched_base, tmp_path):
-    """Run the stages before register; returns the folder with their outputs."""
-
-    def make(**changes):
-        folder = trained(**changes)
-        evaluate_in(folder, fetched_base, max_generations=2, max_new_tokens=4, batch_tokens=1000)
-        return folder
-
-    return make
-
-
-def run_register(folder, fetched_base, registry, promote="if_better"):
-    return register(
-        RegistryParams(name="tiny", experiment="tests", promote=promote),
-        paths_in(folder, base=fetched_base, analysis=folder / "prepared"),  # analysis: any folder with files to log
-        lineage={"git_commit": "abc", "fingerprint": registry.facts["fingerprint"]},
-        registry=registry,
-    )
 
 
 def test_a_training_is_one_run_with_params_datasets_and_curve(store):
@@ -238,14 +192,6 @@ def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A real MLflow server."""
-    with mlflow_server(tmp_path / "server.db", tmp_path / "a") as uri:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        yield uri
 
 
 def test_a_real_server_stores_the_run_and_the_version_and_serves_the_model(evaluated, fetched_base, store, server):

@@ -210,7 +210,8 @@ def chat(base: bool) -> None:
 def link(server: str) -> None:
     """Print the MLflow URL of this recipe's last registered run.
 
-    If this recipe has no registered run, prints the URL of the list of experiments.
+    If this recipe has no registered run, prints the URL of the list of experiments. If the repository was moved, this
+    command also corrects the paths of artifacts in the MLflow database of the repository.
 
     \b
         make mlflow-ui     # run in the repository root; also prints this URL
@@ -218,7 +219,10 @@ def link(server: str) -> None:
     """
     from recipe.cli.run_metadata import read_notes
     from recipe.tracking.address import run_address
+    from recipe.tracking.moved_store import correct_paths
+    from recipe.tracking.settings import default_store
 
+    correct_paths(default_store(HERE))
     run, server = read_notes(context.paths().local).get("register", {}), server.rstrip("/")
     known = {"experiment_id", "run_id"} <= run.keys()
     click.echo(run_address(server, run["experiment_id"], run["run_id"]) if known else f"{server}/#/experiments")

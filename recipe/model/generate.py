@@ -51,9 +51,9 @@ def answer_rows(
 ) -> list[str]:
     """Answer each row, with the template that was used for training.
 
-    `meta` is the content of meta.json, which the prepare stage writes. For the `text` template, a row contains `text`.
-    For all other templates, a row contains `instruction` and, optionally, `input`. The `chat` and `alpaca_chat`
-    templates also accept rows that contain `messages` instead. Raises DataError if a row is invalid.
+    `meta` is the content of meta.json, which the prepare stage writes. The keys of a row are the template's INPUTS: for
+    example, `text` for the `text` template, or `messages` and `tools` for the `chat` template. Raises DataError if a
+    row is invalid.
     """
     chat = ChatTemplate(tokenizer, meta["chat_template"]) if meta["chat_template"] is not None else None
     template = make_template(meta["template"], meta["columns"], chat)

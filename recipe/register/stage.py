@@ -8,13 +8,15 @@ MLFLOW_TRACKING_URI to the URL of that server, and run `recipe register` again.
 """
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from recipe.core.adapter import check_adapter, is_trained
 from recipe.core.errors import DataError
-from recipe.core.io import check_count, check_sha256, read_json, read_json_lines, sha256_tree, write_json
+from recipe.core.io import check_count, check_sha256, read_json, read_json_lines, sha256_bytes, sha256_tree, write_json
 from recipe.core.paths import Paths
 from recipe.core.services import Services
 from recipe.register.card import model_card
@@ -23,6 +25,8 @@ from recipe.register.promotion import decide
 from recipe.report.comparison import Groups, headline
 from recipe.report.loss_curve import read_curve
 from recipe.text.alpaca import question_in
+
+MAX_NAME_CHARS = 100  # MLflow allows 250 characters for a whole key, which may contain several names
 
 
 @dataclass(frozen=True)
@@ -59,19 +63,30 @@ class Registry(Protocol):
         """Store `sentence` as a tag of the version, and move the alias to this version if `moves` is true."""
 
 
-def plain(name: str) -> str:
-    """Replace characters that MLflow might reject in metric or tag names with `_`, and strip periods at the ends."""
-    return re.sub(r"[^\w. -]", "_", name, flags=re.ASCII).strip(".") or "_"
+def plain(names: Iterable[str]) -> dict[str, str]:
+    """Map names to the names that MLflow accepts in metrics and tags. Different names stay different.
+
+    Letters of all scripts are accepted. Other characters become `_`, periods at the ends are removed, and long names
+    are shortened. Where two names become equal, and where a name is shortened, a part of the name's sha256 is added.
+    """
+    cleaned = {name: re.sub(r"[^\w. -]", "_", name).strip(".") or "_" for name in names}
+    count = Counter(name.casefold() for name in cleaned.values())
+    return {
+        name: f"{clean[:MAX_NAME_CHARS]}-{sha256_bytes(name.encode())[:8]}"
+        if count[clean.casefold()] > 1 or len(clean) > MAX_NAME_CHARS else clean
+        for name, clean in cleaned.items()
+    }  # fmt: skip
 
 
 def flat(prefix: str, values: dict[str, Any]) -> dict[str, float]:
     """Return the numbers in a nested mapping as a flat mapping with keys such as `prefix/outer/inner`."""
     numbers: dict[str, float] = {}
-    for name, value in values.items():
+    for name, clean in plain(values).items():
+        value = values[name]
         if isinstance(value, dict):
-            numbers |= flat(f"{prefix}/{plain(name)}", value)
+            numbers |= flat(f"{prefix}/{clean}", value)
         elif isinstance(value, int | float):
-            numbers[f"{prefix}/{plain(name)}"] = float(value)
+            numbers[f"{prefix}/{clean}"] = float(value)
     return numbers
 
 
@@ -109,7 +124,7 @@ def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], regi
     check_sha256(paths.base / "tokenizer", meta["tokenizer_sha256"])
     check_count(paths.evaluation / "generations.jsonl", len(generations), scores["prompts"])
     check_count(paths.loss_curve, int(curve[-1]["step"]) if curve else 0, train_metrics["steps"], "steps")
-    sha256 = sha256_tree(paths.adapter)
+    sha256, names = sha256_tree(paths.adapter), plain(file["name"] for file in meta["data"])
     tags = {
         "adapter_sha256": sha256,
         "base_id": manifest["id"],
@@ -119,7 +134,7 @@ def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], regi
         "validation_sha256": meta["validation_sha256"],
         "validation_loss": f"{scores['adapter']['loss']:.6f}",
         "base_validation_loss": f"{scores['base']['loss']:.6f}",
-        **{f"data_sha256.{plain(file['name'])}": file["sha256"] for file in meta["data"]},
+        **{f"data_sha256.{names[file['name']]}": file["sha256"] for file in meta["data"]},
         **lineage,
     }
     version = registry.add_version(

@@ -13,10 +13,13 @@ from recipe.core.errors import DataError
 from recipe.text.alpaca import alpaca_messages
 from recipe.text.chat_templates import ChatTemplate
 from recipe.text.messages import Chat as Messages
-from recipe.text.messages import Message, message_list, parse_json, read_chat
+from recipe.text.messages import message_list, parse_json, read_chat
 from recipe.text.plain_templates import Alpaca, alpaca_sample, bad_row, pick, require
 from recipe.text.rows import BadRow, Row, is_missing
 from recipe.text.turns import Conversion, Sample
+
+# The keys of a row to answer, all optional: a row has either messages or an instruction.
+CHAT_INPUTS = dict.fromkeys(("messages", "instruction", "input", "system", "tools"), False)
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Chat:
     REQUIRED: ClassVar[tuple[str, ...]] = ("messages",)
     OPTIONAL: ClassVar[tuple[str, ...]] = ("system", "tools")
     USES_CHAT_TEMPLATE: ClassVar[bool] = True
-    EXAMPLE: ClassVar[dict[str, str]] = {"instruction": "Name three colours."}
+    INPUTS: ClassVar[dict[str, bool]] = CHAT_INPUTS
+    EXAMPLE: ClassVar[dict[str, Any]] = {"messages": [{"role": "user", "content": "Name three colours."}]}
     CHARS_AROUND: ClassVar[int] = 0
 
     def convert(self, row: Row) -> Conversion | BadRow:
@@ -65,7 +69,8 @@ class PromptCompletionChat:
     REQUIRED: ClassVar[tuple[str, ...]] = ("prompt", "completion")
     OPTIONAL: ClassVar[tuple[str, ...]] = ("system", "tools")
     USES_CHAT_TEMPLATE: ClassVar[bool] = True
-    EXAMPLE: ClassVar[dict[str, str]] = Chat.EXAMPLE
+    INPUTS: ClassVar[dict[str, bool]] = CHAT_INPUTS
+    EXAMPLE: ClassVar[dict[str, Any]] = Chat.EXAMPLE
     CHARS_AROUND: ClassVar[int] = 0
 
     def convert(self, row: Row) -> Conversion | BadRow:
@@ -112,7 +117,8 @@ class AlpacaChat:
     REQUIRED: ClassVar[tuple[str, ...]] = Alpaca.REQUIRED
     OPTIONAL: ClassVar[tuple[str, ...]] = (*Alpaca.OPTIONAL, "system", "history")
     USES_CHAT_TEMPLATE: ClassVar[bool] = True
-    EXAMPLE: ClassVar[dict[str, str]] = Alpaca.EXAMPLE
+    INPUTS: ClassVar[dict[str, bool]] = {**CHAT_INPUTS, "history": False}
+    EXAMPLE: ClassVar[dict[str, Any]] = Alpaca.EXAMPLE
     CHARS_AROUND: ClassVar[int] = Alpaca.CHARS_AROUND
 
     def convert(self, row: Row) -> Conversion | BadRow:
@@ -138,25 +144,32 @@ class AlpacaChat:
         history = self._history(row.values)
         if history is None:
             return f"{self.columns['history']!r} is not a list of [question, answer] pairs"
-        earlier = [
-            {"role": role, "content": text}
-            for pair in history
-            for role, text in zip(("user", "assistant"), pair, strict=True)
-        ]
-        return read_chat([*earlier, *alpaca_messages(picked)], system=picked.get("system"))
+        return read_chat([*_earlier(history), *alpaca_messages(picked)], system=picked.get("system"))
 
     def _history(self, values: dict[str, Any]) -> list[list[str]] | None:
-        """Return the row's history as [question, answer] pairs, or None if the history is invalid."""
-        value = values.get(self.columns.get("history", ""))
-        if is_missing(value):
-            return []
-        pairs = parse_json(value) if isinstance(value, str) else value
-        if not isinstance(pairs, list):
-            return None
-        is_valid = all(
-            isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in pairs
-        )
-        return pairs if is_valid else None
+        return _read_history(values.get(self.columns.get("history", "")))
+
+
+def _read_history(value: Any) -> list[list[str]] | None:
+    """Return a history as [question, answer] pairs, or None if the value is not such a list or JSON text of it."""
+    if is_missing(value):
+        return []
+    pairs = parse_json(value) if isinstance(value, str) else value
+    if not isinstance(pairs, list):
+        return None
+    is_valid = all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in pairs
+    )
+    return pairs if is_valid else None
+
+
+def _earlier(history: list[list[str]]) -> list[dict[str, str]]:
+    """Return the messages of a history."""
+    return [
+        {"role": role, "content": text}
+        for pair in history
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
 
 
 def _values(
@@ -204,15 +217,28 @@ def _form(chat: Messages) -> str:
 
 
 def _chat_prompt(template: ChatTemplate | None, row: dict[str, Any]) -> str:
+    """Return the prompt for a row with `messages`, or with `instruction` and optionally `input` and `history`.
+
+    Either can come with `system` and `tools`. Raises DataError if the row is invalid.
+    """
     assert template is not None
-    if row.get("messages"):
-        # Add an answer, because read_chat rejects a chat without an answer.
-        chat = read_chat(
-            [*row["messages"], {"role": "assistant", "content": "-"}], system=row.get("system"), tools=row.get("tools")
+    if is_missing(row.get("messages")):
+        require(row, "instruction")
+        if (history := _read_history(row.get("history"))) is None:
+            raise DataError("the input row is invalid: history is not a list of [question, answer] pairs.")
+        listed = _earlier(history) + alpaca_messages({name: row.get(name, "") for name in ("instruction", "input")})
+    elif both := [name for name in ("instruction", "input", "history") if not is_missing(row.get(name))]:
+        raise DataError(f"the input row has both messages and {both[0]}. Use only one of them.")
+    else:
+        listed = message_list(row["messages"]) or []
+    if not listed:
+        raise DataError("the input row is invalid: messages is not a list of objects with role and content.")
+    # Add an answer, because read_chat rejects a chat without an answer.
+    chat = read_chat([*listed, {"role": "assistant", "content": "-"}], system=row.get("system"), tools=row.get("tools"))
+    if isinstance(chat, str):
+        raise DataError(f"the input row is invalid: {chat}.")
+    if chat.messages[-2].role == "assistant":
+        raise DataError(
+            "the input row is invalid: the last message is from the assistant, so there is nothing to answer."
         )
-        if isinstance(chat, str):
-            raise DataError(f"the input row is invalid: {chat}.")
-        return template.prompt(chat.messages[:-1], chat.tools)
-    require(row, "instruction")
-    messages = alpaca_messages({name: row.get(name, "") for name in ("instruction", "input")})
-    return template.prompt([Message(message) for message in messages])
+    return template.prompt(chat.messages[:-1], chat.tools)

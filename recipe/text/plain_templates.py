@@ -18,7 +18,8 @@ class Alpaca:
     REQUIRED: ClassVar[tuple[str, ...]] = ("instruction", "output")
     OPTIONAL: ClassVar[tuple[str, ...]] = ("input",)
     USES_CHAT_TEMPLATE: ClassVar[bool] = False
-    EXAMPLE: ClassVar[dict[str, str]] = {"instruction": "What is the sum of the numbers?", "input": "12 + 30"}
+    INPUTS: ClassVar[dict[str, bool]] = {"instruction": True, "input": False}
+    EXAMPLE: ClassVar[dict[str, Any]] = {"instruction": "What is the sum of the numbers?", "input": "12 + 30"}
     CHARS_AROUND: ClassVar[int] = len(ALPACA_WITHOUT_INPUT)
 
     def convert(self, row: Row) -> Conversion | BadRow:
@@ -46,7 +47,8 @@ class Text:
     REQUIRED: ClassVar[tuple[str, ...]] = ("text",)
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     USES_CHAT_TEMPLATE: ClassVar[bool] = False
-    EXAMPLE: ClassVar[dict[str, str]] = {"text": "Once upon a time"}
+    INPUTS: ClassVar[dict[str, bool]] = {"text": True}
+    EXAMPLE: ClassVar[dict[str, Any]] = {"text": "Once upon a time"}
     CHARS_AROUND: ClassVar[int] = 0
 
     def convert(self, row: Row) -> Conversion | BadRow:
@@ -71,7 +73,8 @@ class PromptCompletion:
     REQUIRED: ClassVar[tuple[str, ...]] = ("prompt", "completion")
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     USES_CHAT_TEMPLATE: ClassVar[bool] = False
-    EXAMPLE: ClassVar[dict[str, str]] = {"prompt": "The capital of France is"}
+    INPUTS: ClassVar[dict[str, bool]] = {"prompt": True}
+    EXAMPLE: ClassVar[dict[str, Any]] = {"prompt": "The capital of France is"}
     CHARS_AROUND: ClassVar[int] = 0
 
     def convert(self, row: Row) -> Conversion | BadRow:

@@ -25,7 +25,8 @@ class Template(Protocol):
     REQUIRED: ClassVar[tuple[str, ...]]
     OPTIONAL: ClassVar[tuple[str, ...]]
     USES_CHAT_TEMPLATE: ClassVar[bool]  # if true, special tokens in the text of a prompt are encoded as special tokens
-    EXAMPLE: ClassVar[dict[str, str]]  # an example of a row to use as input for inference
+    INPUTS: ClassVar[dict[str, bool]]  # the keys of a row to answer, and whether each is required
+    EXAMPLE: ClassVar[dict[str, Any]]  # an example of a row to answer
     CHARS_AROUND: ClassVar[int]  # number of characters that the template adds to the text of a row
 
     def convert(self, row: Row) -> Conversion | BadRow:

@@ -4,7 +4,6 @@ A version has the validation losses and the lineage as tags, and may have the al
 reports and the answers.
 """
 
-import importlib.metadata
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,16 +13,13 @@ from recipe.register.promotion import ALIAS
 from recipe.register.stage import Adapter
 from recipe.text.templates import TEMPLATES
 from recipe.tracking.mlflow_run import Tracker, explained
-from recipe.tracking.pyfunc_model import MAX_NEW_TOKENS
+from recipe.tracking.signature import python_environment, requirements, signature
 
 # isort: split
 import mlflow
-from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 GENERATIONS = "generations.json"  # the artifact that the UI shows as a table
 PACKAGE = Path(__file__).resolve().parents[1]
-PACKAGES = ("mlflow", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
 
 
 class MlflowRegistry(Tracker):
@@ -70,7 +66,6 @@ class MlflowRegistry(Tracker):
 
     def _log_model(self, adapter: Adapter) -> str:
         with tempfile.TemporaryDirectory() as folder:
-            example = TEMPLATES[adapter.template].EXAMPLE
             card = Path(folder) / "MODEL_CARD.md"
             card.write_text(adapter.card, encoding="utf-8")
             info = mlflow.pyfunc.log_model(
@@ -85,15 +80,14 @@ class MlflowRegistry(Tracker):
                     "training": str(adapter.training),
                     "model_card": str(card),
                 },
-                signature=ModelSignature(
-                    inputs=Schema([ColSpec("string", name, required=name != "input") for name in example]),
-                    outputs=Schema([ColSpec("string")]),
-                    params=ParamSchema([ParamSpec("max_new_tokens", "long", MAX_NEW_TOKENS)]),
-                ),
-                input_example=[example],
-                pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in PACKAGES],
+                signature=signature(adapter.template),
+                input_example=[TEMPLATES[adapter.template].EXAMPLE],
+                pip_requirements=requirements(),
                 metadata=adapter.tags,
             )
+            environment = Path(folder) / "python_env.yaml"
+            environment.write_text(python_environment(), encoding="utf-8")
+            self.client.log_model_artifact(info.model_id, str(environment))
         version = str(mlflow.register_model(info.model_uri, adapter.name, tags=adapter.tags).version)
         self.client.update_model_version(adapter.name, version, adapter.headline)
         return version

@@ -14,25 +14,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-# Disable telemetry and the unpickling of artifacts. Give up on an unreachable server after seconds, not minutes.
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+from recipe.core.errors import Stopped, TrackingError
+from recipe.core.format import first_line
+from recipe.core.io import read_json
+from recipe.core.paths import Paths, fingerprint, repository
+from recipe.tracking.address import run_address
+from recipe.tracking.lineage import lineage
+from recipe.tracking.moved_store import correct_paths
+from recipe.tracking.settings import URI, check_uri, database_uri, default_store, prepare_environment
 
+IGNORED = prepare_environment()
+
+# isort: split
 import mlflow
 from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.exceptions import MlflowException
-
-from recipe.core.errors import Stopped, TrackingError
-from recipe.core.format import first_line
-from recipe.core.io import read_json
-from recipe.core.paths import Paths, fingerprint, home, repository
-from recipe.tracking.address import run_address
-from recipe.tracking.lineage import lineage
 
 # MLflow raises these errors if the store is unreachable, its URI is misspelled, or its database driver is missing.
 AWAY = (MlflowException, ImportError, OSError)
@@ -57,19 +55,27 @@ class Tracker:
         context}]).
         """
         self.repository, self.experiment, self.facts = repository, experiment, run_facts
-        store = home(repository) / "mlflow"
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store / 'mlflow.db'}"
-        self.artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else (store / "artifacts").as_uri()
+        if IGNORED:
+            print(
+                f"note: {', '.join(IGNORED)} from the environment {'is' if len(IGNORED) == 1 else 'are'} ignored. Of "
+                "MLflow's variables, only those that say how to reach a server are used."
+            )
+        store = default_store(repository)
+        self.uri = os.environ.get(URI) or database_uri(store)
+        self.artifacts = None if os.environ.get(URI) else (store / "artifacts").as_uri()
         if self.artifacts:
             store.mkdir(exist_ok=True)
+            correct_paths(store)
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
         mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
         mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
 
     @cached_property
     def client(self) -> MlflowClient:
-        """The MLflow client, created on first use."""
+        """The MLflow client, created on first use. Raises TrackingError if the URI names a folder of files."""
+        check_uri(self.uri)
         return MlflowClient(self.uri)
 
     def experiment_id(self) -> str:
@@ -254,5 +260,5 @@ def without_credentials(error: Exception) -> str:
 
 def shown(uri: str) -> str:
     """Return the URI without credentials."""
-    scheme, _, rest = uri.partition("://")
-    return f"{scheme}://{rest.rsplit('@', 1)[-1]}"
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rsplit('@', 1)[-1]}"

@@ -24,7 +24,10 @@ MAX_NEW_TOKENS = 256
 
 
 class AdapterModel(PythonModel):
-    """A model that answers rows. A row contains `instruction` and optionally `input`, or `text`, or `messages`."""
+    """A model that answers rows. The keys of a row depend on the template, and are stated in the signature.
+
+    For example, a row contains `instruction` and optionally `input`, or `messages` and optionally `tools`.
+    """
 
     # Otherwise, MLflow 3.17 warns at every load that type hints could define the schema. The logged signature already
     # defines the schema.
@@ -41,13 +44,32 @@ class AdapterModel(PythonModel):
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Return an answer to each row. `params` may contain max_new_tokens."""
         # The signature has no type hints, because MLflow would read them as a schema.
-        rows = model_input.to_dict("records") if hasattr(model_input, "to_dict") else model_input
-        # pandas fills missing values with NaN. A row must contain only strings and lists.
-        rows = [{name: value for name, value in row.items() if isinstance(value, str | list)} for row in rows]
         try:
+            rows = _rows(model_input)
             return self.worker.answer(rows, int((params or {}).get("max_new_tokens", MAX_NEW_TOKENS)))
         except ValueError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
+
+
+def _rows(model_input: Any) -> list[dict[str, Any]]:
+    """Return the input as rows without missing values, which pandas fills with NaN.
+
+    Raises ValueError if there are no rows, or if MLflow removed all keys because the signature does not name them.
+    """
+    rows = model_input.to_dict("records") if hasattr(model_input, "to_dict") else model_input
+    if not rows:
+        raise ValueError("there are no input rows, or they have none of the keys that the model's signature names.")
+    rows = [{name: _plain(value) for name, value in row.items()} for row in rows]
+    return [{name: value for name, value in row.items() if value is not None and value == value} for row in rows]
+
+
+def _plain(value: Any) -> Any:
+    """Convert NumPy arrays and scalars, which MLflow may put into a row, to lists and Python's numbers."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return _plain(value.tolist()) if hasattr(value, "tolist") else value
 
 
 mlflow.models.set_model(AdapterModel())
