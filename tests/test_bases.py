@@ -299,9 +299,10 @@ def test_a_base_without_a_readable_tokenizer_is_refused_in_one_line(files, part,
     assert part in str(raised.value) and "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes", "mxfp4"])
-def test_weights_that_are_quantized_already_are_refused_by_fetch_and_plan(method, base, tmp_path, monkeypatch):
-    tamper(base, config=lambda values: values.update(quantization_config={"quant_method": method, "bits": 4}))
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "mxfp4", "bitsandbytes fp4"])
+def test_weights_quantized_by_other_methods_are_refused_by_fetch_and_plan(method, base, tmp_path, monkeypatch):
+    stored = {"quant_method": method.split()[0], "bits": 4, "load_in_4bit": True}
+    tamper(base, config=lambda values: values.update(quantization_config=stored))
     with pytest.raises(DataError, match=rf"are quantized already \({method}\), which is not supported"):
         fetch(base, tmp_path)
     repository = small_repository(tmp_path / "repository")
@@ -309,6 +310,60 @@ def test_weights_that_are_quantized_already_are_refused_by_fetch_and_plan(method
     monkeypatch.chdir(repository)
     result = CliRunner().invoke(main, ["plan"])
     assert result.exit_code == 4 and f"are quantized already ({method})" in result.output
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_weights_that_bitsandbytes_quantized_already_are_trained_and_evaluated(
+    quantization, raw, sequence_params, train_params, lora_params, tmp_path, monkeypatch
+):
+    """The adapter and the scores are those of the original weights, quantized while they are loaded."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from recipe.core.errors import ParamsError
+    from recipe.core.io import read_json, sha256_tree
+    from recipe.evaluate.params import EvaluateParams
+    from recipe.evaluate.stage import evaluate
+    from recipe.model.load import quantization_config
+    from recipe.prepare.stage import prepare
+    from recipe.train.stage import train
+
+    original, stored = tmp_path / "original", tmp_path / "stored"
+    build(original, "Llama", hidden_size=64, intermediate_size=128, head_dim=16)
+    model = AutoModelForCausalLM.from_pretrained(original, quantization_config=quantization_config(quantization))
+    model.save_pretrained(stored)
+    AutoTokenizer.from_pretrained(original).save_pretrained(stored)
+    raw(ROWS)
+    results = {}
+    for folder in (original, stored):
+        fetch(folder, tmp_path)
+        paths = paths_in(tmp_path, folder=tmp_path)
+        prepare(sequence_params(max_length=128), paths, no_progress)
+        settings = train_params(num_epochs=2, logging_steps=4, quantization=quantization)
+        train(lora_params(), settings, paths, tmp_path / "checkpoints", lambda values, step: None)
+        weights = sha256_tree(paths.adapter, suffix=".safetensors")
+        params = EvaluateParams(max_generations=2, max_new_tokens=4, batch_tokens=1024, tasks=[])
+        scores = evaluate(params, paths, no_progress)
+        assert scores["adapter"]["loss"] < scores["base"]["loss"]
+        results[folder.name] = (weights, scores["base"], scores["adapter"])
+    assert results["stored"] == results["original"]
+    with pytest.raises(ParamsError, match=rf"train\.quantization is none, but .* already quantized to {quantization}"):
+        train(lora_params(), train_params(), paths, tmp_path / "checkpoints", lambda values, step: None)
+    repository = small_repository(tmp_path / "repository")
+    edit(repository, "source: demo/base", f"source: {stored}")
+    monkeypatch.chdir(repository)
+    result = CliRunner().invoke(main, ["plan"])
+    assert result.exit_code == 4 and f"Set train.quantization to {quantization}, or choose the" in result.output
+    edit(repository, "quantization: none", f"quantization: {quantization}")
+    planned = {}
+    for folder in (original, stored):
+        edit(repository, f"source: {stored}", f"source: {folder}") if folder == original else edit(
+            repository, f"source: {original}", f"source: {stored}"
+        )
+        result = CliRunner().invoke(main, ["plan"])
+        assert result.exit_code == 0, result.output
+        planned[folder.name] = next(line for line in result.output.splitlines() if "weights of the frozen" in line)
+    assert planned["stored"] == planned["original"]
+    assert "quantization_config" in read_json(stored / "config.json")
 
 
 def test_the_plan_and_the_params_name_what_cannot_be_trained(base, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -125,6 +126,21 @@ def test_a_new_recipe_says_what_it_found_in_the_rows(repository, tiny_base):
     ]
     text = (repository / "presets" / "chats" / "params.yaml").read_text()
     assert "# maps the template's fields to" in text and "    messages: conversations\n" in text
+
+
+@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json", "additional_chat_templates/a.jinja"])
+def test_a_new_recipe_uses_the_chat_template_of_the_base_if_there_is_one(repository, tiny_base, tmp_path, place):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    (base / place).parent.mkdir(exist_ok=True)
+    if place == "tokenizer_config.json":
+        config = json.loads((base / place).read_text())
+        (base / place).write_text(json.dumps({**config, "chat_template": "x"}))
+    else:
+        (base / place).write_text("x")
+    write_jsonl(repository / "chats.jsonl", [sharegpt(n) for n in range(40)])
+    result = invoke(f"new chats --data chats.jsonl --model {base}")
+    assert result.exit_code == 0 and "no chat template" not in result.output
+    assert "chat_template: null" in (repository / "presets" / "chats" / "params.yaml").read_text()
 
 
 def test_a_new_recipe_says_that_it_does_not_recognize_the_rows(repository):

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, edit, no_progress, paths_in
+from conftest import ROOT, edit
 from hub_server import FakeHub
 from tiny_models import tiny_config, tiny_repository
 
@@ -225,26 +225,3 @@ def test_a_preset_runs_completely_on_repositories_of_its_structure(repository, s
         session.run("dvc", "repro")
         scores = json.loads((here / "metrics/evaluate.json").read_text())
         assert scores["adapter"]["loss"] < scores["base"]["loss"]
-
-
-@pytest.mark.parametrize("family", ["Qwen3", "Gemma", "Mistral", "GPTNeoX", "GPT2"])
-def test_other_model_families_can_be_trained_and_evaluated(family, raw, sequence_params, train_params, tmp_path):
-    from recipe.evaluate.params import EvaluateParams
-    from recipe.evaluate.stage import evaluate
-    from recipe.fetch.params import ModelParams
-    from recipe.fetch.stage import fetch_model
-    from recipe.prepare.stage import prepare
-    from recipe.train.params import LoraParams
-    from recipe.train.stage import train
-
-    (tmp_path / "model").mkdir()
-    tiny_repository(tmp_path / "model", tiny_config(family))
-    paths = paths_in(tmp_path, folder=tmp_path)
-    fetch_model(ModelParams(source="model", id="x", revision=None, trust_remote_code=False), paths)
-    raw([{"instruction": row["question"], "input": "", "output": row["answer"]} for row in SUMS])
-    prepare(sequence_params(max_length=128), paths, no_progress)
-    lora = LoraParams(r=4, alpha=8, dropout=0.0, target_modules="all-linear", untrained_tokens="train")
-    train(lora, train_params(num_epochs=3, logging_steps=4), paths, tmp_path / "checkpoints", lambda values, step: None)
-    params = EvaluateParams(max_generations=3, max_new_tokens=4, batch_tokens=1024, tasks=[])
-    results = evaluate(params, paths, no_progress)
-    assert results["adapter"]["loss"] < results["base"]["loss"]

@@ -36,11 +36,15 @@ def source_of(source: str) -> str:
     raise ParamsError(f"{source} does not exist and is not a Hub name (owner/name).")
 
 
-def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> tuple[Path, list[str]]:
+def new_recipe(
+    folder: Path, name: str, data: str | None, model: str | None, settings: dict[str, Any] | None = None
+) -> tuple[Path, list[str]]:
     """Create the recipe folder presets/NAME from the recipe in `folder`.
 
     Return the new folder, and text for the terminal that says which template was chosen. `data` and `model` are
-    paths or Hub names that replace the sources in params.yaml. Relative paths are adapted to the new folder.
+    paths or Hub names that replace the sources in params.yaml. Relative paths are adapted to the new folder. `settings`
+    maps keys such as `lora.r` to values that replace those in params.yaml. A template in `settings` is used instead of
+    the one that fits the rows.
 
     Raises ParamsError if the name is taken or invalid, if a source is neither a path nor a Hub name, if the path of the
     model is not a folder that contains config.json, or if a required section is missing from params.yaml. Raises
@@ -78,10 +82,16 @@ def new_recipe(folder: Path, name: str, data: str | None, model: str | None) -> 
     if model is not None:
         on_hub = source_of(model) == HUB
         params["model"].update(id=model if on_hub else Path(model).resolve().name, revision=None)
-    if data is not None and source_of(data) != HUB:
+    settings = settings or {}
+    if "sequence.template" in settings:
+        params["sequence"]["chat_template"] = None
+    elif data is not None and source_of(data) != HUB:
         notes = _set_template(params["sequence"], data, params["data"], _base_folder(params, new))
     elif data is not None:
         notes = [f"the rows of {data} were not read. Check sequence.template and sequence.columns in params.yaml."]
+    for key, value in settings.items():
+        section, _, setting = key.partition(".")
+        params[section][setting] = value
     params["registry"].update(name=name, experiment=name)
     params.yaml_set_start_comment(
         f"Recipe {name}. To run it, use `dvc repro` in this folder. To check this file, use `recipe params`."
@@ -132,7 +142,9 @@ def _describe(params: Any, data: Path) -> None:
 
 def _base_folder(params: Any, new: Path) -> Path | None:
     """Return the folder of a local base model, or None if the model is on the Hub."""
-    return None if params["model"]["source"] == HUB else new / params["model"]["source"]
+    source = params["model"]["source"]
+    # `new` does not exist yet, so the system could not resolve the `..` in a relative path.
+    return None if source == HUB else Path(os.path.normpath(new / source))
 
 
 def _set_template(sequence: Any, data: str, splits: Any, base: Path | None) -> list[str]:

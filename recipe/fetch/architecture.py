@@ -2,30 +2,17 @@
 
     check_architecture(Path("models/llama"), "my/llama")    # raises DataError if a tensor is missing
 
-The model is loaded on the meta device, so that only the headers of the weight files are read.
+The model is loaded on the meta device, so that only the headers of the weight files are read. Only weights that are
+quantized already are read completely, because bitsandbytes cannot load them without their values.
 """
 
 from pathlib import Path
-from typing import Any
 
 from recipe.core.errors import DataError
 from recipe.core.format import first_line
 from recipe.core.io import read_json
 from recipe.core.loading import describe_mismatches, mismatches
-
-
-def reject_quantized(config: dict[str, Any], name: str) -> None:
-    """Raise DataError if the weights of a model are quantized already, as its config says.
-
-    `train.quantization` quantizes weights while they are loaded, so it needs the original weights.
-    """
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "an unknown method")
-        raise DataError(
-            f"the weights of {name} are quantized already ({method}), which is not supported. Choose the original "
-            "model, and set train.quantization to nf4 or int8."
-        )
+from recipe.core.quantized import stored_quantization
 
 
 def check_architecture(folder: Path, name: str) -> None:
@@ -38,12 +25,14 @@ def check_architecture(folder: Path, name: str) -> None:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    stored = stored_quantization(read_json(folder / "config.json"), name)
+    device = "meta" if stored == "none" else "cpu"
     level, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)  # otherwise transformers prints a table of the differences
     logging.disable_progress_bar()
     try:
         _, info = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
+            folder, local_files_only=True, device_map=device, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError, ImportError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
         raise DataError(f"transformers can't load the base model in {folder}: {first_line(error)}") from None

@@ -20,8 +20,9 @@ from recipe.core.errors import DataError, ParamsError
 from recipe.core.hub_cache import HUB, converted_folder
 from recipe.core.io import new_folder, read_json, sha256_file, sha256_listing, sha256_tree, write_json
 from recipe.core.paths import Paths
+from recipe.core.quantized import stored_quantization
 from recipe.core.services import Services
-from recipe.fetch.architecture import check_architecture, reject_quantized
+from recipe.fetch.architecture import check_architecture
 from recipe.fetch.hub import check_pinned, download, folder_lock, list_repository, stated_license
 from recipe.fetch.params import DataParams, ModelParams
 from recipe.fetch.splits import dataset_splits, local_split_files
@@ -121,7 +122,7 @@ def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapsho
     if not (source / "config.json").is_file():
         raise DataError(f"model.source: {params.source} is not a model: it has no config.json.")
     config = read_json(source / "config.json")
-    reject_quantized(config, params.id)
+    stored_quantization(config, params.id)  # raises an error if the weights can't be trained on
     code = reject_code(params.id, snapshot, allowed=params.trust_remote_code)
     try:
         names = weight_names(file.name for file in source.iterdir())
@@ -182,7 +183,7 @@ def model_from_hub(name: str, revision: str, check: Check, *, code: bool) -> tup
         raise DataError(f"model.id: {name}: {error}") from None
     # Reject the model before gigabytes are downloaded.
     if (snapshot / "config.json").is_file():
-        reject_quantized(read_json(snapshot / "config.json"), name)
+        stored_quantization(read_json(snapshot / "config.json"), name)
     reject_code(name, snapshot, allowed=code)
     check(snapshot)
     if not any(path.endswith(".bin") for path in weights):

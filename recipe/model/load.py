@@ -18,6 +18,7 @@ from recipe.core.format import first_line
 from recipe.core.hub_cache import base_folder
 from recipe.core.io import read_json, sha256_file, write_json
 from recipe.core.loading import describe_mismatches, mismatches
+from recipe.core.quantized import stored_quantization
 from recipe.model.packed_attention import choose_attention, packing_is_isolated, register_attention
 from recipe.model.processor import Dtype, Quantization, torch_dtype
 from recipe.tokens.tokenizer import load_tokenizer
@@ -54,7 +55,7 @@ def load_base(
 ) -> Any:  # fmt: skip
     """Check the files of the base model that a manifest describes, and load the model in `torch_dtype(dtype)`.
 
-    A local path in the manifest is relative to `folder`.
+    A local path in the manifest is relative to `folder`. Weights that are quantized already are loaded as they are.
 
     Set `packed` for training on packed sequences. The model then uses `by_document` attention if the model supports it.
     Raises ParamsError if the model can't keep the examples of a packed sequence apart.
@@ -78,7 +79,8 @@ def load_base(
     options |= {"attn_implementation": attention, "trust_remote_code": manifest["remote_code"]}
     if cuda:
         options["device_map"] = {"": 0}
-    if quantization != "none":
+    stored = stored_quantization(read_json(source / "config.json"), manifest["id"])
+    if quantization != "none" and stored == "none":
         options["quantization_config"] = quantization_config(quantization)
     model = None
     if attention is not None:

@@ -25,13 +25,19 @@ FORCE_HINT = "To run anyway, use --force or RECIPE_FORCE=1."
 
 
 def load_config(folder: Path) -> Any:
-    """Load the transformers config in a model's folder, without remote code. Raises MachineError if that fails."""
+    """Load the transformers config in a model's folder, without remote code. Raises MachineError if that fails.
+
+    If the weights are quantized already, the config's quantization is removed: `train.quantization` is the same.
+    """
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise MachineError(f"the model's config in {folder} can't be read: {first_line(error)}") from None
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
 
 
 def missing_gpu(count: int) -> str | None:

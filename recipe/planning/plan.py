@@ -15,7 +15,7 @@ from recipe.core.format import format_bytes, format_time
 from recipe.core.hub_cache import HUB, converted_folder, snapshot_folder
 from recipe.core.io import read_json
 from recipe.core.paths import Paths
-from recipe.fetch.architecture import reject_quantized
+from recipe.core.quantized import check_quantization
 from recipe.fetch.hub import check_pinned, download, list_repository
 from recipe.fetch.splits import dataset_splits, local_split_files
 from recipe.fetch.weights import CONFIGS, TOKENIZERS, weight_names
@@ -110,9 +110,9 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
     plan.lines.append(("steps", f"{steps:,} of {train.global_batch_size} sequences{mark}"))
 
     try:
-        reject_quantized(read_json(config_folder / "config.json"), params["model"].id)
-    except DataError as error:
-        plan.problems.append(str(error))
+        check_quantization(read_json(config_folder / "config.json"), params["model"].id, train.quantization)
+    except (DataError, ParamsError) as error:
+        plan.problems.append(str(error).removeprefix("params.yaml: "))
         return plan
     config = load_config(config_folder)
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)

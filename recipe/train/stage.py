@@ -19,8 +19,9 @@ from recipe.core.environment import installed_lock
 from recipe.core.errors import ParamsError, Stopped, TrainingError
 from recipe.core.io import check_count, new_folder, read_json, write_json, write_text
 from recipe.core.paths import Paths
+from recipe.core.quantized import check_quantization
 from recipe.core.services import Log, Services
-from recipe.model.load import load_base, save_adapter
+from recipe.model.load import find_base, load_base, save_adapter
 from recipe.model.packed_attention import add_cu_seqlens
 from recipe.model.processor import be_deterministic, pin_processor, torch_dtype
 from recipe.model.targets import peft_config
@@ -83,6 +84,8 @@ def make_trainer(
     from recipe.train.sft import PackedTrainer, sft_config
 
     assert params.activation_checkpointing != "auto"  # `run` has already replaced `auto` with on or off
+    source = find_base(manifest, paths.folder)
+    check_quantization(read_json(source / "config.json"), manifest["id"], params.quantization)
     tokenizer = load_tokenizer(paths.base / "tokenizer")
     model = load_base(
         manifest, paths.folder, len(tokenizer), params.quantization, dtype=params.dtype, packed=meta["packing"]
