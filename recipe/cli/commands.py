@@ -5,6 +5,7 @@ Commands import large packages only when they run, so `recipe --help` is fast.
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -155,6 +156,29 @@ def new(name: str, data: str | None, model: str | None) -> None:
             f"chosen for {params['model'].id}. Check that these values suit the new model."
         )
     click.echo(f"created {folder}. Edit {folder}/params.yaml, then run: cd {folder} && {next_commands}")
+
+
+@main.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--name", help="Name of the new recipe folder. By default, the name of FILE without its ending.")
+@click.option("--data", help="Rows to use instead of those that FILE names: a path, or a name on the Hub (owner/name).")
+def migrate(file: Path, name: str | None, data: str | None) -> None:
+    """Create a recipe folder from another tool's configuration FILE.
+
+    Reads the YAML files of axolotl, LLaMA-Factory and `trl sft --config`. Prints which keys were taken over, which have
+    a different meaning here, and which have no counterpart. Paths in FILE are looked up in the current folder, in the
+    folder of FILE, and in the folders above it.
+
+    \b
+        recipe migrate lora.yml
+        recipe migrate qwen3_lora_sft.yaml --name my-chat --data rows.jsonl
+    """
+    from recipe.cli.migrate import migrate
+
+    path, lines = migrate(HERE, file, name, data)
+    click.echo("\n".join(lines))
+    folder = os.path.relpath(path)
+    click.echo(f"created {folder}. Check {folder}/params.yaml, then run: cd {folder} && recipe pin && recipe plan")
 
 
 @main.command()

@@ -1,0 +1,1 @@
+"""Converts the configuration files of other tools for `recipe migrate`."""
