@@ -56,7 +56,12 @@ ELSEWHERE = {
          "--input-path rows.json"),
         ("test_registered_model", "test_mlflow_serves_a_version_in_an_environment_of_its_own"),
     ),
-    "recipe migrate lora.yml": ("test_migrate", "test_an_axolotl_file_becomes_a_recipe"),
+    **dict.fromkeys(
+        ("recipe migrate", "recipe migrate lora.yml"), ("test_migrate", "test_an_axolotl_file_becomes_a_recipe")
+    ),
+    "cd presets/smollm2-135m-cpu && recipe pin && dvc repro": (
+        "test_pretrained", "test_all_stages_improve_the_pretrained_model"
+    ),
     "recipe train": ("test_cli", "test_the_stages_by_hand_then_summary_and_chat"),
     "recipe new": ("test_cli", "test_a_new_recipe_without_options_uses_the_same_files"),
     "recipe new my-recipe --data rows.jsonl": ("test_documented_commands", "test_a_recipe_of_ones_own_and_a_sweep"),
