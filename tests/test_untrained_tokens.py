@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import no_progress, paths_in
+from registered import tracker
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config, tiny_repository
 from torch.nn.functional import cross_entropy
@@ -20,6 +21,8 @@ from recipe.model.chunked_loss import head_loss
 from recipe.model.load import load_trained
 from recipe.model.untrained_tokens import prepare_rows, untrained_tokens
 from recipe.prepare.stage import prepare
+from recipe.register.params import RegistryParams
+from recipe.register.stage import register
 from recipe.train.params import LoraParams
 from recipe.train.stage import train
 
@@ -188,6 +191,21 @@ def test_untrained_rows_are_trained_saved_and_loaded(family, quantization, base,
     loaded = dict(model.named_parameters())
     for name, tensor in weights.items():
         assert any(torch.equal(tensor, loaded[key].float()) for key in loaded if "tokens_delta" in key), name
+
+
+@pytest.mark.parametrize("family", ["Qwen3-tied", pytest.param("Llama", marks=pytest.mark.slow)])
+def test_a_registered_version_has_the_trained_rows(family, base, train_params, store, monkeypatch):
+    """Its answers end, as those of the evaluation do."""
+    import mlflow
+
+    paths = base(family)
+    run(paths, train_params(num_epochs=25))
+    evaluate(EvaluateParams(max_generations=4, max_new_tokens=12, batch_tokens=600, tasks=[]), paths, no_progress)
+    params = RegistryParams(name="tiny", experiment="tests", promote="if_better")
+    register(params, paths, lineage={}, registry=tracker(store))
+    monkeypatch.chdir(paths.folder)
+    model = mlflow.pyfunc.load_model("models:/tiny@champion")
+    assert model.predict([{"messages": ROWS[0]["messages"][:1]}], {"max_new_tokens": 12}) == ["it is 42 ."]
 
 
 def test_interrupted_training_of_rows_resumes_to_the_same_bytes(base, train_params):
