@@ -96,7 +96,8 @@ def isolation(base: Path) -> float:
 
 
 def determinism(work: Path, base: Path) -> dict[str, bool]:
-    """Compare the adapter of one run with those of a second run and of a run that is stopped after step 6 and resumed.
+    """Compare one run's adapter with the adapters of a second run and of a run that is stopped after step 6 and
+    resumed.
 
     Return {comparison: whether the bytes are the same}.
     """

@@ -52,7 +52,7 @@ def to_first_step(clone: Path) -> float:
 
 
 def clone_of(folder: Path, into: Path) -> Path:
-    """Create a clone that has the stage outputs that training reads, and that logs every step. Return its path."""
+    """Create a clone with the stage outputs that training reads, set to log every step. Return its path."""
     subprocess.run(["git", "clone", "-q", folder, into], check=True)
     for name in OUTPUTS:
         shutil.copytree(folder / name, into / name, dirs_exist_ok=True)

@@ -96,7 +96,7 @@ def analysis(rows: Path, base: Path, work: Path, max_length: int) -> float:
 def trl(rows: Path, base: Path, work: Path, max_length: int) -> float:
     """Load rows and run SFTTrainer's constructor, and return the seconds that both take together.
 
-    The prompts and completions are written to a file beforehand, which is not timed.
+    Writing the prompts and completions to a file beforehand is not timed.
     """
     from datasets import load_dataset
     from peft import LoraConfig

@@ -1,4 +1,4 @@
-"""Compares the training speed and memory of the recipe with those of the alternatives that users would otherwise run.
+"""Compares the training speed and memory of the recipe with those of the tools that users would otherwise run.
 
     python -m bench.train                                   use the demo's rows and base model
     python -m bench.train --data rows.json --vocabulary FOLDER --rows 96      use a random Llama with 20M parameters

@@ -41,8 +41,8 @@ NUM_STEPS = int(os.environ.get("DEMO_PRETRAIN_STEPS", "1500"))
 PEAK_LEARNING_RATE = 3e-3
 END, PAD = "<|endoftext|>", "<|pad|>"
 
-# Each word is one piece, and so is each digit and any other character, including spaces. So a word has the same tokens
-# everywhere, and a small model can learn to copy it.
+# Each word is one piece, and so is every digit and every other character, including a space. So a word has the same
+# tokens everywhere, and a small model can learn to copy it.
 SPLIT = Regex(r"\d|[^\W\d_]+|\s|[^\w\s]|_")
 
 SENTENCES = """
@@ -65,7 +65,10 @@ Write a letter that completes the order. | An instruction describes a task. | Th
 
 
 def corpus_words(rng: Random) -> Words:
-    """The words for one document. In each list, two thirds are invented and one third are training words."""
+    """The words for one document.
+
+    In each list, two thirds of the words are invented and one third are training words.
+    """
     return words_of(held=False).mixed(lambda words: [invented(rng) for _ in range(16)] + rng.sample(words, 8))
 
 
@@ -119,7 +122,7 @@ def train_tokenizer(rng: Random) -> PreTrainedTokenizerFast:
 
 
 def batches(rng: Random, tokenizer: PreTrainedTokenizerFast) -> Iterator[torch.Tensor]:
-    """Endless int64 tensors (batch, seq), cut from a single stream of documents."""
+    """An endless series of int64 tensors (batch, seq), cut from a single stream of documents."""
     stream: list[int] = []
     need = BATCH_SIZE * SEQ_LENGTH
     while True:
@@ -132,7 +135,9 @@ def batches(rng: Random, tokenizer: PreTrainedTokenizerFast) -> Iterator[torch.T
 
 
 def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, category: str, count: int = 30) -> float:
-    """The share of held-out examples that the model solves after three solved examples of the same category."""
+    """The share of held-out examples that the model solves when its prompt starts with three solved examples of the
+    same category.
+    """
     rng, num_correct = Random(f"{SEED}/{category}"), 0
     for _ in range(count):
         words = words_of(held=True)

@@ -2,7 +2,7 @@
 
 Needs only the word lists and a seed. Writes `demo/rows/train.jsonl` and `demo/rows/validation.jsonl` with the keys
 `instruction`, `input`, `output` and `category`. Validation rows use only held-out words and sets of numbers, which
-never appear in training, so correct answers are not memorized.
+never appear in training, so correct answers cannot come from memorization.
 
     python -m demo.rows            # rewrites both files with identical bytes
 """
@@ -43,7 +43,7 @@ class Words:
         )  # fmt: skip
 
     def numbers(self, rng: Random, count: int) -> list[int]:
-        """`count` different numbers from 1 to 99. As a set, they are held out if and only if `held` is true."""
+        """`count` different numbers from 1 to 99. The set as a whole is held out if and only if `held` is true."""
         while True:
             numbers = rng.sample(range(1, 100), count)
             digest = hashlib.sha256(repr(sorted(numbers)).encode()).digest()
@@ -79,7 +79,7 @@ def reverse(rng: Random, words: Words) -> Task:
 
 
 def last(rng: Random, words: Words) -> Task:
-    """The last of three to seven words."""
+    """The last word of a list of three to seven words."""
     items = rng.sample(words.nouns, rng.randint(3, 7))
     return Task("", ", ".join(items), items[-1])
 
@@ -91,7 +91,7 @@ def repeat(rng: Random, words: Words) -> Task:
 
 
 def unique(rng: Random, words: Words) -> Task:
-    """A list without the second occurrence of a word."""
+    """A list with the second occurrence of a word removed."""
     items = rng.sample(words.nouns, rng.randint(2, 4))
     return Task("", ", ".join([*items, rng.choice(items)]), ", ".join(items))
 
@@ -183,7 +183,7 @@ CATEGORIES: dict[str, tuple[Callable[[Random, Words], Task], list[str]]] = {
 
 
 def row(category: str, rng: Random, words: Words) -> dict[str, str]:
-    """A row of a category, in Alpaca's columns."""
+    """A row of a category, with Alpaca's columns."""
     make, phrasings = CATEGORIES[category]
     task, phrasing = make(rng, words), rng.choice(phrasings)
     return {

@@ -50,11 +50,9 @@ ELSEWHERE = {
          "make services-restore BACKUP=mlflow.backup"),
         ("test_services", "test_a_recipe_logs_to_the_services_and_its_version_survives_down_up_and_restore"),
     ),
-    **dict.fromkeys(
-        ("export MLFLOW_TRACKING_URI=sqlite:///mlflow/mlflow.db",
-         "mlflow models predict -m models:/recipe-demo@champion --env-manager uv --content-type json "
-         "--input-path rows.json"),
-        ("test_registered_model", "test_mlflow_serves_a_version_in_an_environment_of_its_own"),
+    "mlflow models predict -m models:/recipe-demo@champion --env-manager uv --content-type json "
+    "--input-path rows.json": (
+        "test_registered_model", "test_mlflow_serves_a_version_in_an_environment_of_its_own"
     ),
     **dict.fromkeys(
         ("recipe migrate", "recipe migrate lora.yml"), ("test_migrate", "test_an_axolotl_file_becomes_a_recipe")

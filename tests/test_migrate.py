@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -118,6 +119,11 @@ def migrate(repository, text, base, *options):
     return result, read_params(path, sections()) if path.is_file() else None
 
 
+def assert_every_key_is_reported(text, output):
+    keys = re.findall(r"^([a-z]\w*):", text, re.MULTILINE)
+    assert len(keys) > 15 and [key for key in keys if not re.search(rf"\b{key}\b", output)] == []
+
+
 def test_an_axolotl_file_becomes_a_recipe(repository, tiny_base):
     write_jsonl(repository / "rows.jsonl", [openai(n) for n in range(40)])
     result, params = migrate(repository, AXOLOTL, tiny_base)
@@ -137,13 +143,15 @@ def test_an_axolotl_file_becomes_a_recipe(repository, tiny_base):
         "  optimizer: adamw_bnb_8bit has no counterpart. The optimizer is AdamW with 32-bit state.",
         '  datasets[2]: {"path": "someone/else", "type": "alpaca"} has no counterpart. Put the rows of all '
         "datasets into one folder",
-        "  datasets[1].shards: 4 has no counterpart",
+        "  datasets[1].shards: 4 has no counterpart.",
         "  an_unknown_key: 7 has no counterpart.",
         "  saves_per_epoch: 1 has no counterpart. train.save_steps sets the steps between checkpoints.",
         "  tf32: yes has no counterpart. Matrix products in float32 use full precision.",
-        "  strict, wandb_project",
+        "  strict: false",
+        "  wandb_project",
     ):
         assert line in result.output.splitlines(), line
+    assert_every_key_is_reported(AXOLOTL, result.output)
     assert "the base model's tokenizer" not in result.output
 
 
@@ -156,7 +164,7 @@ def test_a_llama_factory_file_becomes_a_recipe(repository, tiny_base):
     result, params = migrate(repository, LLAMA_FACTORY, tiny_base)
     assert result.exit_code == 0, result.output
     sequence, lora, train = params["sequence"], params["lora"], params["train"]
-    assert (sequence.template, sequence.chat_template, sequence.max_length) == ("alpaca_chat", None, 256)
+    assert (sequence.template, sequence.chat_template, sequence.max_length) == ("alpaca_chat", "plain", 256)
     assert set(sequence.columns) == {"instruction", "input", "output", "system", "history"}
     assert (lora.r, lora.alpha, lora.dropout, lora.target_modules) == (4, 8, 0.0, ("q_proj", "v_proj"))
     assert (train.global_batch_size, train.num_epochs, train.warmup_ratio) == (8, 3, 0.1)
@@ -164,7 +172,8 @@ def test_a_llama_factory_file_becomes_a_recipe(repository, tiny_base):
     assert params["data"].source.endswith("data/mine.jsonl") and not sequence.packing
     for line in (
         "  lora_alpha: 8 (the default of LLaMA-Factory) -> lora.alpha: 8",
-        "  lr_scheduler_type: cosine_with_restarts is not available. cosine was chosen as the nearest",
+        "  lr_scheduler_type: cosine_with_restarts is not available, so train.lr_schedule is cosine",
+        "the base model's tokenizer has no chat template, so sequence.chat_template is set to plain.",
         "  save_steps: rounded to 60, a multiple of logging_steps (10)",
         "  dataset: identity has no counterpart. Put the rows of all datasets into one folder",
         "  max_samples: 1000 has no counterpart. Put fewer rows into the file.",
@@ -172,6 +181,7 @@ def test_a_llama_factory_file_becomes_a_recipe(repository, tiny_base):
         "  dataset: mine: an instruction and its input are separated by a blank line, not by a line break",
     ):
         assert line in result.output.splitlines(), line
+    assert_every_key_is_reported(LLAMA_FACTORY, result.output)
     sharegpt = {
         "hf_hub_url": "someone/chats",
         "formatting": "sharegpt",
@@ -193,7 +203,9 @@ def test_a_trl_file_becomes_a_recipe(repository, tiny_base):
     assert (sequence.template, sequence.columns, sequence.packing) == ("text", {"text": "text"}, True)
     assert (lora.r, lora.alpha, lora.dropout, lora.target_modules) == (32, 16, 0.05, "all-linear")
     assert (train.global_batch_size, train.num_epochs, train.warmup_ratio) == (16, 3, 0.05)
-    assert (train.lr_schedule, train.quantization, params["data"].validation_split) == ("constant", "int8", "test")
+    assert (train.lr_schedule, train.quantization, params["data"].validation_split) == ("constant", "int8", None)
+    assert params["sequence"].validation_fraction == 0.05
+    assert_every_key_is_reported(TRL, result.output)
     assert "  packing: rows are never cut to fill a sequence, and do not attend to each other" in result.output
     assert "  push_to_hub: true has no counterpart. The adapter is registered in MLflow." in result.output
     result, params = migrate(
@@ -208,11 +220,22 @@ def test_a_trl_file_becomes_a_recipe(repository, tiny_base):
     ("text", "reason"),
     [
         ("a: 1\nb: 2\n", "is not recognized. Its first keys are a, b. Known formats: axolotl"),
-        ("base_model: {base}\nrl: dpo\n", "the file configures dpo, but only supervised fine-tuning can be migrated"),
+        ("base_model: {base}\nrl: dpo\n", "rl: dpo is not supervised fine-tuning, so the file can't be migrated"),
         (LLAMA_FACTORY.replace("stage: sft", "stage: dpo"), "stage: dpo, but only supervised fine-tuning (sft)"),
         ("base_model: {base}\n", "the file has no datasets with a path. Name the rows with --data"),
         (LLAMA_FACTORY, "data/dataset_info.json was not found. Name the rows with --data"),
-        (TRL, "rows.jsonl does not exist and is not a Hub name"),
+        (TRL, "rows.jsonl does not exist. Paths are looked up in the current folder"),
+        ("base_model: {base}\nreward_model: true\n", "reward_model: true is not supervised fine-tuning"),
+        (TRL + "beta: 0.1\n", "beta is not a key of `trl sft`"),
+        (TRL + "loss_type: sigmoid\n", "loss_type: sigmoid is not a loss of `trl sft`"),
+        ("base_model:\ndatasets: []\n", "base_model has no value. Name the base model"),
+        (AXOLOTL.replace("learning_rate: 1e-3", "learning_rate: fast"), "learning_rate: found fast. Input should be a"),
+        (AXOLOTL.replace("lora_r: 4", "lora_r: [4]"), "lora_r: found [4]. Input should be a valid integer"),
+        (AXOLOTL.replace("  - path: rows.jsonl", "  - rows.jsonl\n  - path: x"), "datasets: found"),
+        (
+            AXOLOTL.replace("path: rows.jsonl", "path: someone/rows").replace("lora_r: 4", "lora_r: 0"),
+            "lora.r: found 0",
+        ),
         ("- 1\n", "expected a mapping"),
         ("a: [\n", "not valid YAML"),
     ],
@@ -228,7 +251,14 @@ def test_rows_can_be_named_on_the_command_line(repository, tiny_base):
     result, params = migrate(repository, LLAMA_FACTORY, tiny_base, "--data", "mine.jsonl")
     assert result.exit_code == 0, result.output
     assert params["sequence"].template == "alpaca" and params["data"].source.endswith("mine.jsonl")
-    assert "--data" not in result.output
+    assert "dataset: mine,identity is replaced by --data" in result.output and "was not found" not in result.output
+    for number, text in enumerate(
+        (AXOLOTL, "base_model: {base}\n", TRL, "model_name_or_path: {base}\nuse_peft: true\n")
+    ):
+        (repository / "presets" / "theirs").rename(repository / f"old-{number}")
+        result, params = migrate(repository, text, tiny_base, "--data", "mine.jsonl")
+        assert result.exit_code == 0, result.output
+        assert params["sequence"].template == "alpaca" and params["sequence"].columns["output"] == "output"
 
 
 def test_words_for_true_and_false():
@@ -238,19 +268,123 @@ def test_words_for_true_and_false():
 
 def test_the_longest_matching_advice_is_given():
     migration = Migration("x", {"eval_packing": 1})
-    migration.finish({"eval_": "short", "eval_packing": "long"})
+    migration.finish({"eval_": "short", "eval_packing": "long"}, set())
     assert migration.missing == ["eval_packing: 1 has no counterpart. long"]
+
+
+AXOLOTL_CHANGES = {
+    "data_files of a builder": (
+        ("path: rows.jsonl", "path: json\n    data_files: [rows.jsonl]"),
+        "datasets[1].data_files: rows.jsonl -> data.source", {},
+    ),
+    "data_files of a repository": (
+        ("path: rows.jsonl", "path: owner/rows\n    data_files: {train: rows.jsonl}"),
+        'datasets[1].data_files: {"train": "rows.jsonl"} has no counterpart', {"data.id": "owner/rows"},
+    ),
+    "a slice": (
+        ("ds_type: json", "split: train[:20%]"), "datasets[1].split: the whole split is used, not only the part [:20%]",
+        {"data.train_split": "train"},
+    ),
+    "a constant schedule": (
+        ("lr_scheduler: cosine", "lr_scheduler: constant"),
+        "warmup_steps: 10 is not used, as with the schedule constant", {"train.warmup_ratio": 0.0},
+    ),
+    "offloaded activations": (
+        ("gradient_checkpointing: true", "gradient_checkpointing: offload"), "not moved (offload)",
+        {"train.activation_checkpointing": "on"},
+    ),
+    "no checkpointing": (
+        ("gradient_checkpointing: true", "gradient_checkpointing: no"), "gradient_checkpointing: ",
+        {"train.activation_checkpointing": "off"},
+    ),
+    "errors for long rows": (
+        ("val_set_size: 0.2", "excess_length_strategy: raise"), "the file names no validation rows, so",
+        {"sequence.on_overlong": "error", "sequence.validation_fraction": 0.05},
+    ),
+    "roles of its own": (
+        ("shards: 4", "roles: {user: [customer, human], assistant: [gpt]}"),
+        "datasets[1].roles.user: customer has no counterpart. Rename the role customer in the rows to user", {},
+    ),
+    "keys of its own": (
+        ("shards: 4", "message_property_mappings: {role: from, content: said}"),
+        "content: said has no counterpart. Rename the key said in the rows to content", {},
+    ),
+    "a pattern": (
+        ("lora_target_linear: true", "lora_target_modules: 'model.layers.[0-9]+.mlp'"),
+        "is a pattern, not a list of names", {"lora.target_modules": "all-linear"},
+    ),
+    "another alpaca": (
+        ("type: chat_template", "type: alpaca_chat.load_qa"), "alpaca_chat.load_qa has no counterpart", {},
+    ),
+    "a template that is not here": (
+        ("chat_template: chatml", "chat_template: llama3"), "the base model's tokenizer has no chat template", {},
+    ),
+    "off, but different": (("tf32: yes", "shuffle_merged_datasets: false"), "merged_datasets: false has no", {}),
+    "no lora_r": (("lora_r: 4\n", ""), "the file has no lora_r, so lora.r is 16", {"lora.r": 16}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AXOLOTL_CHANGES)
+def test_other_values_of_an_axolotl_file(repository, tiny_base, name):
+    write_jsonl(repository / "rows.jsonl", [openai(n) for n in range(40)])
+    (old, new), line, settings = AXOLOTL_CHANGES[name]
+    assert old in AXOLOTL
+    result, params = migrate(repository, AXOLOTL.replace(old, new), tiny_base)
+    assert result.exit_code == 0 and line in result.output, result.output
+    assert {key: getattr(params[key.split(".")[0]], key.split(".")[1]) for key in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("entry", "part"),
+    [
+        ({"file_name": "a.jsonl", "formatting": "openai", "columns": {"messages": "messages", "tools": "tools"}},
+         'columns: {"messages": "messages", "tools": "tools"} -> sequence.columns'),
+        ({"file_name": "a.jsonl", "formatting": "sharegpt", "columns": {"messages": "messages"},
+          "tags": {"role_tag": "role", "user_tag": "customer"}}, "tags.user_tag: customer has no counterpart. Rename"),
+        ({"file_name": "a.jsonl", "num_samples": 9}, "mine, num_samples: 9 has no counterpart"),
+        ({"file_name": "a.jsonl", "split": "train[:5]"}, "the whole split is used, not only the part [:5]"),
+        ({"file_name": "a.jsonl", "ranking": True}, "contains preferences, but only supervised"),
+        ({"file_name": "a.jsonl", "formatting": "other"}, "mine has the unknown formatting other"),
+        ({"file_name": None}, "mine has neither file_name nor hf_hub_url"),
+        ("text", "does not map names of datasets to their descriptions"),
+    ],
+)  # fmt: skip
+def test_other_descriptions_of_a_dataset(repository, tiny_base, entry, part):
+    (repository / "data").mkdir()
+    write_jsonl(repository / "data" / "a.jsonl", [openai(n) for n in range(40)])
+    (repository / "data" / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    result, _ = migrate(repository, LLAMA_FACTORY, tiny_base)
+    assert result.exit_code in (0, 2, 3) and part in result.output, result.output
+    (repository / "data" / "dataset_info.json").write_text("{")
+    result, _ = migrate(repository, LLAMA_FACTORY, tiny_base, "--name", "other")
+    assert result.exit_code == 3 and "can't be read as JSON" in result.output
+
+
+def test_a_trl_file_with_a_folder_of_splits_a_mixture_and_no_limit(repository, tiny_base):
+    for name in ("train", "test"):
+        write_jsonl(repository / "splits" / f"{name}.jsonl", [{"text": f"{name} {n}"} for n in range(40)])
+    text = TRL.replace("dataset_name: rows.jsonl", "datasets: [{path: splits, columns: [text]}, {path: owner/x}]")
+    text = text.replace("max_length: 256", "max_length: null").replace("load_in_8bit", "load_in_4bit")
+    result, params = migrate(repository, text, tiny_base)
+    assert result.exit_code == 0, result.output
+    assert (params["data"].validation_split, params["sequence"].max_length) == ("test", 1024)
+    for part in (
+        "max_length: null is no limit, which is not available", "datasets[1].path: splits -> data.source",
+        'datasets[1].columns: ["text"] has no counterpart', 'datasets[2]: {"path": "owner/x"} has no counterpart',
+        "use_bnb_nested_quant: off, but nf4 always uses double quantization",
+    ):  # fmt: skip
+        assert part in result.output, result.output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", ["axolotl", "llama_factory", "trl"])
 def test_all_stages_run_on_a_migrated_file(tool, repository, tiny_base, monkeypatch):
     if tool == "axolotl":
-        text, rows = AXOLOTL.replace("chatml", "tokenizer_default_fallback_chatml"), [openai(n) for n in range(40)]
+        text, rows = AXOLOTL.replace("chatml", "llama3"), [openai(n) for n in range(40)]
     elif tool == "llama_factory":
         text, rows = LLAMA_FACTORY, [llama_factory(n) for n in range(40)]
     else:
-        text, rows = TRL.replace("eval_strategy: steps\n", ""), [{"text": f"row {n} " * 9} for n in range(40)]
+        text, rows = TRL, [{"text": f"row {n} " * 9} for n in range(40)]
     write_jsonl(repository / "rows.jsonl", rows)
     result, params = migrate(repository, text, tiny_base, "--data", "rows.jsonl")
     assert params is not None, result.output
@@ -258,8 +392,6 @@ def test_all_stages_run_on_a_migrated_file(tool, repository, tiny_base, monkeypa
     edit(folder, "max_generations: 450", "max_generations: 2")
     edit(folder, "max_new_tokens: 64", "max_new_tokens: 2")
     edit(folder, f"warmup_ratio: {params['train'].warmup_ratio:g}", "warmup_ratio: 0")
-    if params["sequence"].template != "text":
-        edit(folder, "chat_template: null", "chat_template: plain")
     monkeypatch.chdir(folder)
     before = dict(os.environ)
     try:

@@ -54,6 +54,8 @@ def test_the_registered_chat_model_answers_chats_with_history_and_tools(chat_mod
     limit = {"max_new_tokens": 12}
     answers = [model.predict([row], limit)[0] for row in rows]
     assert model.predict(rows, limit) == model.predict(pandas.DataFrame(rows), limit) == answers
+    frame = pandas.DataFrame([{**rows[0], "tools": pandas.NA}, rows[2]])
+    assert model.predict(frame, limit) == [answers[0], answers[2]]
     assert answers[0] == answers[3] and len(set(answers)) > 1
     assert model.predict({"messages": [USER]}, limit) == model.predict([{"instruction": "Rain?"}], limit)
     for row, reason in (
@@ -127,7 +129,7 @@ def configured_links():
 
 
 def test_versions_load_and_new_ones_are_stored_in_the_new_place_after_a_move(
-    evaluated, fetched_base, store, tmp_path, monkeypatch
+    evaluated, fetched_base, store, tmp_path, monkeypatch, capsys
 ):
     import mlflow
 
@@ -148,7 +150,25 @@ def test_versions_load_and_new_ones_are_stored_in_the_new_place_after_a_move(
     assert (new / "MLmodel").is_file() and new.is_relative_to(moved)
     run = registry.client.get_run(version.run_id)
     assert run.info.artifact_uri.startswith((moved / "mlflow" / "artifacts").as_uri())
-    assert correct_paths(moved / "mlflow") == 0 == correct_paths(tmp_path)
+    assert not correct_paths(moved / "mlflow") and not correct_paths(tmp_path)
+    assert "note: the repository was moved." in capsys.readouterr().err
+    assert (moved / "mlflow" / "mlflow.db.before-move").is_file()
+
+
+def test_existing_paths_and_databases_that_cannot_be_changed_are_kept(evaluated, fetched_base, store, tmp_path, capsys):
+    """An experiment with artifacts in another folder of the same name, and a database that another process locks."""
+    import sqlite3
+
+    run_register(evaluated(), fetched_base, tracker(store))
+    copy = shutil.copytree(store, tmp_path / "copy", symlinks=True)  # the old place still exists
+    assert not correct_paths(copy / "mlflow")
+    shutil.rmtree(store / "mlflow" / "artifacts")
+    with sqlite3.connect(copy / "mlflow" / "mlflow.db") as lock:
+        lock.execute("BEGIN EXCLUSIVE")
+        assert not correct_paths(copy / "mlflow")
+    assert "were not checked after a possible move" in capsys.readouterr().err
+    (copy / "mlflow" / "mlflow.db").write_bytes(b"not a database" * 100)
+    assert not correct_paths(copy / "mlflow")
 
 
 def test_variables_of_other_programs_do_not_change_a_run(store):

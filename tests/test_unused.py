@@ -103,6 +103,24 @@ def test_keys_that_the_chat_template_does_not_write_are_reported(prepared):
     assert set(unused(prepared(rows, **chat_settings({"template": "chat", "columns": columns})))) == {LEFT_OUT}
 
 
+def test_keys_inside_a_message_that_are_not_used_are_reported(prepared):
+    rows = chats()
+    rows[0]["messages"][0]["content"] = [{"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}]
+    rows[1]["messages"][0] |= {"from": "human", "value": "Something else"}
+    rows[2]["messages"][0] |= {"from": "user", "value": rows[2]["messages"][0]["content"]}
+    call = {"type": "function", "function": {"name": "go", "arguments": "{}", "strict": True}}
+    rows[3]["messages"][-1] = {**rows[3]["messages"][-1], "tool_calls": [call]}
+    rows[4]["messages"][0] |= {"from": "system"}
+    template = WRITES_NAMES.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}")
+    settings = {"template": "chat", "chat_template": template}
+    assert unused(prepared(rows, **chat_settings(settings))) == {
+        "messages.content.cache_control": {"rows": 1, "example": '{"type": "ephemeral"}'},
+        "messages.from": {"rows": 1, "example": "system"},
+        "messages.tool_calls.function.strict": {"rows": 1, "example": "true"},
+        "messages.value": {"rows": 1, "example": "Something else"},
+    }
+
+
 def test_an_input_that_is_the_text_nan_is_reported_as_not_used(prepared):
     folder = prepared(alpaca(input="nan"))
     assert unused(folder) == {"input": {"rows": 30, "example": "nan"}}

@@ -156,7 +156,7 @@ def attention() -> bool:
 
 
 def _attention_cost() -> None:
-    """Report the milliseconds of one layer's attention, forward and backward, with the width of the 7B shape."""
+    """Report the time in milliseconds of one layer's attention, forward and backward, at the width of the 7B shape."""
     import torch
 
     from recipe.model.packed_attention import add_cu_seqlens, attend_by_document
@@ -213,7 +213,7 @@ def isolation() -> bool:
 
 
 def determinism() -> bool:
-    """Run the check in bench.cuda that compares two runs, and a run that is stopped and resumed."""
+    """Run the bench.cuda check that compares two runs with each other and with a run that is stopped and resumed."""
     from bench.cuda import determinism as compare
 
     started = time.monotonic()
@@ -227,7 +227,7 @@ def determinism() -> bool:
 
 
 def arm(title: str, name: str) -> bool:
-    """Run one arm of a configuration of bench.cuda."""
+    """Run one arm of a bench.cuda configuration."""
     from safetensors import safe_open
 
     from bench.cuda import CONFIGURATIONS

@@ -1,4 +1,4 @@
-"""Measures where one optimizer step of the 7B shape spends its time and memory on this GPU.
+"""Measures where one optimizer step of a 7B-shaped model spends its time and memory on this GPU.
 
     python step.py peaks      compare the peak memory with the memory estimate of `recipe plan`
     python step.py profile    time a step, its GPU kernels and its work on the host

@@ -1,4 +1,4 @@
-"""Writes the rows of this preset: messages to a shop, and the JSON object that a program needs instead of each message.
+"""Writes the rows of this preset: messages to a shop, each with the JSON object that a program needs in its place.
 
     python presets/smollm2-135m-cpu/make_rows.py     # rewrites rows/ with identical bytes
 

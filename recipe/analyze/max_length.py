@@ -36,8 +36,8 @@ class Limit:
 def candidates(lengths: Sequence[int], configured: int) -> list[int]:
     """Return the limits to compare: the configured limit and the powers of two from SHORTEST.
 
-    The list ends at the first power that no row exceeds, or at the second power that no more than MAX_CUT of the rows
-    exceed, whichever is smaller.
+    The list ends at the first power that no row exceeds, or at the second power exceeded by at most MAX_CUT of the
+    rows, whichever is smaller.
     """
     max_cut_rows = int(MAX_CUT * len(lengths))
     enough = sorted(lengths)[len(lengths) - 1 - max_cut_rows]  # the shortest limit that cuts max_cut_rows rows or fewer
@@ -54,9 +54,9 @@ def limits(
 ) -> list[Limit]:
     """Return a Limit for each candidate at which at least one row is kept, with the shortest limit first.
 
-    `lengths` contains the number of tokens in each row before cutting. `loss_starts` contains the number of tokens
-    before the first token of the row that is in the loss. As in prepare, a row that exceeds the limit is cut. The row
-    is dropped instead if cutting would leave no token in the loss, or if `drop_overlong` is set.
+    `lengths` contains the number of tokens in each row before cutting. `loss_starts` contains, for each row, the number
+    of tokens before its first token in the loss. As in prepare, a row that exceeds the limit is cut. The row is dropped
+    instead if cutting would leave no token in the loss, or if `drop_overlong` is set.
     """
     step = -(-len(lengths) // SAMPLE)
     total = sum(lengths)

@@ -98,7 +98,7 @@ def data_parts(summary: dict[str, Any], first: list[dict[str, Any]], num_rows: i
 
 
 def unused_parts(unused: dict[str, dict[str, Any]]) -> list[Part]:
-    """List the columns and message keys that the template does not use. If there are none, return no part."""
+    """List the columns and message keys that the template does not use. If there are none, return no parts."""
     rows = [[name, entry["rows"], entry["example"]] for name, entry in unused.items()]
     text = "To use a column, name it in sequence.columns. To ignore a column, map its name to null."
     return [Part("Not used", table(["name", "rows", "example"], rows), text)] if rows else []

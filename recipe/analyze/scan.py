@@ -1,4 +1,5 @@
-"""Scans the loaded rows: counts values by column in all readable rows, and checks the rows that prepare tokenized.
+"""Scans the loaded rows: counts values by column in all readable rows, and checks the rows that the prepare stage
+tokenized.
 
 scan = scan_rows(data, files, meta, facts, num_first, progress)    # a Scan
 """

@@ -9,9 +9,9 @@ import re
 from collections import Counter
 from functools import cache
 
-# The patterns match e-mail addresses in the plain form of RFC 5322, phone numbers in the notation of E.164 and of the
-# North American Numbering Plan, and keys in the formats that their issuers document. Addresses under example.com, .net
-# and .org (RFC 2606) and North American 555 numbers are ignored, because they are usually placeholders. The part of an
+# The patterns match e-mail addresses in the plain form of RFC 5322, phone numbers in the notation of E.164 or the North
+# American Numbering Plan, and keys in the formats that their issuers document. Addresses under example.com, .net and
+# .org (RFC 2606) and North American 555 numbers are ignored, because they are usually placeholders. The part of an
 # address before the @ is limited to 64 characters (RFC 5321), which also keeps the search time linear.
 EMAIL = re.compile(
     r"(?<![\w.%+-])[\w.%+-]{1,64}@(?!(?:[\w-]+\.)*(?i:example\.(?:com|net|org))\b)(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}\b"

@@ -1,4 +1,4 @@
-"""Defines the commands of the command line. Only this module converts errors to exit codes.
+"""Defines the command-line interface. Only this module converts errors to exit codes.
 
 Commands import large packages only when they run, so `recipe --help` is fast.
 """
@@ -167,7 +167,7 @@ def migrate(file: Path, name: str | None, data: str | None) -> None:
 
     Reads the YAML files of axolotl, LLaMA-Factory and `trl sft --config`. Prints which keys were taken over, which have
     a different meaning here, and which have no counterpart. Paths in FILE are looked up in the current folder, in the
-    folder of FILE, and in the folders above it.
+    folder of FILE, and in the three folders above that.
 
     \b
         recipe migrate lora.yml
@@ -235,7 +235,7 @@ def link(server: str) -> None:
     """Print the MLflow URL of this recipe's last registered run.
 
     If this recipe has no registered run, prints the URL of the list of experiments. If the repository was moved, this
-    command also corrects the paths of artifacts in the MLflow database of the repository.
+    command also corrects the artifact paths in the repository's MLflow database.
 
     \b
         make mlflow-ui     # run in the repository root; also prints this URL

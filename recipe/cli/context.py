@@ -51,7 +51,7 @@ def progress(items: Iterator[Any], what: str, total: int | None = None) -> Itera
 
 
 def missing_output(error: FileNotFoundError) -> str | None:
-    """Return an error message if the missing file belongs to the outputs of a stage or to .recipe, otherwise None."""
+    """Return an error message if the missing file is an output of a stage or is in .recipe, otherwise None."""
     if not (HERE / "dvc.yaml").is_file():
         return None
     path = Path(str(error.filename))

@@ -32,7 +32,7 @@ EXTRAS = {
 
 @dataclass
 class Detected:
-    """The detected template, the columns that the template uses, and the columns that the template does not use."""
+    """The detected template, the columns that it uses, and the remaining columns."""
 
     template: str
     columns: dict[str, str]
@@ -51,7 +51,7 @@ def first_rows(files: Sequence[Path]) -> tuple[list[dict[str, Any]], int]:
 
 def detect(rows: list[dict[str, Any]]) -> Detected | None:
     """Return the template and the columns that fit the rows, or None if no template fits."""
-    # The values of each column that are not empty.
+    # The non-empty values of each column.
     values: dict[str, list[Any]] = {}
     for row in rows:
         for name, value in row.items():

@@ -5,9 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from recipe.cli.context import sections
 from recipe.cli.new import new_recipe, source_of
-from recipe.core.config import load_yaml, read_params
+from recipe.core.config import load_yaml
 from recipe.core.errors import ParamsError
 from recipe.core.hub_cache import HUB
 from recipe.migrate import axolotl, llama_factory, trl
@@ -19,6 +18,10 @@ TOOLS = (
 TOOLS += "and `trl sft` (model_name_or_path with dataset_name, datasets or use_peft)"
 
 
+ROW_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".zip", ".gz", ".arrow")
+LEVELS = 3  # number of folders above the file in which paths are looked up
+
+
 def migrate(folder: Path, file: Path, name: str | None, data: str | None) -> tuple[Path, list[str]]:
     """Create presets/NAME from another tool's file, and return the new folder and the lines of a report.
 
@@ -26,49 +29,58 @@ def migrate(folder: Path, file: Path, name: str | None, data: str | None) -> tup
     the rows that the file names. Raises ParamsError if the file is not a configuration of a known tool, if it does not
     configure supervised fine-tuning, or if its rows or its model do not exist.
     """
-    config = _plain(load_yaml(file))
-    migration = _convert(file, config)
+    migration = _convert(file, _plain(load_yaml(file)), replaced=data is not None)
     chosen = name or re.sub(r"[^\w-]+", "-", file.stem, flags=re.ASCII).strip("-_") or "migrated"
-    rows = data or _resolve(file, migration.data)
-    model = _resolve(file, migration.model)
-    if rows is None:
-        raise ParamsError("\n".join([f"{file} does not name rows that can be found.", *migration.missing]))
-    if data is not None:
-        migration.missing = [line for line in migration.missing if not line.endswith("Name the rows with --data")]
-        for key in ("data.subset", "data.revision", "data.train_split", "data.validation_split"):
-            migration.settings.pop(key, None)
-    elif source_of(rows) != HUB:
+    rows = data or _resolve(file, migration, migration.data)
+    model = _resolve(file, migration, migration.model)
+    assert rows is not None
+    if source_of(rows) != HUB:
         migration.settings.pop("data.revision", None)
     new, notes = new_recipe(folder, chosen, rows, model, migration.settings)
-    read_params(new / "params.yaml", sections())
     return new, [*migration.report(), *notes]
 
 
-def _convert(file: Path, config: dict[str, Any]) -> Migration:
+def _convert(file: Path, config: dict[str, Any], *, replaced: bool) -> Migration:
+    def find(path: str) -> Path | None:
+        return _find(file, path)
+
     if axolotl.recognizes(config):
-        return axolotl.convert(config)
+        return axolotl.convert(config, replaced=replaced)
     if llama_factory.recognizes(config):
-        return llama_factory.convert(config, lambda path: _find(file, path))
+        return llama_factory.convert(config, find, replaced=replaced)
     if trl.recognizes(config):
-        return trl.convert(config)
+        return trl.convert(config, find, replaced=replaced)
     found = ", ".join(list(config)[:8]) or "none"
     raise ParamsError(f"{file} is not recognized. Its first keys are {found}. Known formats: {TOOLS}.")
 
 
-def _plain(value: Any) -> dict[str, Any]:
-    """Convert a YAML document to plain values."""
-    return dict(json.loads(json.dumps({str(key): item for key, item in value.items()}, default=str)))
+def _plain(value: Any) -> Any:
+    """Convert a YAML document to plain values whose keys are strings."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return json.loads(json.dumps(value, default=str))
 
 
 def _find(file: Path, path: str) -> Path | None:
-    """Return where a path in the file exists: from the working directory, the file's folder or a folder above it."""
-    places = (Path.cwd(), *file.resolve().parents)
-    return next((place / path for place in places if (place / path).exists()), None)
+    """Return where a path exists: relative to the working directory, the file's folder, or one of the LEVELS folders
+    above that folder.
+    """
+    places = (Path.cwd(), *list(file.resolve().parents)[: LEVELS + 1])
+    return next((place / path for place in places if path and (place / path).exists()), None)
 
 
-def _resolve(file: Path, source: str | None) -> str | None:
-    """Return a source as an existing path, or unchanged if it does not exist as a path."""
+def _resolve(file: Path, migration: Migration, source: str | None) -> str | None:
+    """Return a source as an existing path, or as a name on the Hub. Raises ParamsError if it is neither."""
     if source is None:
         return None
-    found = _find(file, source)
-    return str(found) if found else source
+    if found := _find(file, source):
+        return str(found)
+    if source.lower().endswith(ROW_FILES) or source.startswith((".", "/", "~")):
+        raise ParamsError(
+            f"{source} does not exist. Paths are looked up in the current folder, in the folder of {file.name} and in "
+            f"{LEVELS} folders above it. Name the rows with --data."
+        )
+    migration.taken.append(f"{source} does not exist as a path, so it is taken as a name on the Hub")
+    return source

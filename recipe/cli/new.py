@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from recipe.cli.context import sections
 from recipe.cli.detect import Detected, detect, first_rows
-from recipe.core.config import dump_yaml, load_yaml
+from recipe.core.config import dump_yaml, load_yaml, read_params
 from recipe.core.errors import DataError, ParamsError
 from recipe.core.hub_cache import HUB
 from recipe.core.io import new_folder, write_text
@@ -83,21 +84,24 @@ def new_recipe(
         on_hub = source_of(model) == HUB
         params["model"].update(id=model if on_hub else Path(model).resolve().name, revision=None)
     settings = settings or {}
-    if "sequence.template" in settings:
-        params["sequence"]["chat_template"] = None
-    elif data is not None and source_of(data) != HUB:
-        notes = _set_template(params["sequence"], data, params["data"], _base_folder(params, new))
-    elif data is not None:
-        notes = [f"the rows of {data} were not read. Check sequence.template and sequence.columns in params.yaml."]
+    if "sequence.template" not in settings and data is not None:
+        notes += (
+            _set_template(params["sequence"], data, params["data"]) if source_of(data) != HUB
+            else [f"the rows of {data} were not read. Check sequence.template and sequence.columns in params.yaml."]
+        )  # fmt: skip
     for key, value in settings.items():
         section, _, setting = key.partition(".")
         params[section][setting] = value
+    if data is not None or model is not None:
+        notes += _set_chat_template(params["sequence"], _base_folder(params, new))
     params["registry"].update(name=name, experiment=name)
     params.yaml_set_start_comment(
         f"Recipe {name}. To run it, use `dvc repro` in this folder. To check this file, use `recipe params`."
     )
     with new_folder(new) as target:
         write_text(target / "params.yaml", dump_yaml(params))
+        if settings:
+            read_params(target / "params.yaml", sections())
         write_text(target / "dvc.yaml", pipeline_of(root))
         write_hub_file(target, params)
     return new, notes
@@ -147,7 +151,7 @@ def _base_folder(params: Any, new: Path) -> Path | None:
     return None if source == HUB else Path(os.path.normpath(new / source))
 
 
-def _set_template(sequence: Any, data: str, splits: Any, base: Path | None) -> list[str]:
+def _set_template(sequence: Any, data: str, splits: Any) -> list[str]:
     """Set the template and the columns that fit the rows. Return lines for the terminal that describe the result.
 
     Raises DataError if a file can't be read.
@@ -163,7 +167,7 @@ def _set_template(sequence: Any, data: str, splits: Any, base: Path | None) -> l
             f"no template fits the columns of {data}: {columns}. Set sequence.template and sequence.columns in "
             "params.yaml. docs/data.md describes the formats.",
         ]
-    # Keep the current template if it reads the same columns as the detected template, such as alpaca_chat and alpaca.
+    # Keep the current template if it reads the same columns as the detected template, as alpaca_chat and alpaca do.
     current = TEMPLATES[sequence["template"]]
     if current.REQUIRED == TEMPLATES[detected.template].REQUIRED and set(detected.columns) <= {
         *current.REQUIRED, *current.OPTIONAL, "category",
@@ -173,12 +177,21 @@ def _set_template(sequence: Any, data: str, splits: Any, base: Path | None) -> l
     sequence["columns"].clear()
     sequence["columns"].update(detected.columns)
     notes.append(_describe_choice(data, len(rows), detected))
-    if not TEMPLATES[detected.template].USES_CHAT_TEMPLATE:
+    return notes
+
+
+def _set_chat_template(sequence: Any, base: Path | None) -> list[str]:
+    """Set sequence.chat_template to plain if the base model needs a chat template but has none, and to null if no chat
+    template is used.
+
+    Return lines for the terminal that describe the change.
+    """
+    if not TEMPLATES[sequence["template"]].USES_CHAT_TEMPLATE:
         sequence["chat_template"] = None
     elif sequence["chat_template"] is None and base is not None and not _has_chat_template(base):
         sequence["chat_template"] = "plain"
-        notes.append("the base model's tokenizer has no chat template, so sequence.chat_template is set to plain.")
-    return notes
+        return ["the base model's tokenizer has no chat template, so sequence.chat_template is set to plain."]
+    return []
 
 
 def _describe_choice(data: str, num_rows: int, detected: Detected) -> str:

@@ -43,7 +43,7 @@ def die_with_parent() -> None:
 def end_if_asked() -> None:
     """Raise Stopped if docker/inside/repro received a stop signal before this stage started.
 
-    In that case, the file that the environment variable RECIPE_STOP names contains the exit code.
+    In that case, the file named by the environment variable RECIPE_STOP contains the exit code.
     """
     stop_file = Path(os.environ.get("RECIPE_STOP") or os.devnull)
     if stop_file.is_file():

@@ -1,4 +1,6 @@
-"""Implements `recipe show`, which prints the fetched rows or, with --mask, the tokens in the loss of prepared rows."""
+"""Implements `recipe show`, which prints the fetched rows or, with --mask, shows which tokens of the prepared rows are
+in the loss.
+"""
 
 from pathlib import Path
 

@@ -112,7 +112,7 @@ def _is_branch(part: object) -> bool:
 
 
 def _explain(place: list[Any], error: Any, section: type[Section], sections: dict[str, type[Section]]) -> str:
-    """Return a description of a mistake in a single line."""
+    """Return a one-line description of a mistake."""
     key = ".".join(map(str, place))
     if error["type"] == "extra_forbidden":
         renamed = section.RENAMED.get(str(place[-1])) if len(place) == 2 else None
@@ -132,7 +132,8 @@ def _nearest(place: list[Any], sections: dict[str, type[Section]]) -> str:
     """Return a hint such as `; did you mean x?`, or a list of the valid names if no valid name is similar.
 
     For an unknown section, the hint names the most similar section. For an unknown key, the hint names the first of
-    these that exists: the same key in a different section, a similar key in this section, a similar key in any section.
+    these that exists: the same key in a different section, a similar key in this section, or a similar key in any
+    section.
     """
     if len(place) == 1:
         close = difflib.get_close_matches(place[0], sections, n=1, cutoff=0.5)

@@ -89,7 +89,7 @@ def read_json_lines(path: Path) -> list[Any]:
 
 @contextmanager
 def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
-    """Convert errors from reading an output of an earlier stage to errors with one-line messages.
+    """Turn errors in reading an earlier stage's output into errors with one-line messages.
 
     Raises MachineError if the file is missing or can't be read, and DataError if the file is damaged. A ValueError, an
     error of a class in `damage`, or an OSError without an errno (Arrow raises these) means that the file is damaged.
@@ -176,9 +176,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 def file_lock(path: Path, what: str = "", *, wait: bool = False) -> Iterator[None]:
     """Hold an exclusive lock (flock) on the file `path` during the block. The kernel releases it if the process dies.
 
-    If another process holds the lock, wait for the lock if `wait` is true. Otherwise, raise a MachineError that says
-    that `what` is already running. DVC's own lock is not sufficient. It checks process ids, so it does not detect
-    processes in other containers, or a trainer that outlives its DVC process.
+    If `wait` is true, wait while another process holds the lock. Otherwise, raise a MachineError that says that `what`
+    is already running. DVC's own lock is not sufficient. It checks process ids, so it does not detect processes in
+    other containers, or a trainer that outlives its DVC process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:

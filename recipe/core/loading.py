@@ -1,9 +1,9 @@
-"""Describes the differences between a model's weights and the tensors that its architecture has.
+"""Describes how a model's weights differ from the tensors that its architecture expects.
 
     mismatches(info)    # ["model.layers.0.mlp.down_proj.weight is missing", ...]; empty if the weights fit
 
-`info` is what transformers returns from `from_pretrained(..., output_loading_info=True)`. It takes transformers'
-conversions, tied weights and the keys that a model's class ignores into account.
+`info` is what transformers returns from `from_pretrained(..., output_loading_info=True)`. It takes into account
+transformers' conversions, tied weights and the keys that a model's class ignores.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,7 +13,7 @@ SHOWN_TENSORS = 5
 
 
 def mismatches(info: Mapping[str, Collection[Any]]) -> list[str]:
-    """Return a description of each tensor that is missing, superfluous or has the wrong shape, sorted by name."""
+    """Return a description of each tensor that is missing or superfluous, or has the wrong shape, sorted by name."""
     shapes = {
         name: f"{name} has the shape {tuple(actual)}, not {tuple(expected)}"
         for name, actual, expected in info["mismatched_keys"]

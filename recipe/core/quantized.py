@@ -1,4 +1,4 @@
-"""Reads from a model's config.json whether the weights in its files are quantized already."""
+"""Determines from a model's config.json whether the weights in its files are already quantized."""
 
 from typing import Any, Literal
 
@@ -8,10 +8,10 @@ Quantized = Literal["none", "int8", "nf4"]
 
 
 def stored_quantization(config: dict[str, Any], name: str) -> Quantized:
-    """Return how the weights of the model `name` are quantized in its files, as its config says.
+    """Return how the weights in the files of the model `name` are quantized, according to its config.
 
-    Weights that bitsandbytes quantized to int8 or nf4 can be trained on. Raises DataError for any other method (GPTQ,
-    AWQ, FP8, fp4 and so on).
+    Weights that bitsandbytes quantized to int8 or nf4 can be used for training. Raises DataError for any other method
+    (GPTQ, AWQ, FP8, fp4 and so on).
     """
     stored = config.get("quantization_config")
     if not stored:

@@ -28,7 +28,7 @@ def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
 
 
 def score(model: Any, rows: Any, pad_token_id: int, batch_tokens: int, progress: Progress) -> Scores:
-    """Score each row with the model, a PEFT model.
+    """Score each row with the given PEFT model.
 
     Returns, for each row, the sum of losses (nats), the number of labels that the model ranks first, and the number of
     loss positions.
@@ -64,7 +64,8 @@ def score(model: Any, rows: Any, pad_token_id: int, batch_tokens: int, progress:
 
 
 def _logits_of_hidden(head: Any, hidden: Any) -> Iterator[tuple[int, Any]]:
-    """Yield pieces of the logits in fp32, of shape (tokens, vocabulary), each with its first index in `hidden`.
+    """Yield pieces of the logits in fp32, of shape (tokens, vocabulary), each with the index in `hidden` at which it
+    starts.
 
     `hidden` has the shape (tokens, hidden).
     """
@@ -74,7 +75,7 @@ def _logits_of_hidden(head: Any, hidden: Any) -> Iterator[tuple[int, Any]]:
 
 
 def _logits(model: Any, input_ids: Any, positions: Any) -> Iterator[tuple[int, Any]]:
-    """Yield the same pieces for a model that changes the logits of its head, such as by a soft cap.
+    """Yield the same pieces for a model that changes the logits of its head, for example with a soft cap.
 
     The model runs once for each piece. `input_ids` has the shape (seq,).
     """

@@ -36,7 +36,7 @@ def generate(
     model: Any, tokenizer: Any, ids: list[list[int]], params: EvaluateParams, meta: dict[str, Any], progress: Progress,
     label: str,
 ) -> list[str]:  # fmt: skip
-    """Generate greedy answers to prompts, of which `ids` contains the token ids, and return them in the same order."""
+    """Generate greedy answers to the prompts whose token ids are in `ids`, and return the answers in the same order."""
     ends = {"pad_token_id": meta["pad_token_id"], "end_token_ids": meta["end_token_ids"]}
     texts = [""] * len(ids)
     groups = batches([len(prompt_ids) + params.max_new_tokens for prompt_ids in ids], params.batch_tokens)

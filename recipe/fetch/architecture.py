@@ -3,7 +3,7 @@
     check_architecture(Path("models/llama"), "my/llama")    # raises DataError if a tensor is missing
 
 The model is loaded on the meta device, so that only the headers of the weight files are read. Only weights that are
-quantized already are read completely, because bitsandbytes cannot load them without their values.
+already quantized are read completely, because bitsandbytes needs their values to load them.
 """
 
 from pathlib import Path

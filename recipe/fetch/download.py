@@ -94,7 +94,7 @@ def _partial(blobs: Path, file: RemoteFile) -> Path:
 
 
 def partial_size(blobs: Path, file: RemoteFile) -> int:
-    """Return the number of bytes that earlier tries to download a file have received."""
+    """Return the number of bytes received by earlier attempts to download a file."""
     path = _partial(blobs, file)
     return min(path.stat().st_size, file.size) if path.is_file() else 0
 

@@ -54,7 +54,7 @@ def offline() -> bool:
 
 
 def check_named(section: str, name: str | None) -> str:
-    """Return `name`, which names a repository on the Hub. Raises ParamsError if `name` is null in params.yaml."""
+    """Return `name`, the name of a Hub repository. Raises ParamsError if `name` is null in params.yaml."""
     if name is None:
         raise ParamsError(
             f"params.yaml: {section}.source is `hub`, but {section}.id is null. Set {section}.id to the repository's "
@@ -179,7 +179,7 @@ def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Lock a folder that several processes may create at the same time, after waiting until the lock is free.
+    """Wait for and take the lock on a folder that several processes may create at the same time.
 
     This also deletes the temporary folders that killed processes left behind.
     """
@@ -205,7 +205,7 @@ def _check_disk(folder: Path, needed: int) -> None:
 
 
 def stated_license(folder: Path) -> str | None:
-    """Return the license that the card (README.md) in a snapshot states, or None if no license is stated."""
+    """Return the license stated in a snapshot's card (README.md), or None if no license is stated."""
     from huggingface_hub import RepoCard
     from yaml import YAMLError
 

@@ -1,6 +1,6 @@
 """Finds the files of a split.
 
-In a local source, the names of the files determine the splits. In a dataset on the Hub, the rules of the `datasets`
+In a local source, the names of the files determine the splits. For a dataset on the Hub, the rules of the `datasets`
 library determine them.
 """
 
@@ -63,7 +63,7 @@ def local_split_files(folder: Path, source: str, wanted: dict[str, str]) -> dict
 def dataset_splits(
     name: str, revision: str, subset: str | None, wanted: dict[str, str]
 ) -> tuple[Listing, dict[str, list[str]]]:
-    """Return the files of a Hub dataset at a commit, and the paths of the files of each split in `wanted`.
+    """Return a Hub dataset's files at a commit, and the file paths of each split in `wanted`.
 
     Of the dataset's files, only the card is downloaded.
     """

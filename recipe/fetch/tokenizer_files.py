@@ -30,10 +30,10 @@ def check_files(folder: Path) -> None:
 
 
 def check_sentencepiece(folder: Path, tokenizer: Any) -> None:
-    """Compare a tokenizer that was loaded from a SentencePiece file alone with SentencePiece itself.
+    """Compare a tokenizer, loaded from only a SentencePiece file, with SentencePiece itself.
 
-    Without tokenizer_config.json, transformers may not know that a text starts with a space, for example. Raises
-    DataError if the ids of a sample text differ.
+    Without tokenizer_config.json, transformers may not know, for example, that a space is added at the start of a text.
+    Raises DataError if the ids of a sample text differ.
     """
     if not (folder / SENTENCEPIECE).is_file() or (folder / "tokenizer.json").is_file():
         return

@@ -134,7 +134,7 @@ def _convert_shard(source: Path, destination: Path) -> tuple[list[str], int]:
 
 
 def configs_with_remote_code(folder: Path) -> list[str]:
-    """Return the names of the config files in a folder that require remote code, which an `auto_map` key indicates."""
+    """Return the names of the config files in a folder that have an `auto_map` key, and so require remote code."""
     names = []
     for name in ("config.json", "tokenizer_config.json"):
         path = folder / name

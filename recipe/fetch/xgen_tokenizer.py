@@ -9,8 +9,9 @@ version of transformers since 4.34. Its file tokenization_xgen.py (Salesforce/xg
     50287-50294   runs of 9 to 2 tabs
     50295-50312   special tokens
 
-The runs of spaces and tabs are ordinary tokens of the byte-pair encoding, not added tokens. Merges produce these runs
-within the pieces into which GPT-2's pattern splits a text. tests/test_xgen.py compares the ids with those of tiktoken.
+The runs of spaces and tabs are ordinary tokens of the byte-pair encoding, not added tokens. GPT-2's pattern splits a
+text into pieces, and merges produce these runs within the pieces. tests/test_xgen.py compares the ids with those of
+tiktoken.
 """
 
 import json
@@ -60,11 +61,11 @@ def vocabulary(gpt2: dict[str, int]) -> dict[str, int]:
 
 
 def merges(ranks: dict[str, int]) -> list[tuple[str, str]]:
-    """Return all pairs of tokens whose concatenation is also a token, in the order of the rank of that token.
+    """Return all pairs of tokens whose concatenation is also a token, ordered by that token's rank.
 
     At each step, tiktoken merges the two adjacent tokens whose concatenation has the lowest rank, regardless of where
-    the boundary between the two tokens is. A list of merges is equivalent if it contains, for every token, all pairs
-    that form the token, in the order of the ranks.
+    the boundary between the two tokens is. A list of merges is equivalent if it contains every pair that forms a token,
+    ordered by the token's rank.
     """
     pairs = []
     ranks = {token: rank for token, rank in ranks.items() if token != END_TOKEN}  # no merge produces the end token

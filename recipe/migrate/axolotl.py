@@ -4,11 +4,23 @@ from typing import Any
 
 from recipe.core.errors import ParamsError
 from recipe.migrate import trainer
-from recipe.migrate.migration import Migration, is_on, shown
+from recipe.migrate.migration import Migration, coerce, is_off, is_on, shown
+from recipe.text.messages import ROLE_NAMES, ROLES
 
 NAME = "axolotl"
-CHAT_TYPES = {"chat_template", "sharegpt"}
+# Keys that configure another kind of training.
+OTHER_TRAINING = ("rl", "reward_model", "process_reward_model", "pretraining_dataset")
+BUILDERS = {"json", "csv", "parquet", "text", "arrow"}  # values of `path` that name a file format
 ALPACA_FIELDS = {"field_instruction": "instruction", "field_input": "input", "field_output": "output"}
+OVERLONG = {"drop": "drop", "truncate": "truncate", "raise": "error"}
+TYPES: dict[str, Any] = {
+    **trainer.TYPES, "base_model": str, "revision_of_model": str, "adapter": str, "sequence_len": int,
+    "sample_packing": bool, "micro_batch_size": int, "num_epochs": float, "lr_scheduler": str, "optimizer": str,
+    "val_set_size": float, "train_on_inputs": bool, "lora_r": int, "peft_use_rslora": bool, "lora_target_linear": bool,
+    "lora_target_modules": list[str] | str, "load_in_4bit": bool, "load_in_8bit": bool, "chat_template": str,
+    "chat_template_jinja": str, "datasets": list[dict[str, Any]], "test_datasets": list[dict[str, Any]],
+    "excess_length_strategy": str,
+}  # fmt: skip
 NEAREST = {
     **trainer.NEAREST,
     "wandb_": "Runs are tracked in MLflow.",
@@ -39,8 +51,17 @@ NEAREST = {
     "tokenizer_type": "The class of the tokenizer is chosen from its files.",
     "early_stopping_patience": "Training always runs to its end. Compare train.num_epochs in a sweep.",
     "loss_watchdog_": "Training stops if the loss is not finite.",
-    "val_set_size": "Without validation rows, data.validation_split would be needed.",
+    "val_set_size": "sequence.validation_fraction is a share of the prompts.",
+    "test_datasets": "In a folder of rows, data.validation_split names the validation rows.",
+    "excess_length_strategy": "sequence.on_overlong decides about rows that are too long.",
     "strict": "All keys are always checked.",
+}  # fmt: skip
+
+
+OFF = {
+    *trainer.OFF, "strict", "flash_attention", "xformers_attention", "sdp_attention", "flash_optimum", "lora_model_dir",
+    "lora_fan_in_fan_out", "early_stopping_patience", "load_in_8bit", "load_in_4bit", "special_tokens", "debug",
+    "fsdp_config", "eval_sample_packing", "pad_to_sequence_len", "s2_attention", "torch_compile",
 }  # fmt: skip
 
 
@@ -49,178 +70,204 @@ def recognizes(config: dict[str, Any]) -> bool:
     return "base_model" in config
 
 
-def convert(config: dict[str, Any]) -> Migration:
-    """Convert the file's keys. Raises ParamsError if the file does not configure supervised fine-tuning."""
-    migration = Migration(NAME, config)
-    if rl := migration.pop("rl"):
-        raise ParamsError(f"the file configures {rl}, but only supervised fine-tuning can be migrated.")
-    migration.model = str(migration.pop("base_model"))
-    migration.taken.append(f"base_model: {migration.model} -> model.source, model.id")
+def convert(config: dict[str, Any], *, replaced: bool) -> Migration:
+    """Convert the file's keys.
+
+    If `replaced` is true, the source of the rows is specified elsewhere, and the one in the file is ignored.
+
+    Raises ParamsError if the file does not configure supervised fine-tuning, or specifies no source of rows.
+    """
+    migration = Migration(NAME, coerce(config, TYPES))
+    for key in OTHER_TRAINING:
+        if not is_off(value := migration.pop(key)):
+            raise ParamsError(f"{key}: {shown(value)} is not supervised fine-tuning, so the file can't be migrated.")
+    trainer.require_model(migration, "base_model")
     migration.take("revision_of_model", "model.revision")
-    migration.take("trust_remote_code", "model.trust_remote_code", default=False, convert=is_on)
     max_length = int(migration.config.get("sequence_len") or 512)
     migration.take("sequence_len", "sequence.max_length", default=512)
-    _dataset(migration)
-    packing = is_on(migration.take("sample_packing", "sequence.packing", default=False, convert=is_on))
+    overlong = migration.pop("excess_length_strategy", "drop")
+    source = f"excess_length_strategy: {overlong}"
+    migration.put("sequence.on_overlong", OVERLONG.get(overlong, "drop"), source,
+                  is_default="excess_length_strategy" not in migration.original)  # fmt: skip
+    train_all = is_on(migration.pop("train_on_inputs", False))
+    migration.put("sequence.loss_on", "all" if train_all else "completion", f"train_on_inputs: {shown(train_all)}")
+    if replaced:
+        for key in ("datasets", "chat_template", "chat_template_jinja"):
+            if (value := migration.pop(key)) is not None:
+                migration.differ(key, f"{shown(value)} is replaced by --data")
+    else:
+        _dataset(migration)
+    packing = is_on(migration.take("sample_packing", "sequence.packing", default=False))
     if packing:
         migration.differ("sample_packing", "sequences are filled more evenly here, so a step can have more rows")
     trainer.batch(migration, "micro_batch_size", 1, max_length)
     _lora(migration)
-    migration.take("num_epochs", "train.num_epochs", default=1.0, convert=trainer.number)
-    migration.take("learning_rate", "train.learning_rate", convert=trainer.number)
+    migration.take("num_epochs", "train.num_epochs", default=1.0)
+    migration.take("learning_rate", "train.learning_rate")
     trainer.schedule(migration, "lr_scheduler", "cosine")
-    trainer.warmup(migration, default=0.03)
-    migration.take("weight_decay", "train.weight_decay", default=0.0, convert=trainer.number)
-    migration.take("max_grad_norm", "train.max_grad_norm", default=1.0, convert=trainer.number)
-    migration.take("seed", "train.seed", default=42)
-    trainer.checkpoints(migration)
+    trainer.warmup(migration, "lr_scheduler", default=0.03)
+    trainer.common(migration)
     trainer.optimizer(migration, "optimizer", "adamw_torch_fused")
-    trainer.precision(migration)
-    held_out = float(migration.config.get("val_set_size") or 0)
-    if 0 < held_out < 1:
-        migration.take("val_set_size", "sequence.validation_fraction", convert=trainer.number)
+    if 0 < (migration.config.get("val_set_size") or 0) < 1:
+        migration.take("val_set_size", "sequence.validation_fraction")
         migration.differ("val_set_size", "whole prompts are held out, so that no prompt is in both parts")
-    elif held_out == 0:
+    elif migration.config.get("val_set_size") == 0:
         migration.pop("val_set_size")
-        migration.differ(
-            "val_set_size", "without validation rows there is no evaluation, so 5% of the prompts are held out"
-        )
-    migration.finish(NEAREST)
+        migration.differ("val_set_size", "the evaluation needs validation rows")
+    migration.hold_out()
+    migration.finish(NEAREST, OFF)
     return migration
 
 
 def _lora(migration: Migration) -> None:
     adapter = migration.pop("adapter")
-    if adapter not in ("lora", "qlora"):
-        migration.differ(
-            "adapter", f"{shown(adapter)} trains {'all weights' if adapter is None else 'another kind of adapter'}. "
-            "Here, a LoRA adapter is trained"
-        )  # fmt: skip
-    else:
+    if adapter in ("lora", "qlora"):
         migration.taken.append(f"adapter: {adapter} -> a LoRA adapter")
-    migration.take("lora_r", "lora.r", default=8 if adapter else 16)
-    migration.take("lora_alpha", "lora.alpha", default=16 if adapter else 32)
-    migration.take("lora_dropout", "lora.dropout", default=0.0, convert=trainer.number)
-    trainer.rank_stabilized(migration, "peft_use_rslora")
-    trainer.rank_stabilized(migration, "use_rslora")
-    linear, targets = is_on(migration.pop("lora_target_linear", False)), migration.pop("lora_target_modules")
-    if isinstance(targets, str):
-        migration.missing.append(f"lora_target_modules: {targets} is a pattern. Names are needed, or all-linear")
-        targets = None
-    if targets and not linear:
-        migration.set("lora.target_modules", list(targets), f"lora_target_modules: {shown(targets)}")
-    elif linear:
-        migration.set("lora.target_modules", "all-linear", "lora_target_linear: true")
-        if targets:
-            migration.differ("lora_target_modules", "all-linear includes these modules")
     else:
-        migration.set("lora.target_modules", "all-linear", "no lora_target_modules")
-    bits = (
-        4 if is_on(migration.pop("load_in_4bit", False)) else 8 if is_on(migration.pop("load_in_8bit", False)) else None
-    )
-    migration.pop("load_in_8bit")
+        what = "all weights" if adapter is None else "another kind of adapter"
+        migration.differ("adapter", f"{shown(adapter)} trains {what}. Here, a LoRA adapter is trained")
+    for key, target, own in (("lora_r", "lora.r", 16), ("lora_alpha", "lora.alpha", 32)):
+        if migration.take(key, target) is None:
+            migration.choose(target, own, f"the file has no {key}")
+    migration.take("lora_dropout", "lora.dropout", default=0.0)
+    trainer.rank_stabilized(migration, "peft_use_rslora")
+    linear, modules = is_on(migration.pop("lora_target_linear", False)), migration.pop("lora_target_modules")
+    if linear:
+        migration.put("lora.target_modules", "all-linear", "lora_target_linear: true")
+        if modules:
+            migration.differ("lora_target_modules", "all-linear includes these modules")
+    elif modules:
+        trainer.targets(migration, "lora_target_modules", modules)
+    else:
+        migration.choose("lora.target_modules", "all-linear", "the file has no lora_target_modules")
+    in_4, in_8 = (is_on(migration.pop(f"load_in_{bits}bit", False)) for bits in (4, 8))
+    bits = 4 if in_4 else 8 if in_8 else None
     if adapter == "qlora" and bits is None:
         migration.differ("adapter", "qlora without load_in_4bit. The base model is not quantized")
     trainer.quantization(migration, bits, f"load_in_{bits}bit: true" if bits else "no load_in_4bit or load_in_8bit")
 
 
 def _dataset(migration: Migration) -> None:
+    """Set the rows, the template and the columns from the first dataset, and report the others."""
     datasets = migration.pop("datasets", [])
-    if (
-        not isinstance(datasets, list)
-        or not datasets
-        or not isinstance(datasets[0], dict)
-        or not datasets[0].get("path")
-    ):
+    if not datasets or not datasets[0].get("path"):
         raise ParamsError("the file has no datasets with a path. Name the rows with --data.")
     first = {key: value for key, value in datasets[0].items() if value is not None}
     for number, other in enumerate(datasets[1:], 2):
-        migration.missing.append(
-            f"datasets[{number}]: {shown(other)} has no counterpart. Put the rows of all datasets into one folder"
-        )
-    files, name = first.pop("data_files", None), first.pop("path")
-    files = [files] if isinstance(files, str) else files
-    migration.data = str(files[0] if files and len(files) == 1 else name)
-    migration.taken.append(f"datasets[1].path: {migration.data} -> data.source, data.id")
-    if files and len(files) > 1:
-        migration.missing.append(f"datasets[1].data_files: {shown(files)} has no counterpart. Put them into one folder")
-    for key, target in (("name", "data.subset"), ("revision", "data.revision"), ("split", "data.train_split")):
+        migration.miss(f"datasets[{number}]", other, "Put the rows of all datasets into one folder")
+    files, path = first.pop("data_files", None), str(first.pop("path"))
+    if isinstance(files, list) and len(files) == 1:
+        files = files[0]
+    if isinstance(files, str) and path in BUILDERS:
+        migration.data = files
+        migration.taken.append(f"datasets[1].data_files: {files} -> data.source")
+    else:
+        migration.data = path
+        migration.taken.append(f"datasets[1].path: {path} -> data.source, data.id")
+        if files:
+            migration.miss("datasets[1].data_files", files, "Name the file with --data")
+    for key, target in (("name", "data.subset"), ("revision", "data.revision")):
         if key in first:
-            migration.set(target, first.pop(key), f"datasets[1].{key}: {shown(datasets[0][key])}")
-    for key, text in _columns(migration, first).items():
-        migration.missing.append(f"datasets[1].{key}: {text}")
-    for number, tests in enumerate(migration.pop("test_datasets", []), 1):
-        migration.missing.append(
-            f"test_datasets[{number}]: {shown(tests)} has no counterpart. In a folder of rows, data.validation_split "
-            "names the validation rows"
-        )  # fmt: skip
+            migration.put(target, str(first.pop(key)), f"datasets[1].{key}: {shown(datasets[0][key])}")
+    if "split" in first:
+        trainer.split(migration, first.pop("split"), "datasets[1].split")
+    if (file_type := first.pop("ds_type", None)) is not None:
+        migration.taken.append(f"datasets[1].ds_type: {file_type} -> the format is recognized by the file's name")
+    _template(migration, first)
+    for key, value in first.items():
+        migration.miss(f"datasets[1].{key}", value)
 
 
-def _columns(migration: Migration, first: dict[str, Any]) -> dict[str, str]:
-    """Set the template and its columns from a dataset's `type`. Return the keys of the dataset that are not used."""
+def _template(migration: Migration, first: dict[str, Any]) -> None:
+    """Set the template and its columns from a dataset's `type`, and remove from `first` the keys that were used."""
     kind = first.pop("type", None)
-    base = kind.split(":")[0].split(".")[0] if isinstance(kind, str) else kind
-    first.pop("ds_type", None)
-    train_all = is_on(migration.pop("train_on_inputs", False))
-    migration.settings["sequence.loss_on"] = "all" if train_all else "completion"
     source = f"datasets[1].type: {shown(kind)}"
-    if isinstance(base, dict) or base in ("alpaca", "alpaca_chat"):
-        names = base if isinstance(base, dict) else {}
-        columns = {field: str(names.get(key) or field) for key, field in ALPACA_FIELDS.items()}
-        _set_columns(migration, "alpaca", columns, source)
-        if isinstance(base, dict) and (base.get("format") or base.get("system_prompt") or base.get("system_format")):
-            migration.differ("datasets[1].type", "its own prompt format is not used. The prompts are Alpaca's")
-        elif kind not in ("alpaca",) and not isinstance(base, dict):
-            migration.differ("datasets[1].type", f"{kind} is a variant of alpaca. The prompts are Alpaca's")
-    elif base in CHAT_TYPES:
-        default = "messages" if base == "chat_template" else "conversations"
+    if isinstance(kind, dict):
+        _set_columns(migration, "alpaca", {
+            field: str(kind.get(key) or field) for key, field in ALPACA_FIELDS.items()
+        }, source)  # fmt: skip
+        for key in kind.keys() - ALPACA_FIELDS.keys():
+            migration.miss(f"datasets[1].type.{key}", kind[key], "The prompts are Alpaca's")
+    elif kind in ("alpaca", "alpaca:chat", "alpaca:phi"):
+        _set_columns(migration, "alpaca", {field: field for field in ALPACA_FIELDS.values()}, source)
+        if kind != "alpaca":
+            migration.differ("datasets[1].type", f"{kind} has prompts of its own. The prompts are Alpaca's")
+    elif kind in ("chat_template", "sharegpt") or str(kind).startswith("sharegpt."):
+        default = "messages" if kind == "chat_template" else "conversations"
         columns = {"messages": str(first.pop("field_messages", default))}
-        if tools := first.pop("field_tools", None):
+        if (tools := first.pop("field_tools", None)) is not None:
             columns["tools"] = str(tools)
         _set_columns(migration, "chat", columns, source)
-        _chat_template(migration, first)
-        for key in (
-            "message_property_mappings",
-            "message_field_role",
-            "message_field_content",
-            "conversation",
-            "roles",
-        ):
-            if first.pop(key, None) is not None:
-                migration.taken.append(f"datasets[1].{key} -> role, content, from and value are all recognized")
-        marked = first.pop("message_field_training", None)
-        if marked not in (None, "train", "training"):
-            first["message_field_training"] = marked
-        if first.pop("roles_to_train", ["assistant"]) not in (["assistant"], ["gpt"], ["assistant", "gpt"]):
-            migration.differ("datasets[1].roles_to_train", "the loss covers only the assistant's messages")
-        if first.pop("train_on_eos", "turn") != "turn":
-            migration.differ("datasets[1].train_on_eos", "each trained message is trained with its end token")
-    elif base == "completion":
+        _chat(migration, first)
+    elif kind == "completion":
         _set_columns(migration, "text", {"text": str(first.pop("field", "text"))}, source)
+        migration.differ(
+            "datasets[1].type", "axolotl splits a long text into several rows. sequence.on_overlong decides here"
+        )
+    elif kind == "pretrain":
+        raise ParamsError("datasets[1].type: pretrain is not supervised fine-tuning, so the file can't be migrated.")
     else:
-        migration.missing.append(f"{source} has no counterpart. Set sequence.template and sequence.columns")
-    if migration.config.get("chat_template") is not None:
-        _chat_template(migration, first)
-    return {key: f"{shown(value)} has no counterpart" for key, value in first.items()}
+        migration.miss("datasets[1].type", kind, "Set sequence.template and sequence.columns")
+    _chat_template(migration, first)
 
 
 def _set_columns(migration: Migration, template: str, columns: dict[str, str], source: str) -> None:
-    migration.set("sequence.template", template, source)
-    migration.set("sequence.columns", columns, source)
+    migration.put("sequence.template", template, source)
+    migration.put("sequence.columns", columns, source)
+
+
+def _chat(migration: Migration, first: dict[str, Any]) -> None:
+    """Convert a dataset's keys for messages. Keys and role names that are not recognized here are reported."""
+    first.pop("conversation", None)
+    mapping = {**(first.pop("message_property_mappings", None) or {})}
+    for key, name in (("message_field_role", "role"), ("message_field_content", "content")):
+        if key in first:
+            mapping[name] = first.pop(key)
+    known = {"role": {"role", "from"}, "content": {"content", "value"}}
+    for name, column in mapping.items():
+        where = f"datasets[1].message_property_mappings.{name}"
+        if column in known.get(name, {name}):
+            migration.taken.append(f"{where}: {column} -> recognized")
+        else:
+            migration.miss(where, column, f"Rename the key {column} in the rows to {name}")
+    for role, names in (first.pop("roles", None) or {}).items():
+        for name in names if isinstance(names, list) else [names]:
+            where = f"datasets[1].roles.{role}"
+            if ROLE_NAMES.get(str(name), name) == ROLE_NAMES.get(str(role), role) and role in (*ROLES, *ROLE_NAMES):
+                migration.taken.append(f"{where}: {name} -> recognized")
+            else:
+                migration.miss(where, name, f"Rename the role {name} in the rows to {role}")
+    if first.get("message_field_training") in ("train", "training"):
+        migration.taken.append(
+            f"datasets[1].message_field_training: {first.pop('message_field_training')} -> recognized"
+        )
+    trained = first.pop("roles_to_train", None)
+    if trained is not None and {ROLE_NAMES.get(str(role), role) for role in trained} != {"assistant"}:
+        migration.differ(
+            "datasets[1].roles_to_train", f"{shown(trained)}: only the assistant's messages are in the loss"
+        )
+    ends = first.pop("train_on_eos", "turn")
+    if ends != "turn":
+        migration.differ("datasets[1].train_on_eos", f"{ends}: each message in the loss includes its end token")
 
 
 def _chat_template(migration: Migration, first: dict[str, Any]) -> None:
     """Convert the chat template of the dataset, or of the file."""
     outer, outer_text = migration.pop("chat_template"), migration.pop("chat_template_jinja")
-    name = first.pop("chat_template", None) or outer or "tokenizer_default"
+    name = str(first.pop("chat_template", None) or outer or "tokenizer_default")
     text = first.pop("chat_template_jinja", None) or outer_text
     if migration.settings.get("sequence.template") != "chat":
-        return
-    if text:
-        migration.set("sequence.chat_template", str(text), "chat_template_jinja")
+        for key, value in (("chat_template", outer), ("chat_template_jinja", outer_text)):
+            if value is not None:
+                migration.differ(key, f"{shown(value)} is not used, because the template is not `chat`")
+    elif text:
+        migration.put("sequence.chat_template", str(text), "chat_template_jinja")
     elif name == "chatml":
-        migration.set("sequence.chat_template", "chatml", "chat_template: chatml")
+        migration.put("sequence.chat_template", "chatml", "chat_template: chatml")
     else:
-        migration.set("sequence.chat_template", None, f"chat_template: {name}")
-        if not str(name).startswith("tokenizer_default"):
+        migration.put("sequence.chat_template", None, f"chat_template: {name}")
+        if name.startswith("tokenizer_default_fallback_"):
+            fallback = name.removeprefix("tokenizer_default_fallback_")
+            migration.differ("chat_template", f"if the tokenizer has no template, there is no fallback to {fallback}")
+        elif name != "tokenizer_default":
             migration.differ("chat_template", f"instead of axolotl's {name}, the tokenizer's own template is used")

@@ -8,18 +8,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from recipe.core.errors import ParamsError
+from recipe.core.errors import DataError, ParamsError
 from recipe.migrate import trainer
-from recipe.migrate.migration import Migration, is_on, shown
+from recipe.migrate.migration import Migration, coerce, is_on, shown
+from recipe.text.messages import ROLE_NAMES
 
 NAME = "LLaMA-Factory"
 KEYS = {"finetuning_type", "cutoff_len", "lora_rank", "lora_target", "stage", "dataset_dir", "template"}
-# The keys of `columns` in dataset_info.json, with their defaults, and the names of the same columns here.
-ALPACA_COLUMNS = {
-    "prompt": ("instruction", "instruction"), "query": ("input", "input"), "response": ("output", "output"),
-    "system": ("system", None), "history": ("history", None),
+# For each format: the template and, for each key of `columns` in dataset_info.json, the name of that column here and
+# its default.
+CHAT_COLUMNS = {"messages": ("messages", "conversations"), "system": ("system", None), "tools": ("tools", None)}
+FORMATS: dict[str, tuple[str, dict[str, tuple[str, str | None]]]] = {
+    "alpaca": ("alpaca_chat", {
+        "prompt": ("instruction", "instruction"), "query": ("input", "input"), "response": ("output", "output"),
+        "system": ("system", None), "history": ("history", None),
+    }),
+    "sharegpt": ("chat", CHAT_COLUMNS),
+    "openai": ("chat", CHAT_COLUMNS),
 }  # fmt: skip
-SHAREGPT_COLUMNS = {"messages": ("messages", "conversations"), "system": ("system", None), "tools": ("tools", None)}
+DESCRIBED = {"file_name", "hf_hub_url", "formatting", "columns", "tags", "subset", "split", "ranking"}
+TYPES: dict[str, Any] = {
+    **trainer.TYPES, "stage": str, "finetuning_type": str, "cutoff_len": int, "dataset": str | list[str],
+    "dataset_dir": str, "template": str, "val_size": float, "train_on_prompt": bool, "neat_packing": bool,
+    "lora_rank": int, "lora_target": str | list[str], "quantization_bit": int,
+}  # fmt: skip
 NEAREST = {
     **trainer.NEAREST,
     "max_samples": "Put fewer rows into the file.",
@@ -42,11 +54,17 @@ NEAREST = {
     "streaming": "Rows are read from files.",
     "mix_strategy": "Put the rows of all datasets into one folder.",
     "quantization_": "train.quantization chooses bitsandbytes.",
-    "double_quantization": "nf4 always uses double quantization.",
+    "eval_dataset": "In a folder of rows, data.validation_split names the validation rows.",
     "compute_accuracy": "The token accuracy is always computed.",
     "predict_with_generate": "evaluate.max_generations sets how many answers are generated.",
     "disable_gradient_checkpointing": "train.activation_checkpointing does not change the adapter.",
 }
+
+
+OFF = {
+    *trainer.OFF, "overwrite_cache", "use_unsloth", "enable_liger_kernel", "resize_vocab", "mask_history", "pissa_init",
+    "predict_with_generate", "save_only_model", "disable_gradient_checkpointing", "upcast_layernorm", "shift_attn",
+}  # fmt: skip
 
 
 def recognizes(config: dict[str, Any]) -> bool:
@@ -54,107 +72,125 @@ def recognizes(config: dict[str, Any]) -> bool:
     return "model_name_or_path" in config and bool(KEYS & config.keys()) and "dataset_name" not in config
 
 
-def convert(config: dict[str, Any], find: Callable[[str], Path | None]) -> Migration:
-    """Convert the file's keys. `find` returns where a path that is named in the file exists.
+def convert(config: dict[str, Any], find: Callable[[str], Path | None], *, replaced: bool) -> Migration:
+    """Convert the file's keys.
 
-    Raises ParamsError if the file does not configure supervised fine-tuning.
+    If `replaced` is true, the rows are specified elsewhere, and those that the file specifies are ignored.
+
+    `find` returns the location of a path that the file names. Raises ParamsError if the file does not configure
+    supervised fine-tuning, and DataError if dataset_info.json is invalid.
     """
-    migration = Migration(NAME, config)
+    migration = Migration(NAME, coerce(config, TYPES))
     stage = migration.pop("stage", "sft")
     if stage != "sft":
         raise ParamsError(f"the file configures stage: {stage}, but only supervised fine-tuning (sft) can be migrated.")
     kind = migration.pop("finetuning_type", "lora")
     if kind != "lora":
         migration.differ("finetuning_type", f"{kind} is not available. A LoRA adapter is trained")
-    migration.model = str(migration.pop("model_name_or_path"))
-    migration.taken.append(f"model_name_or_path: {migration.model} -> model.source, model.id")
-    if migration.config.get("model_revision") not in (None, "main"):
-        migration.take("model_revision", "model.revision")
-    migration.take("trust_remote_code", "model.trust_remote_code", default=False, convert=is_on)
+    trainer.require_model(migration, "model_name_or_path")
     max_length = int(migration.config.get("cutoff_len") or 2048)
     migration.take("cutoff_len", "sequence.max_length", default=2048)
-    _dataset(migration, find)
+    migration.settings["sequence.on_overlong"] = "truncate"
+    if 0 < (migration.config.get("val_size") or 0) < 1:
+        migration.take("val_size", "sequence.validation_fraction")
+        migration.differ("val_size", "whole prompts are held out, so that no prompt is in both parts")
+    _dataset(migration, find, replaced=replaced)
     all_tokens = is_on(migration.pop("train_on_prompt", False))
-    migration.set("sequence.loss_on", "all" if all_tokens else "completion", f"train_on_prompt: {shown(all_tokens)}")
+    migration.put("sequence.loss_on", "all" if all_tokens else "completion", f"train_on_prompt: {shown(all_tokens)}")
     neat = is_on(migration.pop("neat_packing", False))
     packing = is_on(migration.pop("packing", False)) or neat
-    migration.set("sequence.packing", packing, f"packing: {shown(packing)}")
+    migration.put("sequence.packing", packing, f"packing: {shown(packing)}")
     if packing and not neat:
         migration.differ("packing", "examples in a sequence do not attend to each other, as with neat_packing")
     trainer.batch(migration, "per_device_train_batch_size", 8, max_length)
     rank = int(migration.config.get("lora_rank") or 8)
     migration.take("lora_rank", "lora.r", default=8)
     migration.take("lora_alpha", "lora.alpha", default=2 * rank)
-    migration.take("lora_dropout", "lora.dropout", default=0.0, convert=trainer.number)
+    migration.take("lora_dropout", "lora.dropout", default=0.0)
     trainer.rank_stabilized(migration, "use_rslora")
-    migration.take("lora_target", "lora.target_modules", default="all", convert=_targets)
+    trainer.targets(migration, "lora_target", migration.pop("lora_target", "all"))
     bits = migration.pop("quantization_bit")
     trainer.quantization(migration, bits, f"quantization_bit: {shown(bits)}")
     trainer.training_arguments(migration, epochs=3.0, learning_rate=5e-5)
-    migration.finish(NEAREST)
+    migration.hold_out()
+    migration.finish(NEAREST, OFF)
     return migration
 
 
-def _targets(value: Any) -> Any:
-    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
-    return "all-linear" if names == ["all"] else names
-
-
-def _dataset(migration: Migration, find: Callable[[str], Path | None]) -> None:
-    named = migration.pop("dataset", "")
-    names = [name.strip() for name in named.split(",")] if isinstance(named, str) else list(named)
-    folder, template = str(migration.pop("dataset_dir", "data")), migration.pop("template")
-    for name in names[1:]:
-        migration.missing.append(f"dataset: {name} has no counterpart. Put the rows of all datasets into one folder")
-    held_out = float(migration.config.get("val_size") or 0)
-    if 0 < held_out < 1:
-        migration.take("val_size", "sequence.validation_fraction", convert=trainer.number)
-        migration.differ("val_size", "whole prompts are held out, so that no prompt is in both parts")
-    if template is not None:
-        migration.set("sequence.chat_template", None, f"template: {template}")
+def _dataset(migration: Migration, find: Callable[[str], Path | None], *, replaced: bool) -> None:
+    named, folder = migration.pop("dataset") or "", str(migration.pop("dataset_dir", "data"))
+    names = [name.strip() for name in named.split(",")] if isinstance(named, str) else [str(name) for name in named]
+    if template := migration.pop("template"):
         migration.differ(
             "template", f"instead of LLaMA-Factory's {template}, the tokenizer's own chat template is used. Compare "
-            "the prompts with `recipe show`"
+            "the prompts with `recipe show --mask`"
         )  # fmt: skip
-    info = find(f"{folder}/dataset_info.json")
-    described = json.loads(info.read_text(encoding="utf-8")).get(names[0]) if info and names[0] else None
-    if described is None or info is None:
-        migration.missing.append(
-            f"dataset: {names[0]} was not found, because {folder}/dataset_info.json "
-            f"{'does not describe it' if info else 'was not found'}. Name the rows with --data"
-        )
+        migration.settings["sequence.chat_template"] = None
+    if replaced:
+        migration.differ("dataset", f"{shown(named)} is replaced by --data")
         return
-    _described(migration, names[0], described, info.parent)
+    for name in names[1:]:
+        migration.miss("dataset", name, "Put the rows of all datasets into one folder")
+    info = find(f"{folder}/dataset_info.json")
+    described = _read_info(info).get(names[0]) if info and names and names[0] else None
+    if described is None or info is None:
+        raise ParamsError(
+            f"dataset: {names[0] if names else ''} was not found, because {folder}/dataset_info.json "
+            f"{'does not describe it' if info else 'was not found'}. Name the rows with --data."
+        )
+    if folder != "data":
+        migration.taken.append(f"dataset_dir: {folder} -> {info}")
+    _described(migration, names[0], described, info)
 
 
-def _described(migration: Migration, name: str, described: dict[str, Any], folder: Path) -> None:
+def _read_info(path: Path) -> dict[str, Any]:
+    """Read dataset_info.json. Raises DataError if it is not a JSON object whose values are objects."""
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} can't be read as JSON: {error}.") from None
+    if not isinstance(described, dict) or not all(isinstance(entry, dict) for entry in described.values()):
+        raise DataError(f"{path} does not map names of datasets to their descriptions.")
+    return described
+
+
+def _described(migration: Migration, name: str, described: dict[str, Any], info: Path) -> None:
     """Convert an entry of dataset_info.json."""
     where = f"dataset: {name}"
-    source = folder / described["file_name"] if "file_name" in described else described.get("hf_hub_url")
-    if source is None:
-        migration.missing.append(f"{where} is in {shown(described)}. Name the rows with --data")
-    else:
-        migration.data = str(source)
-        migration.taken.append(f"{where} -> data.source: {source}")
-    if described.get("ranking") or "kto_tag" in described.get("columns", {}):
+    names, formatting = described.get("columns") or {}, described.get("formatting") or "alpaca"
+    if formatting not in FORMATS or not isinstance(names, dict):
+        raise DataError(f"{info}: {name} has the unknown formatting {shown(formatting)}. Name the rows with --data.")
+    if described.get("ranking") or "kto_tag" in names or "chosen" in names:
         raise ParamsError(f"{where} contains preferences, but only supervised fine-tuning can be migrated.")
-    for key, target in (("subset", "data.subset"), ("split", "data.train_split")):
-        if described.get(key):
-            migration.set(target, described[key], f"{where}, {key}: {described[key]}")
-    formatting = described.get("formatting", "alpaca")
-    names = described.get("columns", {})
-    known = SHAREGPT_COLUMNS if formatting == "sharegpt" else ALPACA_COLUMNS
+    source = described.get("file_name") or described.get("hf_hub_url")
+    if not isinstance(source, str):
+        raise DataError(f"{info}: {name} has neither file_name nor hf_hub_url. Name the rows with --data.")
+    migration.data = str(info.parent / source) if described.get("file_name") else source
+    migration.taken.append(f"{where} -> data.source: {migration.data}")
+    if described.get("subset"):
+        migration.put("data.subset", described["subset"], f"{where}, subset: {described['subset']}")
+    if described.get("split"):
+        trainer.split(migration, described["split"], f"{where}, split")
+    template, known = FORMATS[formatting]
     columns = {target: names.get(key, default) for key, (target, default) in known.items()}
-    # LLaMA-Factory reads `query` only if the entry names it or has no columns.
-    if names and "query" not in names:
+    if names and "query" not in names:  # LLaMA-Factory reads `query` only if `columns` names it or is missing
         columns.pop("input", None)
     columns = {target: column for target, column in columns.items() if column}
-    template = "chat" if formatting == "sharegpt" else "alpaca_chat"
-    migration.set("sequence.template", template, f"{where}, formatting: {formatting}")
-    migration.set("sequence.columns", columns, f"{where}, columns: {shown(names)}")
+    migration.put("sequence.template", template, f"{where}, formatting: {formatting}")
+    migration.put("sequence.columns", columns, f"{where}, columns: {shown(names)}")
     if template == "alpaca_chat":
         migration.differ(where, "an instruction and its input are separated by a blank line, not by a line break")
     for key in sorted(names.keys() - known.keys()):
-        migration.missing.append(f"{where}, columns.{key}: {names[key]} has no counterpart. Only text is trained")
-    if tags := described.get("tags"):
-        migration.taken.append(f"{where}, tags: {shown(tags)} -> the usual names of roles and keys are all recognized")
+        reason = "Only text is trained" if key in ("images", "videos", "audios") else f"Not used with {template}"
+        migration.miss(f"{where}, columns.{key}", names[key], reason)
+    for key, value in (described.get("tags") or {}).items():
+        role = key.removesuffix("_tag")
+        recognized = value in ("role", "from", "content", "value") or ROLE_NAMES.get(str(value), value) in (
+            ROLE_NAMES.get(role, role), {"function": "assistant", "observation": "tool"}.get(role),
+        )  # fmt: skip
+        if recognized:
+            migration.taken.append(f"{where}, tags.{key}: {value} -> recognized")
+        else:
+            migration.miss(f"{where}, tags.{key}", value, "Rename it in the rows")
+    for key in sorted(described.keys() - DESCRIBED):
+        migration.miss(f"{where}, {key}", described[key])

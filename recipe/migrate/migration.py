@@ -1,17 +1,23 @@
-"""Collects what becomes of each key of another tool's file: taken over, different in meaning, or without counterpart.
+"""Records the outcome for each key in another tool's file: taken over, different in meaning, or without a counterpart.
 
 migration = Migration("axolotl", {"lora_r": 16, "sample_packing": True, "fsdp": {...}})
-migration.take("lora_r", "lora.r", default=8)
+migration.take("lora_r", "lora.r")
 migration.settings        # {"lora.r": 16}
 migration.report()        # lines for the terminal
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ConfigDict, ValidationError, create_model
+
+from recipe.core.errors import ParamsError
+
 NOTHING = "has no counterpart"
+HELD_OUT = 0.05  # the share of prompts to hold out if the file names no validation rows
 
 
 @dataclass
@@ -30,10 +36,17 @@ class Migration:
     taken: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    off: list[str] = field(default_factory=list)  # keys that are empty or turn off something that does not exist here
+    same: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.original = dict(self.config)
 
     def pop(self, key: str, default: Any = None) -> Any:
-        """Remove a key from the file's keys and return its value, or `default` if the key is missing or empty."""
+        """Remove a key and return its value, or `default` if the key is missing or empty.
+
+        Unless the key is mentioned elsewhere, the report says that the value has the same meaning here.
+        """
         value = self.config.pop(key, None)
         return default if value is None else value
 
@@ -42,48 +55,92 @@ class Migration:
     ) -> Any:  # fmt: skip
         """Convert a key to `target`. If the key is missing, convert the tool's default, unless that is None.
 
-        Return the value in the file.
+        Return the value in the file, or the default.
         """
         is_default = self.config.get(key) is None
         value = self.pop(key, default)
         if value is not None:
-            self.set(target, convert(value) if convert else value, f"{key}: {shown(value)}", is_default=is_default)
+            self.put(target, convert(value) if convert else value, f"{key}: {shown(value)}", is_default=is_default)
         return value
 
-    def set(self, target: str, value: Any, source: str, *, is_default: bool = False) -> None:
+    def put(self, target: str, value: Any, source: str, *, is_default: bool = False) -> None:
         """Set `target`, and report `source` as the key that it comes from."""
         self.settings[target] = value
         origin = f"{source} (the default of {self.tool})" if is_default else source
         self.taken.append(f"{origin} -> {target}: {shown(value)}")
 
+    def choose(self, target: str, value: Any, reason: str) -> None:
+        """Set `target` to a value that is not in the file, and report the reason."""
+        self.settings[target] = value
+        self.different.append(f"{reason}, so {target} is {shown(value)}")
+
     def differ(self, key: str, text: str) -> None:
         """Report that a key was taken over with a different meaning."""
         self.different.append(f"{key}: {text}")
 
-    def drop(self, key: str, nearest: str) -> None:
-        """Remove a key, and report that it has no counterpart, unless it is empty or false."""
-        value = self.config.pop(key, None)
-        if is_off(value):
-            self.off.append(key)
-        else:
-            self.missing.append(f"{key}: {shown(value)} {NOTHING}. {nearest}".rstrip())
+    def miss(self, key: str, value: Any, nearest: str = "") -> None:
+        """Report that a value has no counterpart, and name the nearest alternative."""
+        self.missing.append(f"{key}: {shown(value)} {NOTHING}. {nearest}".rstrip())
 
-    def finish(self, nearest: dict[str, str]) -> None:
-        """Report all remaining keys. `nearest` maps the beginning of a key to what is said about the key."""
-        nearest = {**nearest, "": ""}
-        for key in list(self.config):
-            self.drop(key, nearest[max((start for start in nearest if key.startswith(start)), key=len, default="")])
+    def hold_out(self) -> None:
+        """Choose the share of prompts to hold out, if the file names no validation rows."""
+        if not {"sequence.validation_fraction", "data.validation_split"} & self.settings.keys():
+            reason = "the file names no validation rows"
+            self.choose("sequence.validation_fraction", HELD_OUT, reason)
+
+    def finish(self, nearest: dict[str, str], off: set[str]) -> None:
+        """Report all keys that were not reported yet.
+
+        `nearest` maps the prefix of a key to the text that is reported for the key. A key in `off` does not exist here,
+        which has the same effect as turning it off.
+        """
+        for key, value in self.config.items():
+            if value in (None, "", [], {}):
+                self.empty.append(key)
+            elif is_off(value) and key in off:
+                self.same.append(f"{key}: {shown(value)}")
+            else:
+                self.miss(key, value, nearest.get(max(filter(key.startswith, nearest), key=len, default=""), ""))
+        reported = "\n".join([*self.taken, *self.different, *self.missing])
+        for key in self.original.keys() - self.config.keys():
+            if not re.search(rf"(?<![\w.]){re.escape(key)}\b", reported):
+                value = self.original[key]
+                if value in (None, "", [], {}):
+                    self.empty.append(key)
+                else:
+                    self.same.append(f"{key}: {shown(value)}")
+        self.config = {}
 
     def report(self) -> list[str]:
-        """Return the lines for the terminal: what was taken over, what differs, and what has no counterpart."""
+        """Return the lines for the terminal. Together, they contain every key of the file."""
         sections = (
-            ("taken over", self.taken), ("different in meaning", self.different), ("without counterpart", self.missing),
-            ("empty or off, as here", [", ".join(self.off)] if self.off else []),
+            ("taken over", self.taken), ("different in meaning", self.different),
+            ("without counterpart", self.missing), ("the same here", sorted(self.same)),
+            ("without a value", [", ".join(sorted(self.empty))] if self.empty else []),
         )  # fmt: skip
         lines = [f"the file is in the format of {self.tool}"]
         for title, entries in sections:
             lines += [f"{title}:", *(f"  {entry}" for entry in entries)] if entries else []
         return lines
+
+
+def coerce(config: dict[str, Any], types: dict[str, Any]) -> dict[str, Any]:
+    """Return the config with the values of the keys in `types` converted to their types.
+
+    Other tools read YAML 1.1, where `1e-4` is text, and `yes` and `on` are true. Raises ParamsError that lists all
+    values that cannot be converted.
+    """
+    fields: dict[str, Any] = {name: (type_ | None, None) for name, type_ in types.items()}
+    model = create_model("File", __config__=ConfigDict(extra="ignore", allow_inf_nan=False), **fields)
+    try:
+        converted = model.model_validate({name: value for name, value in config.items() if name in types})
+    except ValidationError as error:
+        mistakes = {
+            f"  {details['loc'][0]}: found {shown(config[str(details['loc'][0])])}. {details['msg']}"
+            for details in error.errors(include_url=False)
+        }
+        raise ParamsError("\n".join(["the file has invalid values:", *sorted(mistakes)])) from None
+    return {**config, **{name: getattr(converted, name) for name in types if name in config}}
 
 
 def shown(value: Any) -> str:
@@ -92,7 +149,7 @@ def shown(value: Any) -> str:
 
 
 def is_on(value: Any) -> bool:
-    """Return whether a value is true. YAML 1.1, which other tools read, also has the words yes and on."""
+    """Return whether a value is true. YAML 1.1 also reads words such as yes and on as booleans."""
     return value.lower() in ("true", "yes", "on", "1") if isinstance(value, str) else bool(value)
 
 

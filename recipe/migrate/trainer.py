@@ -1,20 +1,33 @@
-"""Converts the keys that LLaMA-Factory and TRL share: those of transformers' TrainingArguments.
+"""Converts the keys that several tools share: those of transformers' TrainingArguments, and those for packing and LoRA.
 
-The names and defaults are those of transformers 5.23.
+The names and defaults of TrainingArguments are those of transformers 5.23.
 """
 
 from typing import Any
 
-from recipe.migrate.migration import Migration, is_on
+from recipe.core.errors import ParamsError
+from recipe.migrate.migration import Migration, is_off, is_on, shown
 
 SAME_OPTIMIZERS = {"adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw"}
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
+DEFAULT_STEPS = {"logging_steps": 10, "save_steps": 100}  # these do not change the adapter
 
-# What stands nearest to keys that have no counterpart, by the beginning of the key.
+# The types of the keys that are converted. Values of other keys are only reported.
+TYPES: dict[str, Any] = {
+    "model_name_or_path": str, "model_revision": str, "trust_remote_code": bool, "num_train_epochs": float,
+    "learning_rate": float, "lr_scheduler_type": str, "warmup_steps": float, "warmup_ratio": float,
+    "weight_decay": float, "max_grad_norm": float, "seed": int, "logging_steps": float, "save_steps": float,
+    "optim": str, "bf16": bool | str, "gradient_checkpointing": bool | str, "per_device_train_batch_size": int,
+    "gradient_accumulation_steps": int, "packing": bool, "lora_alpha": float, "lora_dropout": float,
+    "use_rslora": bool,
+}  # fmt: skip
+
+# The nearest alternative to keys that have no counterpart, looked up by the beginning of the key.
 NEAREST = {
     "adam_": "AdamW's betas are 0.9 and 0.999, and its epsilon is 1e-8.",
     "optim": "The optimizer is AdamW with 32-bit state.",
     "eval_": "The adapter and the base model are evaluated once, after training.",
+    "eval_dataset": "data.validation_split names the validation rows.",
     "evaluation_": "The adapter and the base model are evaluated once, after training.",
     "per_device_eval_batch_size": "evaluate.batch_tokens limits the tokens of a batch.",
     "do_": "The stages always train, evaluate and register.",
@@ -44,35 +57,56 @@ NEAREST = {
     "ignore_pad_token_for_loss": "Padding is never in the loss.",
     "full_determinism": "Training is always deterministic.",
     "data_seed": "train.seed also sets the order of the sequences.",
+    "double_quantization": "nf4 always uses double quantization.",
+    "use_bnb_nested_quant": "nf4 always uses double quantization.",
 }
+# Keys whose absence here has the same effect as turning them off.
+OFF = {
+    "deepspeed", "fsdp", "group_by_length", "tf32", "fp16", "push_to_hub", "neftune_noise_alpha", "report_to",
+    "resume_from_checkpoint", "full_determinism", "eval_strategy", "evaluation_strategy", "streaming",
+    "use_dora", "use_unsloth", "torch_compile", "dataset_streaming", "loraplus_lr_ratio",
+}  # fmt: skip
+
+
+def require_model(migration: Migration, key: str) -> None:
+    """Set the base model from a key. Raises ParamsError if the key has no value."""
+    migration.model = str(migration.pop(key, "")).strip()
+    if not migration.model:
+        raise ParamsError(f"{key} has no value. Name the base model.")
+    migration.taken.append(f"{key}: {migration.model} -> model.source, model.id")
+    if migration.config.get("model_revision") != "main":
+        migration.take("model_revision", "model.revision")
+    else:
+        migration.pop("model_revision")
+    migration.take("trust_remote_code", "model.trust_remote_code", default=False)
 
 
 def training_arguments(migration: Migration, *, epochs: float, learning_rate: float) -> None:
-    """Convert the keys of TrainingArguments. The arguments are defaults of the tool that differ between tools."""
-    migration.take("num_train_epochs", "train.num_epochs", default=epochs, convert=number)
-    migration.take("learning_rate", "train.learning_rate", default=learning_rate, convert=number)
+    """Convert the keys of TrainingArguments. `epochs` and `learning_rate` are the tool's defaults."""
+    migration.take("num_train_epochs", "train.num_epochs", default=epochs)
+    migration.take("learning_rate", "train.learning_rate", default=learning_rate)
     schedule(migration, "lr_scheduler_type", "linear")
-    warmup(migration, default=0)
-    migration.take("weight_decay", "train.weight_decay", default=0.0, convert=number)
-    migration.take("max_grad_norm", "train.max_grad_norm", default=1.0, convert=number)
+    warmup(migration, "lr_scheduler_type", default=0.0)
+    common(migration)
+    optimizer(migration, "optim", "adamw_torch_fused")
+
+
+def common(migration: Migration) -> None:
+    """Convert the keys that have the same names and defaults in all tools."""
+    migration.take("weight_decay", "train.weight_decay", default=0.0)
+    migration.take("max_grad_norm", "train.max_grad_norm", default=1.0)
     migration.take("seed", "train.seed", default=42)
     checkpoints(migration)
-    optimizer(migration, "optim", "adamw_torch_fused")
     precision(migration)
 
 
-def number(value: Any) -> float:
-    """Return a value as a number. PyYAML, which other tools use, reads 1e-4 as text."""
-    return float(value)
-
-
 def batch(migration: Migration, size_key: str, size_default: int, max_length: int) -> None:
-    """Convert the batch size of a device and the gradient accumulation to the batch of a step."""
+    """Convert the batch size per device and the gradient accumulation to the batch size of a step."""
     size = int(migration.pop(size_key, size_default))
     accumulation = int(migration.pop("gradient_accumulation_steps", 1))
     source = f"{size_key}: {size}, gradient_accumulation_steps: {accumulation}"
-    migration.set("train.global_batch_size", size * accumulation, source)
-    migration.set("train.micro_batch_tokens", size * max_length, source)
+    migration.put("train.global_batch_size", size * accumulation, source)
+    migration.put("train.micro_batch_tokens", size * max_length, source)
     migration.differ(
         size_key, "train.global_batch_size is the batch of a whole step. On N GPUs, the other tool's step had N times "
         f"as many sequences: for N = 8, set it to {8 * size * accumulation}"
@@ -80,80 +114,85 @@ def batch(migration: Migration, size_key: str, size_default: int, max_length: in
 
 
 def schedule(migration: Migration, key: str, default: str) -> None:
-    """Convert the schedule of the learning rate. An unknown schedule becomes the nearest one."""
+    """Convert the learning rate schedule. An unknown schedule becomes the nearest one."""
     name = str(migration.config.get(key) or default)
-    migration.take(key, "train.lr_schedule", default=default, convert=lambda _: SCHEDULES.get(name, nearest(name)))
-    if name not in SCHEDULES:
-        migration.differ(key, f"{name} is not available. {nearest(name)} was chosen as the nearest")
+    if name in SCHEDULES:
+        migration.take(key, "train.lr_schedule", default=default, convert=SCHEDULES.__getitem__)
+    else:
+        migration.pop(key)
+        migration.choose("train.lr_schedule", nearest(name), f"{key}: {name} is not available")
 
 
 def nearest(schedule_name: str) -> str:
-    """Return the available schedule that is nearest to another one."""
+    """Return the available schedule that is closest to the given one."""
     return next((name for name in ("cosine", "constant") if name in schedule_name), "linear")
 
 
-def warmup(migration: Migration, default: float) -> None:
-    """Convert the warm-up, which is a share of the steps here. A share can also be in warmup_steps (transformers 5)."""
-    steps, ratio = migration.config.get("warmup_steps"), migration.config.get("warmup_ratio")
-    if steps is not None and 0 < float(steps) < 1:
-        migration.take("warmup_steps", "train.warmup_ratio", convert=number)
-        migration.pop("warmup_ratio")
+def warmup(migration: Migration, schedule_key: str, default: float) -> None:
+    """Convert the warm-up to a share of the steps. In transformers 5, warmup_steps can also be a share."""
+    steps, ratio = migration.pop("warmup_steps"), migration.pop("warmup_ratio")
+    if migration.original.get(schedule_key) == "constant":  # in transformers, this schedule has no warm-up
+        migration.put("train.warmup_ratio", 0.0, f"{schedule_key}: constant")
+        for name, value in (("warmup_steps", steps), ("warmup_ratio", ratio)):
+            if value:
+                migration.differ(name, f"{value:g} is not used, as with the schedule constant")
+    elif steps and steps < 1:
+        migration.put("train.warmup_ratio", steps, f"warmup_steps: {steps:g}")
     elif steps:
-        migration.missing.append(
-            f"warmup_steps: {steps} has no counterpart, because the warm-up is a share of the steps. "
-            "train.warmup_ratio was set to 0.03: divide the warm-up steps by the steps that `recipe plan` prints"
-        )
-        migration.settings["train.warmup_ratio"] = 0.03
-        migration.pop("warmup_steps")
-        migration.pop("warmup_ratio")
+        migration.choose(
+            "train.warmup_ratio", 0.03, f"warmup_steps: {steps:g} is a number, but the warm-up is a share of the steps "
+            "(which `recipe plan` prints)"
+        )  # fmt: skip
+        if ratio:
+            migration.differ("warmup_ratio", "warmup_steps takes precedence")
     else:
-        migration.pop("warmup_steps")
-        migration.take("warmup_ratio", "train.warmup_ratio", default=ratio if ratio is not None else default,
-                       convert=number)  # fmt: skip
+        source = f"warmup_ratio: {default if ratio is None else ratio:g}"
+        migration.put("train.warmup_ratio", default if ratio is None else ratio, source, is_default=ratio is None)
 
 
 def checkpoints(migration: Migration) -> None:
     """Convert logging_steps and save_steps. Here, save_steps is a multiple of logging_steps.
 
-    Missing keys and shares of an epoch become 10 and 100 steps, which do not change the adapter.
+    Keys that are missing or that give a share of an epoch are set to 10 and 100 steps.
     """
-    steps = {"logging_steps": 10, "save_steps": 100}
-    for name in steps:
-        value = migration.config.get(name)
-        if value is not None and float(value) >= 1:
-            steps[name] = int(float(value))
+    steps = {}
+    for name, default in DEFAULT_STEPS.items():
+        value = migration.pop(name)
+        steps[name] = default if value is None or value < 1 else int(value)
+        migration.settings[f"train.{name}"] = steps[name]
+        if value is not None and value < 1:
+            migration.choose(f"train.{name}", default, f"{name}: {value:g} is not a number of steps")
+        elif value is not None and name == "logging_steps":
+            migration.put("train.logging_steps", steps[name], f"{name}: {value:g}")
     logging, saving = steps.values()
     rounded = max(round(saving / logging), 1) * logging
-    migration.settings |= {"train.logging_steps": logging, "train.save_steps": rounded}
-    migration.take("logging_steps", "train.logging_steps", convert=lambda _: logging)
-    if migration.take("save_steps", "train.save_steps", convert=lambda _: rounded) is not None and rounded != saving:
-        migration.differ("save_steps", f"rounded to {rounded}, a multiple of logging_steps ({logging})")
+    migration.settings["train.save_steps"] = rounded
+    if migration.original.get("save_steps") is not None and migration.original["save_steps"] >= 1:
+        migration.put("train.save_steps", rounded, f"save_steps: {saving}")
+        if rounded != saving:
+            migration.differ("save_steps", f"rounded to {rounded}, a multiple of logging_steps ({logging})")
 
 
 def optimizer(migration: Migration, key: str, default: str) -> None:
     """Report an optimizer other than AdamW with 32-bit state."""
-    name = str(migration.config.get(key) or default)
-    if name in SAME_OPTIMIZERS:
-        migration.pop(key)
-    else:
-        migration.drop(key, NEAREST["optim"])
+    name = str(migration.pop(key, default))
+    if name not in SAME_OPTIMIZERS:
+        migration.miss(key, name, NEAREST["optim"])
 
 
 def precision(migration: Migration) -> None:
     """Convert bf16 and gradient_checkpointing. Training uses bfloat16 on a GPU and, by default, float32 on a CPU."""
-    bf16 = migration.pop("bf16")
-    migration.settings["train.dtype"] = "auto"
-    if is_on(bf16) or bf16 == "auto":
+    bf16, checkpointing = migration.pop("bf16"), migration.pop("gradient_checkpointing")
+    migration.settings |= {"train.dtype": "auto", "train.activation_checkpointing": "auto"}
+    if bf16 is not None and (is_on(bf16) or str(bf16) in ("auto", "full")):
         migration.taken.append(f"bf16: {str(bf16).lower()} -> train.dtype: auto (bfloat16 on a GPU)")
     elif bf16 is not None:
         migration.differ("bf16", "off, but on a GPU, training uses bfloat16")
-    checkpointing = migration.pop("gradient_checkpointing")
-    if checkpointing is None:
-        migration.settings["train.activation_checkpointing"] = "auto"
-    else:
-        value = "on" if is_on(checkpointing) else "off"
-        source = f"gradient_checkpointing: {str(checkpointing).lower()}"
-        migration.set("train.activation_checkpointing", value, source)
+    if checkpointing is not None:
+        value = "off" if is_off(checkpointing) else "on"
+        migration.put("train.activation_checkpointing", value, f"gradient_checkpointing: {str(checkpointing).lower()}")
+        if isinstance(checkpointing, str) and not is_off(checkpointing) and not is_on(checkpointing):
+            migration.differ("gradient_checkpointing", f"activations are computed again, not moved ({checkpointing})")
 
 
 def rank_stabilized(migration: Migration, key: str) -> None:
@@ -172,6 +211,27 @@ def quantization(migration: Migration, bits: int | None, source: str) -> None:
     """Set the quantization of the base model."""
     names = {None: "none", 8: "int8", 4: "nf4"}
     if bits not in names:
-        migration.missing.append(f"{source} has no counterpart. The base model can be quantized to 8 or 4 bits")
-        bits = None
-    migration.set("train.quantization", names[bits], source)
+        migration.choose("train.quantization", "none", f"{source}: only 8 and 4 bits are available")
+    else:
+        migration.put("train.quantization", names[bits], source)
+
+
+def split(migration: Migration, value: object, where: str) -> None:
+    """Set the train split. Part of a split, such as `train[:5%]`, is replaced by the whole split."""
+    name, bracket, part = str(value).partition("[")
+    migration.put("data.train_split", name, f"{where}: {value}")
+    if bracket:
+        migration.differ(where, f"the whole split is used, not only the part [{part}")
+
+
+def targets(migration: Migration, key: str, value: list[str] | str) -> None:
+    """Set the target modules from a list of names, from `all-linear` or `all`, or from one name."""
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else [str(name) for name in value]
+    if names in (["all"], ["all-linear"]):
+        migration.put("lora.target_modules", "all-linear", f"{key}: {shown(value)}")
+    elif any(set(name) & set("()[]*|^$\\+?") for name in names):
+        migration.choose(
+            "lora.target_modules", "all-linear", f"{key}: {shown(value)} is a pattern, not a list of names"
+        )
+    else:
+        migration.put("lora.target_modules", names, f"{key}: {shown(value)}")

@@ -1,20 +1,40 @@
 """Converts the YAML file of a `trl sft --config FILE` command. The defaults are those of TRL 1.16."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import ParamsError
 from recipe.migrate import trainer
-from recipe.migrate.migration import Migration, is_on, shown
+from recipe.migrate.migration import Migration, coerce, is_on, shown
 
 NAME = "trl sft"
 KEYS = {"dataset_name", "datasets", "use_peft", "dataset_text_field", "completion_only_loss", "assistant_only_loss"}
-# PEFT's own choice for models such as Llama if no modules are named.
+# Keys from the configuration files of other commands, such as `trl dpo` and `trl grpo`.
+OTHER_COMMANDS = {
+    "beta",
+    "num_generations",
+    "reward_model_name_or_path",
+    "reward_funcs",
+    "reference_model",
+    "max_prompt_length",
+}
+# The modules that PEFT chooses for models such as Llama if none are named.
 PEFT_TARGETS = ["q_proj", "v_proj"]
+TYPES: dict[str, Any] = {
+    **trainer.TYPES, "max_length": int, "max_seq_length": int, "packing_strategy": str, "truncation_mode": str,
+    "dataset_name": str, "dataset_config": str, "dataset_train_split": str, "dataset_test_split": str,
+    "dataset_text_field": str, "datasets": list[dict[str, Any]], "loss_type": str,
+    "use_bnb_nested_quant": bool,
+    "completion_only_loss": bool, "assistant_only_loss": bool, "use_peft": bool, "lora_r": int,
+    "lora_target_modules": list[str] | str, "load_in_4bit": bool, "load_in_8bit": bool, "bnb_4bit_quant_type": str,
+}  # fmt: skip
 NEAREST = {
     **trainer.NEAREST,
     "env": "Set the variables in the shell.",
     "dataset_streaming": "Rows are read from files.",
     "attn_implementation": "The fastest attention that keeps packed examples apart is chosen.",
+    "chat_template_path": "Set sequence.chat_template.",
     "dtype": "Set train.dtype.",
     "torch_dtype": "Set train.dtype.",
     "use_liger_kernel": "The fused LoRA kernels are always on.",
@@ -23,17 +43,15 @@ NEAREST = {
     "lora_target_parameters": "Name the experts' projections in lora.target_modules.",
     "lora_task_type": "The task is always CAUSAL_LM.",
     "bnb_4bit_": "nf4 with double quantization is used.",
-    "use_bnb_nested_quant": "nf4 always uses double quantization.",
     "padding_free": "With sequence.packing, there is no padding.",
     "eval_packing": "Evaluation pads its batches, which does not change the scores.",
     "pad_token": "A missing padding token is added.",
     "eos_token": "The end tokens are those of the tokenizer and the chat template.",
-    "loss_type": "The loss is the cross-entropy (nll).",
     "activation_offloading": "train.activation_checkpointing lowers the memory.",
     "dataset_kwargs": "Preparation is set in `sequence`.",
     "model_init_kwargs": "The model is loaded as its config.json says.",
-    "dataset_test_split": "Used only if eval_strategy is set.",
 }
+OFF = {*trainer.OFF, "padding_free", "eval_packing", "activation_offloading", "use_liger_kernel", "shuffle_dataset"}
 
 
 def recognizes(config: dict[str, Any]) -> bool:
@@ -41,20 +59,39 @@ def recognizes(config: dict[str, Any]) -> bool:
     return "model_name_or_path" in config and bool(KEYS & config.keys())
 
 
-def convert(config: dict[str, Any]) -> Migration:
-    """Convert the file's keys. Raises ParamsError if the file names no dataset."""
-    migration = Migration(NAME, config)
-    migration.model = str(migration.pop("model_name_or_path"))
-    migration.taken.append(f"model_name_or_path: {migration.model} -> model.source, model.id")
-    if migration.config.get("model_revision") not in (None, "main"):
-        migration.take("model_revision", "model.revision")
-    migration.take("trust_remote_code", "model.trust_remote_code", default=False, convert=is_on)
-    max_length = int(migration.config.get("max_length") or migration.config.get("max_seq_length") or 1024)
+def convert(config: dict[str, Any], find: Callable[[str], Path | None], *, replaced: bool) -> Migration:
+    """Convert the file's keys. If `replaced` is true, the rows are named elsewhere, and those of the file are ignored.
+
+    `find` returns the location of a path that the file names. Raises ParamsError if the file names no rows, or if it
+    configures another command of TRL.
+    """
+    migration = Migration(NAME, coerce(config, TYPES))
+    for key in OTHER_COMMANDS & migration.config.keys():
+        raise ParamsError(f"{key} is not a key of `trl sft`, and only supervised fine-tuning can be migrated.")
+    loss = migration.pop("loss_type", "nll")
+    if loss not in ("nll", "chunked_nll", "dft"):
+        raise ParamsError(
+            f"loss_type: {loss} is not a loss of `trl sft`, and only supervised fine-tuning can be migrated."
+        )
+    if loss == "dft":
+        migration.miss("loss_type", loss, "The loss is the cross-entropy (nll)")
+    trainer.require_model(migration, "model_name_or_path")
     key = "max_seq_length" if "max_seq_length" in migration.config else "max_length"
-    migration.take(key, "sequence.max_length", default=1024)
-    _dataset(migration)
+    max_length = int(migration.config.get(key) or 1024)
+    if key in migration.config and migration.config[key] is None:
+        migration.pop(key)
+        migration.choose("sequence.max_length", 1024, f"{key}: null is no limit, which is not available")
+    else:
+        migration.take(key, "sequence.max_length", default=1024)
+    migration.settings["sequence.on_overlong"] = "truncate"
+    if replaced:
+        for key in ("dataset_name", "datasets", "dataset_config", "dataset_train_split", "dataset_text_field"):
+            if (value := migration.pop(key)) is not None:
+                migration.differ(key, f"{shown(value)} is replaced by --data")
+    else:
+        _dataset(migration)
     _loss(migration)
-    packing = is_on(migration.take("packing", "sequence.packing", default=False, convert=is_on))
+    packing = is_on(migration.take("packing", "sequence.packing", default=False))
     strategy = migration.pop("packing_strategy", "bfd")
     if packing:
         migration.differ("packing", {
@@ -67,49 +104,61 @@ def convert(config: dict[str, Any]) -> Migration:
     trainer.batch(migration, "per_device_train_batch_size", 8, max_length)
     _lora(migration)
     trainer.training_arguments(migration, epochs=3.0, learning_rate=2e-5)
-    split, evaluates = migration.pop("dataset_test_split"), migration.config.get("eval_strategy") not in (None, "no")
-    if evaluates:
-        migration.set("data.validation_split", split or "test", f"dataset_test_split: {split or 'test'}")
-    migration.finish(NEAREST)
+    _validation(migration, find, replaced=replaced)
+    migration.hold_out()
+    migration.finish(NEAREST, OFF)
     return migration
+
+
+def _validation(migration: Migration, find: Callable[[str], Path | None], *, replaced: bool) -> None:
+    """If TRL evaluates, set the validation split for rows on the Hub or in a folder that has this split."""
+    split, strategy = migration.pop("dataset_test_split", "test"), migration.config.get("eval_strategy")
+    source = find(migration.data) if migration.data else None
+    has_split = source is None or (source.is_dir() and any(source.glob(f"{split}[.-]*")))
+    if strategy not in (None, "no", "false") and not replaced and has_split:
+        migration.put("data.validation_split", split, f"dataset_test_split: {split}")
+    elif "dataset_test_split" in migration.original:
+        migration.differ("dataset_test_split", f"{split} is not used: there is no such split, or eval_strategy is off")
 
 
 def _dataset(migration: Migration) -> None:
     mixture, name = migration.pop("datasets", []), migration.pop("dataset_name")
-    subset, split = migration.pop("dataset_config"), migration.pop("dataset_train_split")
+    subset, part = migration.pop("dataset_config"), migration.pop("dataset_train_split")
+    origin = {"path": "dataset_name", "name": "dataset_config", "split": "dataset_train_split"}
     if mixture:
         first = {**mixture[0]}
-        name, subset = first.pop("path", name), first.pop("name", subset)
-        split = first.pop("split", split)
+        origin = {key: f"datasets[1].{key}" for key in origin}
+        if name is not None:
+            migration.differ("dataset_name", f"{name} is ignored by trl, because the file has datasets")
+        name, subset, part = (first.pop(key, None) for key in ("path", "name", "split"))
         for key, value in first.items():
-            migration.missing.append(f"datasets[1].{key}: {shown(value)} has no counterpart")
+            migration.miss(f"datasets[1].{key}", value)
         for number, other in enumerate(mixture[1:], 2):
-            migration.missing.append(
-                f"datasets[{number}]: {shown(other)} has no counterpart. Put the rows of all datasets into one folder"
-            )
-    if name is None:
+            migration.miss(f"datasets[{number}]", other, "Put the rows of all datasets into one folder")
+    if not name:
         raise ParamsError("the file has no dataset_name. Name the rows with --data.")
     migration.data = str(name)
-    migration.taken.append(f"dataset_name: {name} -> data.source, data.id")
+    migration.taken.append(f"{origin['path']}: {name} -> data.source, data.id")
     if subset is not None:
-        migration.set("data.subset", subset, f"dataset_config: {subset}")
-    if split is not None:
-        migration.set("data.train_split", split, f"dataset_train_split: {split}")
+        migration.put("data.subset", str(subset), f"{origin['name']}: {subset}")
+    if part is not None:
+        trainer.split(migration, part, origin["split"])
     if (text := migration.pop("dataset_text_field")) is not None:
-        migration.set("sequence.template", "text", f"dataset_text_field: {text}")
-        migration.set("sequence.columns", {"text": text}, f"dataset_text_field: {text}")
-    if (template := migration.pop("chat_template_path")) is not None:
-        migration.missing.append(f"chat_template_path: {template} has no counterpart. Set sequence.chat_template")
+        migration.put("sequence.template", "text", f"dataset_text_field: {text}")
+        migration.put("sequence.columns", {"text": text}, f"dataset_text_field: {text}")
 
 
 def _loss(migration: Migration) -> None:
-    """Convert the two keys that limit the loss. Without them, TRL trains all tokens except the prompt column."""
+    """Convert the two keys that restrict which tokens are in the loss.
+
+    Without them, TRL trains on all tokens except those of the prompt column.
+    """
     completion, assistant = migration.pop("completion_only_loss"), is_on(migration.pop("assistant_only_loss", False))
     if assistant or is_on(completion):
         source = "assistant_only_loss: true" if assistant else "completion_only_loss: true"
-        migration.set("sequence.loss_on", "completion", source)
+        migration.put("sequence.loss_on", "completion", source)
         return
-    migration.set("sequence.loss_on", "completion" if completion is None else "all",
+    migration.put("sequence.loss_on", "completion" if completion is None else "all",
                   "completion_only_loss: " + shown(completion))  # fmt: skip
     if completion is None:
         migration.differ(
@@ -123,20 +172,17 @@ def _lora(migration: Migration) -> None:
         migration.differ("use_peft", "off, so trl trains all weights. Here, a LoRA adapter is trained")
     migration.take("lora_r", "lora.r", default=16)
     migration.take("lora_alpha", "lora.alpha", default=32)
-    migration.take("lora_dropout", "lora.dropout", default=0.05, convert=trainer.number)
+    migration.take("lora_dropout", "lora.dropout", default=0.05)
     trainer.rank_stabilized(migration, "use_rslora")
-    targets = migration.pop("lora_target_modules")
-    targets = [targets] if isinstance(targets, str) else targets
-    if targets:
-        migration.set("lora.target_modules", "all-linear" if targets == ["all-linear"] else list(targets),
-                      f"lora_target_modules: {shown(targets)}")  # fmt: skip
+    if (modules := migration.pop("lora_target_modules")) is not None:
+        trainer.targets(migration, "lora_target_modules", modules)
     else:
-        migration.set("lora.target_modules", PEFT_TARGETS, "lora_target_modules: PEFT's choice for Llama",
-                      is_default=True)  # fmt: skip
-    bits = (
-        4 if is_on(migration.pop("load_in_4bit", False)) else 8 if is_on(migration.pop("load_in_8bit", False)) else None
-    )
-    migration.pop("load_in_8bit")
+        source = "lora_target_modules: PEFT's choice for models such as Llama"
+        migration.put("lora.target_modules", PEFT_TARGETS, source, is_default=True)
+    in_4, in_8 = (is_on(migration.pop(f"load_in_{bits}bit", False)) for bits in (4, 8))
+    bits = 4 if in_4 else 8 if in_8 else None
     if migration.pop("bnb_4bit_quant_type", "nf4") != "nf4":
         migration.differ("bnb_4bit_quant_type", "nf4 is used")
+    if bits == 4 and not is_on(migration.pop("use_bnb_nested_quant", False)):
+        migration.differ("use_bnb_nested_quant", "off, but nf4 always uses double quantization")
     trainer.quantization(migration, bits, f"load_in_{bits}bit: true" if bits else "no load_in_4bit or load_in_8bit")

@@ -28,8 +28,8 @@ def is_frozen_linear(head: Any) -> bool:
 class _HeadLoss(torch.autograd.Function):
     """The sum of -log softmax(h Wᵀ + b)[label] over all tokens. The forward pass also computes the gradients.
 
-    W is frozen, except for the rows at the indices `ids`. The trained values of these rows are `rows`, of shape
-    (len(ids), hidden).
+    W is frozen, except for the rows at the indices `ids`. `rows` contains the trained values of these rows, and has
+    shape (len(ids), hidden).
     """
 
     @staticmethod
@@ -80,7 +80,7 @@ def head_loss(hidden: torch.Tensor, head: Any, labels: torch.Tensor) -> tuple[to
     """Return the summed loss in fp32, and the number of tokens for which the label has the largest logit.
 
     `hidden` has shape (tokens, hidden), and `labels` has shape (tokens,). The head is a linear layer, or PEFT's wrapper
-    of a frozen linear layer with some trained rows. Other heads are computed without chunks.
+    around a frozen linear layer in which some rows are trained. Other heads are computed without chunks.
     """
     rows = ids = None
     layer = getattr(head, "token_adapter", None)
@@ -98,7 +98,7 @@ def head_loss(hidden: torch.Tensor, head: Any, labels: torch.Tensor) -> tuple[to
 
 
 def logits_are_head_of_backbone(model: Any, backbone: Any, head: Any) -> bool:
-    """Return whether applying the head to the hidden states of the backbone gives the logits of the model.
+    """Return whether the head, applied to the backbone's hidden states, gives the model's logits.
 
     The two results are compared on a short input, with a tolerance of 1e-3.
     """

@@ -4,8 +4,8 @@
 
 PEFT computes y + scaling * B(A(dropout(x))) step by step, so autograd saves the mask and the masked input of every
 layer. On a CPU, torch also draws the mask one number at a time. In this module, a single autograd function implements
-the forward and backward passes. The function saves x, which several layers with the same input share, and
-A(dropout(x)), which is small.
+the forward and backward passes. The function saves x, which is shared by layers with the same input, and the small
+A(dropout(x)).
 
 Under autocast, the output has the dtype of the frozen layer's output, as in PEFT's layers for bitsandbytes.
 """

@@ -14,7 +14,7 @@ def answer(
 ) -> list[list[int]]:
     """Generate an answer to each prompt with greedy decoding. Prompts and answers are lists of token ids.
 
-    Prompts are padded on the left. Each answer is cut off before its first end token, or where the model has no more
+    Prompts are padded on the left. Each answer is cut off before its first end token, or where the model runs out of
     positions. Raises DataError if a prompt alone takes all positions.
     """
     import torch

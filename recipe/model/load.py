@@ -108,6 +108,7 @@ def load_base(
 
 def _from_pretrained(source: Path, options: dict[str, Any]) -> Any:
     """Load the model with transformers, in evaluation mode. Raises DataError if loading fails."""
+    import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -121,6 +122,9 @@ def _from_pretrained(source: Path, options: dict[str, Any]) -> Any:
         raise DataError(f"the weights in {source} do not fit the model: {describe_mismatches(found)}.")
     model.eval()
     for module in model.modules():
+        # Weights that were quantized elsewhere may name another dtype, such as float16, in which training can overflow.
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype = torch.bfloat16
         # In evaluation mode, bitsandbytes repacks nf4 weights for AVX512-BF16. From then on, even during training,
         # bitsandbytes uses a kernel that has no gradient, and whose results differ from those on processors without
         # AVX512-BF16.

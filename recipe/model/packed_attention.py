@@ -22,7 +22,7 @@ MORE_THAN_CAUSAL = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
 def add_cu_seqlens(batch: "dict[str, torch.Tensor]") -> dict[str, Any]:
-    """Add cu_seqlens to a collated batch, under the names of the arguments that transformers passes to the attention.
+    """Add cu_seqlens to a collated batch, under the argument names that transformers passes to the attention function.
 
     cu_seqlens is an int32 tensor of shape (examples + 1,). The length of the longest example is also added. Both are
     computed on the CPU, so that no layer has to wait for the GPU.
@@ -37,7 +37,7 @@ def add_cu_seqlens(batch: "dict[str, torch.Tensor]") -> dict[str, Any]:
 
 
 def choose_attention(config: Any, *, cuda: bool) -> str | None:
-    """Choose the attention for training on packed sequences: `by_document`, or None for the default of transformers.
+    """Choose the attention for training on packed sequences: `by_document`, or None for transformers' default.
 
     Returns None for models that need more than plain causal attention, because `by_document` implements only plain
     causal attention. On CUDA, also returns None for models with attention dropout: variable-length Flash attention does
@@ -144,8 +144,8 @@ def attend_by_document(
 def flash_dtype(query: "torch.Tensor") -> "torch.dtype | None":
     """Return the dtype for Flash attention, which supports only bf16 and fp16, or None for wider dtypes.
 
-    Under autocast, this is the dtype of autocast instead of the query's dtype, because the fp32 norms of a quantized
-    base model may make the query, the key or the value fp32.
+    Under autocast, this is autocast's dtype rather than the query's, because the fp32 norms of a quantized base model
+    may turn the query, the key or the value into fp32.
     """
     import torch
 

@@ -4,9 +4,9 @@
     describe_targets(lora, model)   # what all-linear selects in a mixture of experts, for `recipe plan`
 
 In a mixture of experts, transformers 5 keeps the weights of all experts of a layer in a single tensor, which is not a
-linear layer. `all-linear` therefore selects the linear layers outside the experts. The experts can be named; PEFT 0.21
-does not support dropout for them. The router is never trained: it decides which experts see a token, and a small
-change makes it choose others.
+linear layer. `all-linear` therefore selects the linear layers outside the experts. The experts can be named as targets,
+but PEFT 0.21 does not support dropout for them. The router is never trained: it decides which experts see a token, and
+even a small change can make it choose different experts.
 """
 
 import re
@@ -16,17 +16,17 @@ from typing import Any
 from recipe.core.errors import ParamsError
 
 LINEAR = {"Linear", "Conv1D", "Linear8bitLt", "Linear4bit"}  # Conv1D: GPT-2; the last two: bitsandbytes
-# The names of routers in transformers' mixtures of experts, including the gate of a shared expert.
+# The names of routers in transformers' mixture-of-experts models, including the gate of a shared expert.
 ROUTER = re.compile(r"(^|_)(gate|router)$")
 # The names of the experts' layers in transformers 4. For some model families, PEFT 0.21 replaces these names with the
-# names of the experts' tensors, even if a layer has the name (_MOE_TARGET_MODULE_MAPPING in PEFT's source).
+# names of the experts' tensors, even if a layer has one of these names (_MOE_TARGET_MODULE_MAPPING in PEFT's source).
 NAMES_OF_EXPERTS = {"w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
 
 
 def linear_layers(model: Any) -> set[str]:
-    """Return the last parts of the names of a model's linear layers that can get an adapter.
+    """Return the last part of the name of each linear layer that can get an adapter.
 
-    The head is left out. In a mixture of experts, so are routers and layers that have a name of NAMES_OF_EXPERTS.
+    The head is left out. In a mixture of experts, so are routers and layers whose names are in NAMES_OF_EXPERTS.
     """
     head = model.get_output_embeddings()
     names = {
@@ -40,12 +40,14 @@ def linear_layers(model: Any) -> set[str]:
 
 
 def expert_tensors(model: Any) -> dict[str, Any]:
-    """Return {name: tensor} of the weights of the experts, of shape (experts, rows, columns); empty without experts."""
+    """Return {name: tensor} for the experts' weights, each of shape (experts, rows, columns), or {} if there are no
+    experts.
+    """
     return {name: weight for name, weight in model.named_parameters() if weight.ndim == 3 and ".experts." in name}
 
 
 def expert_weights(model: Any) -> set[str]:
-    """Return the last parts of the names of the experts' weights."""
+    """Return the last part of each expert weight's name."""
     return {name.rsplit(".", 1)[-1] for name in expert_tensors(model)}
 
 
@@ -107,7 +109,7 @@ def _rows(model: Any, tokens: Sequence[int]) -> dict[str, list[int]] | None:
 
 
 def describe_targets(lora: Any, model: Any) -> str | None:
-    """Return what `all-linear` selects in a mixture of experts, and what it leaves out; None for other models."""
+    """For a mixture of experts, return what `all-linear` selects and what it leaves out. Otherwise, return None."""
     experts = expert_weights(model)
     if not experts or lora.target_modules != "all-linear":
         return None

@@ -1,4 +1,5 @@
-"""Finds special tokens that the base model never learned, such as the end-of-turn token of a model that never chatted.
+"""Finds special tokens that the base model never learned, such as the end-of-turn token of a model that was never
+trained on chats.
 
     untrained_tokens(model, ids, special)    # the ids whose rows in the embeddings or in the head are untrained
 
@@ -22,7 +23,7 @@ LOW = 0.05  # the norms of unused rows are telling if they are all below this qu
 
 
 def untrained_tokens(model: Any, ids: list[int], special: set[int], num_tokens: int) -> list[int]:
-    """Return the ids of those special tokens in `ids` whose rows are untrained, in ascending order.
+    """Return, in ascending order, the special-token ids from `ids` whose rows are untrained.
 
     `special` contains the ids of all special and added tokens. `num_tokens` is the number of tokens in the tokenizer;
     rows from this index on are unused.
@@ -62,10 +63,10 @@ def _untrained_rows(weight: torch.Tensor, wanted: list[int], special: set[int], 
 def prepare_rows(model: Any) -> None:
     """Prepare a PEFT model for training the rows of some tokens. A model without such rows is not changed.
 
-    Rows that are 0 are set to the mean of all rows, because a norm layer would divide a row of zeros by almost 0, and
-    its gradient would be far too large. Rows are converted to fp32, because in bf16, small steps of training would be
-    lost. The embeddings look up the trained rows directly: PEFT would copy all embeddings in every forward pass, and
-    compute the gradients of all of them.
+    Rows of zeros are set to the mean of all rows. Otherwise, a norm layer would divide them by almost 0, and the
+    gradient would be far too large. Rows are converted to fp32, because in bf16, small steps of training would be lost.
+    The embeddings look up the trained rows directly: PEFT would copy all embeddings in every forward pass, and compute
+    the gradients of all of them.
     """
     for module in model.modules():
         if type(module).__name__ != "TrainableTokensLayer" or module.tied_adapter:

@@ -82,7 +82,7 @@ def _saved_bytes(model: Any, ids: Any, positions: Any) -> int:
 
 
 def head_is_the_only_operation(model: Any, ids: Any, positions: Any) -> bool:
-    """Return whether the model runs no operations other than those of its backbone and its head.
+    """Return whether the model runs only the operations of its backbone and its head.
 
     recipe/train/sft.py makes the same check by comparing logits.
     """
@@ -133,7 +133,7 @@ def trace(model: Any, micro_batch_size: int, max_length: int, *, mixed: bool) ->
 def _traceable_experts() -> Iterator[None]:
     """Use transformers' own operation for experts, which saves the same tensors as torch's grouped_mm.
 
-    The version of grouped_mm for tensors without data (torch 2.13) accepts only bf16.
+    For tensors without data, grouped_mm in torch 2.13 accepts only bf16.
     """
     from transformers.integrations import moe
 

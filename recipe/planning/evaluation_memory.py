@@ -1,4 +1,6 @@
-"""Estimates the memory of the evaluate stage: weights, adapter, and a batch's keys and values, or its logits."""
+"""Estimates the memory of the evaluate stage: the weights, the adapter, and either the keys and values or the logits of
+a batch.
+"""
 
 from typing import Any
 
@@ -13,8 +15,8 @@ def evaluation_memory(
     `training` is the estimate for the train stage. A batch has `batch_tokens` tokens, or one row of `longest` tokens if
     that is more.
 
-    The peak occurs in the generation of answers, which keeps the keys and values of all layers, or in the scoring of
-    rows, which computes one chunk of logits at a time. Both also need the activations of a single layer.
+    The peak occurs either while answers are generated, which keeps the keys and values of all layers, or while rows are
+    scored, one chunk of logits at a time. Both also need the activations of a single layer.
     """
     from recipe.model.chunked_loss import chunk_tokens
 

@@ -27,7 +27,8 @@ FORCE_HINT = "To run anyway, use --force or RECIPE_FORCE=1."
 def load_config(folder: Path) -> Any:
     """Load the transformers config in a model's folder, without remote code. Raises MachineError if that fails.
 
-    If the weights are quantized already, the config's quantization is removed: `train.quantization` is the same.
+    If the weights are already quantized, the config's quantization is removed, because `train.quantization` specifies
+    the same one.
     """
     from transformers import AutoConfig
 
@@ -70,7 +71,7 @@ def machine_memory() -> tuple[str, int]:
     if torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0)
         return device.name, device.total_memory
-    # psutil reports the host's memory. A container's limit is in a file of cgroup v2 or v1.
+    # psutil reports the host's memory. A container's memory limit is in a cgroup v2 or v1 file.
     limits = [path.read_text().strip() for path in MEMORY_LIMITS if path.is_file()]
     return "CPU", min([psutil.virtual_memory().available, *(int(limit) for limit in limits if limit.isdigit())])
 
@@ -88,7 +89,7 @@ def estimate_for(params: dict[str, Any], config: Any, trained_fraction: float, *
 def choose_checkpointing(params: dict[str, Any], config: Any, trained_fraction: float) -> dict[str, Any]:
     """Return the params with `activation_checkpointing: auto` resolved to off if memory allows, and to on otherwise.
 
-    It is also resolved to on for a model that can't be traced. Both settings produce the same adapter, byte for byte.
+    It is also set to on for a model that can't be traced. Both settings produce the same adapter, byte for byte.
     """
     import torch
 
@@ -130,7 +131,7 @@ def suggest_fix(params: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) 
 def check_memory(
     params: dict[str, Any], config: Any, trained_fraction: float
 ) -> tuple[MemoryEstimate | None, list[str]]:
-    """Return the memory estimate and a list of problems, which is empty if training fits.
+    """Return the memory estimate and a list of problems, which is empty if training fits in memory.
 
     If the model can't be traced, the estimate is None and the list is empty.
     `params` must come from `choose_checkpointing`.
@@ -150,7 +151,8 @@ def check_memory(
 
 
 def check_evaluation(params: dict[str, Any], config: Any, training: MemoryEstimate) -> tuple[int, list[str]]:
-    """Return the estimated peak memory of the evaluate stage, and a list of problems, which is empty if it fits.
+    """Return the estimated peak memory of the evaluate stage, and a list of problems, which is empty if the stage fits
+    in memory.
 
     `training` is the estimate for the train stage.
     """

@@ -1,7 +1,7 @@
 """Estimates the memory and the floating-point operations of training, from a trace of the model without data.
 
-recipe/planning/activation_trace.py counts the bytes of the activations. This module adds the bytes of the weights, the
-optimizer state and the logits.
+recipe/planning/activation_trace.py counts the bytes of the activations. This module adds up the bytes of the weights,
+the optimizer state and the logits.
 """
 
 from dataclasses import dataclass
@@ -103,7 +103,7 @@ def estimate_training_memory(
 
 
 def _idle_parameters(model: Any, config: Any) -> int:
-    """Return the number of parameters in the experts that do not see a given token; 0 without experts."""
+    """Return the number of parameters in the experts that a given token does not use, or 0 if there are no experts."""
     text_config, experts = config.get_text_config(), expert_tensors(model)
     if not experts:
         return 0
@@ -132,7 +132,7 @@ def _add_adapter(model: Any, lora: Any, *, quantized: bool) -> Any:
 
 
 def _logits_bytes(tokens: int, config: Any, size: int, *, chunked: bool, mixed: bool, cuda: bool) -> int:
-    """Return the bytes of the logits at `tokens` positions and of their gradients.
+    """Return the size in bytes of the logits at `tokens` positions and of their gradients.
 
     `size` is the size of a weight in bytes.
     """
@@ -140,14 +140,14 @@ def _logits_bytes(tokens: int, config: Any, size: int, *, chunked: bool, mixed: 
 
     if not chunked:  # the logits, the fp32 log-softmax, and the fp32 gradient; if mixed, also a bf16 gradient
         return tokens * config.vocab_size * (2 * size + 8 if mixed else 12)
-    # A chunk has logits, an fp32 copy of the logits if mixed, and the fp32 softmax. The last term covers the
+    # A chunk has logits, an fp32 copy of the logits in mixed precision, and the fp32 softmax. The last term covers the
     # hidden states at all positions and their gradient.
     chunk = min(tokens, chunk_tokens(config.vocab_size, "cuda" if cuda else "cpu"))
     return chunk * config.vocab_size * (size + 8 if mixed else 8) + 2 * tokens * config.hidden_size * size
 
 
 def _weight_bytes(model: Any, quantization: str, dtype: Any) -> tuple[int, int]:
-    """Return the bytes of the frozen weights, and the number of parameters in the largest quantized layer."""
+    """Return the size of the frozen weights in bytes, and the number of parameters in the largest quantized layer."""
     if quantization == "none":
         return sum(weight.numel() for weight in model.parameters()) * dtype.itemsize, 0
     layers = _quantized_layers(model)
@@ -158,6 +158,6 @@ def _weight_bytes(model: Any, quantization: str, dtype: Any) -> tuple[int, int]:
 
 
 def _quantized_layers(model: Any) -> list[Any]:
-    """Return the linear layers that bitsandbytes quantizes, which are all linear layers except the head."""
+    """Return the linear layers that bitsandbytes quantizes: all of them except the head."""
     head = model.get_output_embeddings()
     return [layer for layer in model.modules() if type(layer).__name__ in {"Linear", "Conv1D"} and layer is not head]

@@ -127,7 +127,7 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
 def _plan_memory_and_time(plan: Plan, params: dict[str, Any], config: Any, fraction: float, tokens: int) -> Plan:
     """Add the lines about memory and time to the plan, and return the plan.
 
-    `fraction` is the fraction of the training `tokens` that are at loss positions.
+    `fraction` is the share of the training `tokens` that are at loss positions.
     """
     train = params["train"]
     params = choose_checkpointing(params, config, fraction)
@@ -200,7 +200,7 @@ def _plan_data(plan: Plan, params: dict[str, Any], folder: Path) -> tuple[int, i
 def _plan_model(plan: Plan, params: dict[str, Any], folder: Path, data_bytes: int) -> Path:
     """Add the lines about the model and the disk to the plan, and return the folder that contains the config.
 
-    `data_bytes` is the number of bytes of rows to download.
+    `data_bytes` is the size in bytes of the rows to download.
     """
     from huggingface_hub.constants import HF_HOME
 

@@ -2,10 +2,10 @@
 
     for chat in encode_chats(tokenizer, rows): ...    # rows contains the turns of each chat; see EncodedChat
 
-The tokens of a chat are the tokens of its whole text. The tokens of a prompt (the text up to an answer) must be the
-first of these tokens, because a server encodes the prompt alone. This fails if a token of the whole text crosses the
-border between prompt and answer. For example, the prompt `Assistant: ` and the answer `Yes` share the token ` Yes`.
-Such an answer is encoded separately, and `num_split` counts it.
+A chat is tokenized as one text. The tokens of a prompt (the text up to an answer) must be a prefix of these tokens,
+because a server encodes the prompt alone. This fails if a token of the whole text crosses the border between prompt and
+answer. For example, the prompt `Assistant: ` and the answer `Yes` share the token ` Yes`. Such an answer is encoded
+separately, and `num_split` counts it.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ import numpy as np
 from recipe.text.turns import Turn, text_of
 from recipe.tokens.tokenizer import encode, encode_continuations
 
-# The options with which a tokenizer encodes text that a chat template rendered.
+# The tokenizer options for encoding text rendered by a chat template.
 OPTIONS = {
     "add_special_tokens": False, "split_special_tokens": False, "return_attention_mask": False, "verbose": False,
 }  # fmt: skip
@@ -45,8 +45,8 @@ def encode_chats(tokenizer: Any, rows: list[list[Turn]]) -> Iterator[EncodedChat
     """Yield each chat's EncodedChat, or the reason why the chat cannot be encoded.
 
     The tokenizer must be implemented by the `tokenizers` library, which first divides a text at its special tokens, and
-    encodes the parts independently. A prompt is therefore encoded from the end token of the previous answer on, which
-    gives the same ids as encoding the chat up to the end of the prompt.
+    encodes the parts independently. A prompt is therefore encoded starting at the end token of the previous answer,
+    which gives the same ids as encoding the chat up to the end of the prompt.
     """
     if not rows:
         return

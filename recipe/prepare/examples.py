@@ -84,7 +84,7 @@ def read_examples(
 def check_columns(required: tuple[str, ...], columns: dict[str, str | None], seen: set[str], files: list[str]) -> None:
     """Raise DataError if a column that is required or has a custom name in params.yaml is missing from all rows.
 
-    The name of the column is then probably misspelled. An optional column with its default name, such as Alpaca's
+    In that case, the column name is probably misspelled. An optional column with its default name, such as Alpaca's
     `input`, may be missing.
     """
     for name, column in columns.items():
@@ -96,7 +96,7 @@ def check_columns(required: tuple[str, ...], columns: dict[str, str | None], see
 
 
 def report_bad_rows(bad: list[BadRow]) -> str:
-    """Return a message that lists the first SHOWN_MISTAKES bad rows and contains the number of remaining bad rows."""
+    """Return a message that lists the first SHOWN_MISTAKES bad rows and says how many more there are."""
     lines = [f"  {row.file}, {row.place}: {row.reason}" for row in bad[:SHOWN_MISTAKES]]
     if len(bad) > SHOWN_MISTAKES:
         lines.append(f"  and {len(bad) - SHOWN_MISTAKES} more")
@@ -122,7 +122,7 @@ class Splitter:
     def assign(self, split: str, example: Example) -> str:
         """Return the split of an example, `train` or `validation`, and count the example.
 
-        `split` is the split that contains the example in the source.
+        `split` is the example's split in the source.
         """
         key = example.prompt_key
         self._first_key = self._first_key or key

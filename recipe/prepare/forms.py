@@ -27,7 +27,7 @@ class Forms:
         self.examples: dict[str, dict[str, Any]] = {}
 
     def add(self, example: Example, tokens: Tokens) -> None:
-        """Count a kept row. The first row of a form becomes the example."""
+        """Count a kept row. The first row of each form becomes the form's example."""
         self.rows[example.form] += 1
         if example.form not in self.examples:
             self.examples[example.form] = {

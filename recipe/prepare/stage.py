@@ -156,7 +156,7 @@ def describe_roles(roles: dict[str, dict[str, int]]) -> str:
 
 
 def _unpacked(rows: SplitTokens) -> list[list[int]]:
-    """Return the row numbers of each sequence for the case without packing, in which each kept row is a sequence."""
+    """Return the row numbers of each sequence when packing is off. Each kept row is then a sequence."""
     return [[index] for index in range(len(rows.lengths))]
 
 

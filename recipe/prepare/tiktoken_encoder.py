@@ -9,7 +9,7 @@ tokenizer's list of merges. Both libraries produce the same ids if condition 1 a
 hold:
 
 1. The ids follow the order of the merges: no merge produces a token with a smaller id than an earlier merge does.
-2. For every token that a merge produces, merging the text of that token alone produces the token itself.
+2. For every token that a merge produces, applying the merges to that token's text alone gives the token.
 3. Every pair of tokens whose concatenated bytes form a token is in the list of merges.
 
 By condition 1, both libraries rank the pairs in the list of merges in the same order. It remains to show that tiktoken
@@ -20,8 +20,8 @@ produce the same token, for example in a run of spaces. In this case, tiktoken m
 library merges the pair that comes first in the list. The tests compare the ids of such runs.
 
 If condition 2 holds, suppose that tiktoken merges a pair (a, b) that is not in the list, and consider the first such
-merge. This merge produces a token t. No earlier merge crossed the borders of t, so the merges inside t were the same as
-if the text of t were merged alone. However, merging this text alone would then end with a and b instead of t, which
+merge. This merge produces a token t. No earlier merge crossed the boundaries of t, so the merges inside t were the same
+as if t had been merged alone. However, merging this text alone would then end with a and b instead of t, which
 contradicts condition 2. Among pairs of equal rank, both libraries merge the leftmost pair first.
 
 If a whole piece is a token, tiktoken encodes the piece as this token without merging. By condition 2, merging produces
@@ -30,7 +30,7 @@ checked for these tokenizers, so condition 3 is required.
 
 The split into pieces depends on Unicode tables, which the two libraries take from different sources, and on how each
 library interprets a pattern. tiktoken drops text that no alternative of the pattern matches, and interprets `{1,3}+`
-and `$` differently. Therefore, tiktoken is used only with two patterns and only for ASCII text, for which the tests
+and `$` differently. Therefore, tiktoken is used only with two patterns and only for ASCII text; for these, the tests
 compare the pieces.
 
 The look-ahead after whitespace in GPT-2's pattern would take two thirds of the encoding time. With this pattern, long
@@ -144,7 +144,7 @@ class RankEncoder:
         return [self.ordinary(text) for text in texts]
 
     def together(self, texts: list[str]) -> list[np.ndarray]:
-        """Encode with tiktoken, with the texts joined and separated by NUL."""
+        """Join the texts with NUL as the separator, and encode them with tiktoken."""
         encoded = []
         for joined_texts in joined(texts):
             ids, start = self.ordinary(joined_texts), 0
@@ -158,13 +158,13 @@ class RankEncoder:
         return [self.cached_run(text) if len(text) <= MAX_CACHED_RUN_CHARS else self.run(text) for text in texts]
 
     def run(self, text: str) -> np.ndarray:
-        """Encode a run of whitespace, which is a single piece, with the merges of the tokenizers library."""
+        """Encode a run of whitespace, which is a single piece, with the same merges as the tokenizers library."""
         piece = "".join(self.letters[byte] for byte in text.encode())
         return np.array([token.id for token in self.backend.model.tokenize(piece)], np.uint32)
 
 
 def joined(texts: list[str]) -> Iterator[str]:
-    """Join the texts, each followed by NUL. Yield each string when it has JOINED_CHARS characters or more."""
+    """Join the texts, each followed by NUL. Yield each string once it reaches JOINED_CHARS characters."""
     parts, size = [], 0
     for text in texts:
         parts.append(f"{text}\0")
@@ -179,7 +179,7 @@ def is_simple(text: str) -> bool:
     """Return whether a text is ASCII without NUL and is split into the same pieces by both GPT-2 patterns.
 
     In a run of n whitespace characters, GPT2_PATTERN takes the first n - 1 characters as one piece if another character
-    follows, or all n characters at the end of a text. GPT2_PATTERN_SIMPLE takes each of these characters as a separate
+    follows, or all n characters at the end of a text. GPT2_PATTERN_SIMPLE treats each of these characters as a separate
     piece. The pieces are the same if n is 1, or if n is 2 and another character follows. WHITESPACE_RUN matches the
     longer pieces.
     """
@@ -217,7 +217,7 @@ def split_ascii(text: str) -> list[str]:
 
 
 def _pattern(config: dict[str, Any]) -> str | None:
-    """Return the pattern with which the tokenizer splits text if the pattern is GPT-2's or Llama 3's.
+    """Return the pattern that the tokenizer uses to split text, if it is GPT-2's or Llama 3's.
 
     Return None for other patterns, and for tokenizers that do anything else before BPE.
     """

@@ -42,7 +42,7 @@ class SplitTokens:
         self._categories.append(example.category)
         self._num_chars.append(example.num_chars)
         self._num_tokens.append(len(input_ids))
-        # The first token of an example is never in the loss, because no token precedes it and could predict it.
+        # The first token of an example is never in the loss, because there is no preceding token to predict it.
         before = 1 + int(completion_mask[1:].argmax()) if len(completion_mask) > 1 else 1
         self._num_before.append(before)
         if len(input_ids) > self.max_length:

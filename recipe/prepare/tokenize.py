@@ -1,4 +1,4 @@
-"""Encodes the turns of rows, and marks the tokens in the loss and the role of each token.
+"""Encodes the turns of rows, and records which tokens are in the loss and the role of each token.
 
 for ids, completion_mask, roles, num_split in tokenize(turns, tokenizer, loss_on="completion"): ...
 """
@@ -24,8 +24,8 @@ BORDER_CHARS = 16  # see _crosses_border
 class Tokens(NamedTuple):
     """The tokens of a row: their ids (uint32), whether they are in the loss (bool), and their roles (uint8).
 
-    A role is an index in ROLES. `num_split` is the number of completions that begin inside a token of the whole text,
-    and that are therefore encoded separately.
+    A role is an index in ROLES. `num_split` is the number of completions that are encoded separately because they begin
+    inside a token of the whole text.
     """
 
     ids: np.ndarray
@@ -39,7 +39,7 @@ def tokenize(turns: list[list[Turn]], tokenizer: Any, *, loss_on: str, plain: En
 
     A row's tokens are the tokenizer's leading ids, followed by the prompt, the completion and the end token of each
     turn. The mask includes the end tokens. The prompt and the completion are encoded separately, as during inference.
-    `plain` is a faster encoder for texts in which special tokens are plain text.
+    `plain` is a faster encoder for texts in which special tokens are treated as plain text.
     """
     if not turns:
         return
@@ -92,7 +92,7 @@ def tokenize_chats(tokenizer: Any, rows: list[list[Turn]], *, loss_on: str) -> I
 
 
 def _encode_completions(tokenizer: Any, prompts: list[str], completions: list[str]) -> list[list[int]]:
-    """Encode completions, which continue their prompts unless these are empty."""
+    """Encode each completion as a continuation of its prompt, unless the prompt is empty."""
     ids = encode_continuations(tokenizer, completions)
     first = [index for index, prompt in enumerate(prompts) if not prompt]
     for index, alone in zip(first, encode(tokenizer, [completions[index] for index in first]), strict=True):
@@ -101,7 +101,7 @@ def _encode_completions(tokenizer: Any, prompts: list[str], completions: list[st
 
 
 def _crosses_border(tokenizer: Any, prompts: list[str], completions: list[str], plain: Encode | None) -> list[bool]:
-    """Return whether a token would cross the border of each prompt and completion if they were encoded together.
+    """For each prompt and completion, return whether a token would span the boundary if they were encoded together.
 
     Only the BORDER_CHARS characters before and after the border are encoded.
     """

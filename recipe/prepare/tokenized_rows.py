@@ -34,7 +34,8 @@ MIN_ROWS_FOR_RANKS = 2000  # with fewer rows, building the faster encoder takes 
 def infrequent_gc() -> Iterator[None]:
     """Run the garbage collector rarely. Otherwise, repeated scans of all modules and rows take a fifth of the run time.
 
-    The collector is needed only to free reference cycles. Rows contain no cycles, so they are freed without it.
+    The collector is needed only to free reference cycles. Rows contain no reference cycles, so they are freed without
+    it.
     """
     thresholds = gc.get_threshold()
     gc.freeze()

@@ -64,10 +64,10 @@ class Registry(Protocol):
 
 
 def plain(names: Iterable[str]) -> dict[str, str]:
-    """Map names to the names that MLflow accepts in metrics and tags. Different names stay different.
+    """Convert names to ones that MLflow accepts for metrics and tags. Different names stay different.
 
-    Letters of all scripts are accepted. Other characters become `_`, periods at the ends are removed, and long names
-    are shortened. Where two names become equal, and where a name is shortened, a part of the name's sha256 is added.
+    Letters of all scripts are accepted. Other characters become `_`, leading and trailing periods are removed, and long
+    names are shortened. If two names become equal or a name is shortened, part of the name's sha256 is added.
     """
     cleaned = {name: re.sub(r"[^\w. -]", "_", name).strip(".") or "_" for name in names}
     count = Counter(name.casefold() for name in cleaned.values())

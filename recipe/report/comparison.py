@@ -54,7 +54,7 @@ def compare(rows: Sequence[ScoredRow], measure: str) -> dict[str, Any] | None:
     """Compare the base model and the adapter over the rows that have the measure.
 
     Returns both scores and the gain with its 95% interval, or None if no row has the measure. The gain is positive if
-    the adapter is better, which means a lower loss or a higher share. No interval is computed for fewer than
+    the adapter is better, which means a lower loss or a higher share. No interval is computed if there are fewer than
     FEWEST_ROWS rows, or if all rows have the same gain in exact matches. Resampling rows with the same gain always
     produces the same value, which says nothing about the uncertainty.
     """
@@ -78,7 +78,7 @@ def compare(rows: Sequence[ScoredRow], measure: str) -> dict[str, Any] | None:
 def by_group(rows: Sequence[ScoredRow]) -> Groups:
     """Compare the base model and the adapter in every measure, by category and by length.
 
-    Categories are sorted by name, and groups of lengths from short to long.
+    Categories are sorted by name, and length groups from short to long.
     """
     labels = length_groups([row.length for row in rows])
     groupings = {
@@ -128,10 +128,10 @@ def overall(rows: Sequence[ScoredRow]) -> dict[str, dict[str, float | None]]:
 
 
 def describe_gain(measure: str, gain: float, low: float | None, high: float | None) -> tuple[str, str]:
-    """Return a gain and its interval as two texts, such as `2.896 lower` and `2.713 to 3.102`. `-` means no interval.
+    """Return a gain and its interval as two strings, such as `2.896 lower` and `2.713 to 3.102`. `-` means no interval.
 
-    Gains in shares are in percentage points. A gain in loss is a decrease. If the gain is negative, both texts state
-    the size of the deterioration.
+    Gains in shares are in percentage points. For the loss, a gain means a decrease. If the gain is negative, both texts
+    state how much worse the adapter is.
     """
     scale, digits, unit = (1, 3, "") if measure == "loss" else (100, 1, " points")
     size = f"{scale * abs(gain):.{digits}f}"
@@ -144,7 +144,7 @@ def describe_gain(measure: str, gain: float, low: float | None, high: float | No
 
 
 def length_groups(lengths: list[int]) -> list[str]:
-    """Return the label of the quartile of each length, such as `up to 40 tokens`."""
+    """For each length, return the label of its quartile, such as `up to 40 tokens`."""
     ordered = sorted(lengths)
     tops = sorted({ordered[(len(ordered) * quarter - 1) // 4] for quarter in range(1, 5)})
     return [f"up to {next(top for top in tops if length <= top):,} tokens" for length in lengths]

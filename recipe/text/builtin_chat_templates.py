@@ -10,7 +10,7 @@ from typing import Any
 from recipe.core.errors import ParamsError
 from recipe.tokens.tokenizer import leading_ids
 
-# The parts of the templates below that write the tools of a row and the tool calls of a message.
+# The parts of the templates below that write a row's tools and a message's tool calls.
 TOOL_LIST = "<tools>\n{% for tool in tools %}{{ tool['function'] | tojson }}\n{% endfor %}</tools>"
 TOOL_CALLS = (
     "{% for call in message['tool_calls'] or [] %}{{ '\n' if message['content'] or not loop.first }}"
@@ -40,8 +40,8 @@ def find_template(tokenizer: Any, chat_template: str | None) -> str:
     """Return the Jinja text of a chat template.
 
     `chat_template` is a name in TEMPLATES, the name of one of the tokenizer's templates, Jinja text, or None for the
-    tokenizer's only or default template. If the tokenizer puts a begin token before every text, so does a template from
-    TEMPLATES. Raises ParamsError if there is no such template.
+    tokenizer's only or default template. If the tokenizer puts a beginning-of-sequence token before every text, so does
+    a template from TEMPLATES. Raises ParamsError if there is no such template.
     """
     own = tokenizer.chat_template or {}
     named = own if isinstance(own, dict) else {"default": own}

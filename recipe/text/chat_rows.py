@@ -18,7 +18,7 @@ from recipe.text.plain_templates import Alpaca, alpaca_sample, bad_row, pick, re
 from recipe.text.rows import BadRow, Row, is_missing
 from recipe.text.turns import Conversion, Sample
 
-# The keys of a row to answer, all optional: a row has either messages or an instruction.
+# The keys of a row that the model answers. All are optional, because a row has either messages or an instruction.
 CHAT_INPUTS = dict.fromkeys(("messages", "instruction", "input", "system", "tools"), False)
 
 
@@ -27,7 +27,7 @@ class Chat:
     """A template for a column of messages, with optional columns for a system message and tools.
 
     The messages are rendered by a chat template. With `loss_on: completion`, the loss covers the assistant's messages,
-    except the messages that are marked as not trained.
+    except those that are marked as excluded.
     """
 
     columns: dict[str, str]
@@ -40,7 +40,7 @@ class Chat:
     CHARS_AROUND: ClassVar[int] = 0
 
     def convert(self, row: Row) -> Conversion | BadRow:
-        """Return one turn for each trained message of the assistant, or a BadRow if the row is invalid."""
+        """Return one turn for each assistant message in the loss, or a BadRow if the row is invalid."""
         return _convert(self.chat, row, self._read(row.values))
 
     def prompt(self, row: dict[str, Any]) -> str:
@@ -48,7 +48,7 @@ class Chat:
         return _chat_prompt(self.chat, row)
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """Return a Sample whose answer is the last trained answer, and whose question is all messages before it."""
+        """Return a Sample whose answer is the last answer in the loss, and whose question is all messages before it."""
         return _chat_sample(self._read(values))
 
     def _read(self, values: dict[str, Any]) -> Messages | str:
@@ -61,7 +61,7 @@ class PromptCompletionChat:
     """A template for TRL's prompt and completion columns, each of which contains text or a list of messages.
 
     The messages are rendered by a chat template. With `loss_on: completion`, the loss covers only the assistant's
-    messages in the completion, except the messages that are marked as not trained.
+    messages in the completion, except those that are marked as excluded.
     """
 
     columns: dict[str, str]
@@ -74,7 +74,7 @@ class PromptCompletionChat:
     CHARS_AROUND: ClassVar[int] = 0
 
     def convert(self, row: Row) -> Conversion | BadRow:
-        """Return one turn for each trained message of the assistant in the completion, or a BadRow."""
+        """Return one turn for each of the completion's assistant messages that is in the loss, or a BadRow."""
         return _convert(self.chat, row, self._read(row.values))
 
     def prompt(self, row: dict[str, Any]) -> str:
@@ -82,7 +82,7 @@ class PromptCompletionChat:
         return _chat_prompt(self.chat, row)
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """Return a Sample whose answer is the last trained answer, and whose question is all messages before it."""
+        """Return a Sample whose answer is the last answer in the loss, and whose question is all messages before it."""
         return _chat_sample(self._read(values))
 
     def _read(self, values: dict[str, Any]) -> Messages | str:
@@ -105,7 +105,7 @@ class PromptCompletionChat:
 
 @dataclass(frozen=True)
 class AlpacaChat:
-    """A template for Alpaca's columns, which form a chat that is rendered by a chat template.
+    """A template that turns Alpaca's columns into a chat, which a chat template renders.
 
     The instruction and the input form the user's last message. The contents of LLaMA-Factory's `system` and `history`
     columns precede this message. `history` is a list of [question, answer] pairs. As in LLaMA-Factory, the answers in
@@ -151,7 +151,9 @@ class AlpacaChat:
 
 
 def _read_history(value: Any) -> list[list[str]] | None:
-    """Return a history as [question, answer] pairs, or None if the value is not such a list or JSON text of it."""
+    """Return a history as [question, answer] pairs, or None if the value is neither a list of such pairs nor the JSON
+    text of one.
+    """
     if is_missing(value):
         return []
     pairs = parse_json(value) if isinstance(value, str) else value
@@ -177,8 +179,8 @@ def _values(
 ) -> tuple[list[Any], dict[str, Any], str | None]:
     """Return the values of a row's required columns, the values of its optional columns, and an error message or None.
 
-    The error message names the first required column that is missing. The keys of the optional values are the
-    template's names.
+    The error message names the first required column that is missing. The optional values are keyed by the names that
+    the template uses.
     """
     columns = template.columns
     missing = next((columns[name] for name in template.REQUIRED if columns[name] not in values), None)

@@ -14,7 +14,7 @@ from recipe.text.builtin_chat_templates import TEMPLATES, find_template
 from recipe.text.messages import Chat, Message
 from recipe.text.turns import Span, Turn, text_of
 
-LEFT_OUT = "messages after the last trained answer"
+LEFT_OUT = "messages after the last answer in the loss"
 PROBE = [("user", "Xq one"), ("assistant", "Xq two"), ("user", "Xq three"), ("assistant", "Xq four")]
 
 
@@ -38,7 +38,7 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: Any, chat_template: str | None) -> None:
-        """Create the template, and check that it passes the round trip.
+        """Create the template, and run the round-trip check on it.
 
         `chat_template` is as in find_template. Raises ParamsError if there is no such template, or if the template
         fails the round trip.
@@ -53,7 +53,7 @@ class ChatTemplate:
         """Return the text that the model reads before it answers.
 
         Raises DataError if a message or a tool contains a special token, if the template rejects the messages, or if
-        the template does not write a tool.
+        the template omits a tool.
         """
         self._reject_special_tokens(Chat(messages, tools or []))
         text = self._render(messages, tools, answering=True)
@@ -61,7 +61,7 @@ class ChatTemplate:
         return text
 
     def turns(self, chat: Chat) -> list[Turn]:
-        """Return one turn for each trained answer.
+        """Return one turn for each answer in the loss.
 
         The concatenated turns are the text that the template renders for the chat, up to the end of the last trained
         answer. An answer that is excluded from the loss is part of the next turn's prompt. Raises DataError with the
@@ -112,14 +112,17 @@ class ChatTemplate:
         return spans
 
     def unused_keys(self, chat: Chat) -> dict[str, Any]:
-        """Return the message keys that the template does not write, and the messages after the last trained answer.
+        """Return the message keys that the template does not write, and the messages after the last answer in the loss.
 
         The result is {name: value}. For a key, the name is `messages.KEY`, and the value comes from the first message
-        that has the key. For the messages, the name is LEFT_OUT, and the value is the content of the first of them.
+        that has the key. For these messages, the name is LEFT_OUT, and the value is the content of the first one.
         """
         unused: dict[str, Any] = {}
         if chat.left_out:
             unused[LEFT_OUT] = chat.left_out[0].content
+        for message in chat.messages:
+            for name, value in message.unused.items():
+                unused.setdefault(f"messages.{name}", value)
         names = {name for message in chat.messages for name in message.values} - {"role", "content", "tool_calls"}
         whole = self._render(chat.messages, chat.tools) if names else ""
         for name in sorted(names):
@@ -179,7 +182,7 @@ class ChatTemplate:
         return text[:start], token
 
     def _check_round_trip(self) -> list[int]:
-        """Render a short test chat. Return the ids of the tokens that end a turn and of eos_token, in ascending order.
+        """Render a short test chat. Return the ids of eos_token and of the tokens that end a turn, in ascending order.
 
         Raises ParamsError if the template fails the round trip.
         """

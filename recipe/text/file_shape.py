@@ -25,7 +25,7 @@ SENDER_KEYS = {"role", "from"}  # a list of objects that have one of these keys 
 
 
 def describe_bytes(head: bytes, suffix: str) -> str | None:
-    """Return a description of a file that begins with `head`, or None if the content matches the suffix."""
+    """Describe the content of a file that begins with `head`, or return None if it matches the suffix."""
     if head.startswith(b"PAR1") and suffix != ".parquet":
         return "is a Parquet file. Change its extension to .parquet"
     for signature, description in SIGNATURES.items():
@@ -45,7 +45,7 @@ def describe_bytes(head: bytes, suffix: str) -> str | None:
 
 
 def describe_lines(first: str, second: str) -> str | None:
-    """Return a description of a file with these first two lines, or None if the file can be JSON Lines."""
+    """Return a description of a file with these first two lines, or None if the file could be JSON Lines."""
     first = first.strip()
     if first == "[" or first.startswith(("[{", "[ {")):
         return "is a JSON list, not JSON Lines. Change its extension to .json"

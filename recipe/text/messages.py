@@ -21,6 +21,10 @@ ROLE_NAMES = {
 }  # fmt: skip
 MARKS = ("weight", "loss_weight", "train", "training")
 READ_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", *MARKS}
+# If a message has both keys of a pair, the second one is used.
+PAIRS = (("from", "role"), ("value", "content"), ("function_call", "tool_calls"))
+PART_KEYS = {"type", "text", "value", "content"}
+CALL_KEYS = {"name", "arguments"}
 SHOWN_CHARS = 40
 NOT_TEXT = {"image": "an image", "audio": "audio", "video": "a video", "file": "a file"}
 
@@ -33,11 +37,13 @@ class Invalid(Exception):
 class Message:
     """A message in the format that chat templates expect: the role, the content, and any other keys of the message.
 
-    `trained` is false if the message is marked as excluded from the loss.
+    `trained` is false if the message is marked as excluded from the loss. `unused` is {name: value} for everything that
+    is not in `values`, such as additional keys of a content part.
     """
 
     values: dict[str, Any]
     trained: bool = True
+    unused: dict[str, Any] = field(default_factory=dict)
 
     @property
     def role(self) -> str:
@@ -61,7 +67,7 @@ class Chat:
 
     messages: list[Message]
     tools: list[dict[str, Any]] = field(default_factory=list)
-    left_out: list[Message] = field(default_factory=list)  # the messages after the last trained answer
+    left_out: list[Message] = field(default_factory=list)  # the messages after the last answer in the loss
 
 
 def message_list(value: object) -> list[dict[str, Any]] | None:
@@ -72,9 +78,9 @@ def message_list(value: object) -> list[dict[str, Any]] | None:
 
 
 def read_chat(messages: object, *, system: object = None, tools: object = None) -> Chat | str:
-    """Return a row's chat up to the last trained answer, or the reason why the chat is invalid.
+    """Return a row's chat up to the last answer in the loss, or the reason why the chat is invalid.
 
-    `system` is the content of a separate column for the system message. A chat is invalid if it has no trained answer,
+    `system` is the content of a separate column for the system message. A chat is invalid if no answer is in the loss,
     or if a message has an unknown role, neither text nor tool calls, content other than text (such as an image), or a
     mark other than 0 and 1.
     """
@@ -147,7 +153,26 @@ def _read_message(where: str, message: dict[str, Any]) -> Message:
     text = "" if tool_calls and content is None else _text(where, content, may_be_empty=bool(tool_calls))
     extra = {name: value for name, value in message.items() if name not in READ_KEYS and value is not None}
     values = {"role": role, "content": text, **extra, **({"tool_calls": tool_calls} if tool_calls else {})}
-    return Message(values, _is_trained(where, message))
+    return Message(values, _is_trained(where, message), _unused(message, content, calls))
+
+
+def _unused(message: dict[str, Any], content: object, calls: object) -> dict[str, Any]:
+    """Return what a message contains besides the text of its parts, the functions that it calls and its other keys."""
+    unused = {name: message[name] for name, used in PAIRS if message.get(name) and message.get(used)}
+    unused = {name: value for name, value in unused.items() if value != message[dict(PAIRS)[name]]}
+    if ROLE_NAMES.get(str(unused.get("from"))) == message.get("role"):
+        unused.pop("from", None)
+    for part in content if isinstance(content, list) else []:
+        if isinstance(part, dict):
+            extra = {name: value for name, value in part.items() if name not in PART_KEYS and value is not None}
+            unused |= {f"content.{name}": value for name, value in extra.items()}
+    calls = parse_json(calls) if isinstance(calls, str) else calls
+    for call in calls if isinstance(calls, list) else [calls]:
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict):
+            extra = {name: value for name, value in function.items() if name not in CALL_KEYS and value is not None}
+            unused |= {f"tool_calls.function.{name}": value for name, value in extra.items()}
+    return unused
 
 
 def _text(where: str, content: object, *, may_be_empty: bool = False) -> str:

@@ -49,8 +49,8 @@ def _text(path: Path) -> str:
 def _json(path: Path, name: str) -> Iterator[Row | BadRow]:
     """Yield the rows of a JSON list of objects. A file that begins with an object is read as JSON Lines instead.
 
-    The `place` of a row is a line number. It is a row number instead if the row begins on the same line as the previous
-    row, or if the first row shares its line with the second row.
+    The `place` of a row is a line number. A row number is used instead if the row begins on the same line as the
+    previous row, or if the first row shares its line with the second row.
     """
     text = _text(path)
     position = _skip(text, 0)
@@ -86,7 +86,9 @@ def _json(path: Path, name: str) -> Iterator[Row | BadRow]:
 
 
 def _describe_single_object(text: str) -> str | None:
-    """Return a description of a file that contains only a JSON object that is not a row, or None for other files."""
+    """If a file contains a single JSON object and nothing else, and the object is not a row, return a description of
+    the file, otherwise None.
+    """
     try:
         value = json.loads(text)
     except (RecursionError, ValueError):  # several objects or invalid JSON, which _json_lines handles
@@ -176,7 +178,7 @@ def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
 
 
 def _parquet(path: Path, name: str) -> Iterator[Row | BadRow]:
-    """Yield the rows of a Parquet file, which is read in batches to limit the use of memory."""
+    """Yield the rows of a Parquet file, which is read in batches to limit memory use."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

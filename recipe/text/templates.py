@@ -30,16 +30,16 @@ class Template(Protocol):
     CHARS_AROUND: ClassVar[int]  # number of characters that the template adds to the text of a row
 
     def convert(self, row: Row) -> Conversion | BadRow:
-        """Return the turns of a training row and what is not used of its messages, or a BadRow with the reason."""
+        """Return the turns of a training row and the unused parts of its messages, or a BadRow with the reason."""
 
     def prompt(self, row: dict[str, Any]) -> str:
-        """Return the prompt for an input row, whose keys are the template's names.
+        """Return the prompt for an input row, whose keys are the template's names for the columns.
 
         Raises DataError if the row is invalid.
         """
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """Return the Sample for the values of a row that `convert` accepted."""
+        """Return the Sample for a row's values, which `convert` has accepted."""
 
 
 TEMPLATES: dict[str, type[Template]] = {

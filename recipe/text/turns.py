@@ -1,4 +1,4 @@
-"""Defines what a template makes of a row: turns for training, and a sample for the data analysis."""
+"""Defines what a template creates from a row: turns for training, and a sample for the data analysis."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -29,7 +29,9 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversion:
-    """The turns of a row, its form (see Sample), and what the template does not use of its messages, {name: value}."""
+    """The turns of a row, its form (see Sample), and the parts of its messages that the template does not use, {name:
+    value}.
+    """
 
     turns: list[Turn]
     form: str

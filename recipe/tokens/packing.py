@@ -99,7 +99,7 @@ def collate(rows: list[dict[str, Any]], pad_token_id: int) -> "dict[str, torch.T
     """Collate sequences into int64 tensors of shape (batch, seq): `input_ids`, `labels` and `position_ids`.
 
     Labels are IGNORED outside the completion mask. The label of the first token of each example is also IGNORED,
-    because no token precedes the first token. Shorter sequences are padded. The padding forms an additional example
+    because no token of the example precedes it. Shorter sequences are padded. The padding forms an additional example
     without labels.
     """
     import torch

@@ -103,7 +103,7 @@ class MlflowRegistry(Tracker):
     def record_promotion(self, name: str, version: str, sentence: str, *, moves: bool) -> None:
         """Store `sentence` as a tag of the version. If `moves` is true, also move the alias `champion` to the version.
 
-        The sentence gives the reason why the alias moves or stays.
+        The sentence says why the alias moves or stays.
         """
         with explained(self.uri):
             self.client.set_model_version_tag(name, version, "promotion", sentence)

@@ -99,7 +99,7 @@ class Tracker:
         """Return the id of the newest run with this training's fingerprint, or None if there is no such run.
 
         If `finished` is true, only finished runs are considered. Otherwise, only runs that can be resumed are
-        considered: first running runs, then killed runs.
+        considered: first those that are running, then those that were killed.
         """
         for status in ("FINISHED",) if finished else ("RUNNING", "KILLED"):
             runs = self.client.search_runs(

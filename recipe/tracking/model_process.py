@@ -21,7 +21,10 @@ FLAT = "--flat"  # the next argument is the folder of a version from before the 
 
 
 class Worker:
-    """A process that loads a model and answers rows. Requests are sent one at a time, as lines of JSON over a pipe."""
+    """A process that loads a model and generates the answers to rows.
+
+    Requests are sent one at a time, as lines of JSON over a pipe.
+    """
 
     def __init__(self, *arguments: str) -> None:
         """Start the process and wait until the model is loaded. Raises ValueError with the reason if loading fails."""
@@ -80,7 +83,7 @@ def serve(load: Any) -> None:
 
 
 def load_version(artifacts: dict[str, str]) -> Any:
-    """Load a version with the code stored in it, and return a function that answers rows.
+    """Load a version with the code stored in it, and return a function that generates answers for rows.
 
     This function runs in the model's process.
     """

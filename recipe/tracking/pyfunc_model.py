@@ -7,8 +7,8 @@ therefore load versions with different code, even if the program has imported a 
 file into each version and runs the copy when it loads the version.
 
 A version contains the adapter and the tokenizer, but not the base model. The base model is loaded from the folder that
-RECIPE_BASE_MODEL names, from the path in the manifest, or from the files of the Hub on this machine. A base model is
-rejected if the sha256 of a file differs from the manifest.
+RECIPE_BASE_MODEL names, from the path in the manifest, or from the local Hub cache. A base model is rejected if the
+sha256 of a file differs from the manifest.
 """
 
 import json
@@ -16,6 +16,7 @@ import runpy
 from typing import Any
 
 import mlflow
+import pandas  # type: ignore[import-untyped]
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
@@ -52,7 +53,7 @@ class AdapterModel(PythonModel):
 
 
 def _rows(model_input: Any) -> list[dict[str, Any]]:
-    """Return the input as rows without missing values, which pandas fills with NaN.
+    """Return the input as rows, leaving out missing values (NaN in pandas).
 
     Raises ValueError if there are no rows, or if MLflow removed all keys because the signature does not name them.
     """
@@ -60,7 +61,12 @@ def _rows(model_input: Any) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError("there are no input rows, or they have none of the keys that the model's signature names.")
     rows = [{name: _plain(value) for name, value in row.items()} for row in rows]
-    return [{name: value for name, value in row.items() if value is not None and value == value} for row in rows]
+    return [{name: value for name, value in row.items() if not _is_missing(value)} for row in rows]
+
+
+def _is_missing(value: Any) -> bool:
+    """Return whether a value is None or one of pandas' missing values (NaN, NaT and NA)."""
+    return value is None or bool(pandas.api.types.is_scalar(value) and pandas.isna(value))
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from recipe.core.errors import TrackingError
 from recipe.core.paths import home
 
 URI = "MLFLOW_TRACKING_URI"
-# Variables that say how to reach the server and its artifacts. All other variables of MLflow are removed: for example,
+# Variables that say how to reach the server and its artifacts. All other MLflow variables are removed: for example,
 # MLFLOW_RUN_ID or MLFLOW_EXPERIMENT_NAME, which another program may have set, would redirect the run.
 KEPT = (
     "MLFLOW_TRACKING_", "MLFLOW_HTTP_", "MLFLOW_ALLOW_", "MLFLOW_WORKSPACE", "MLFLOW_DISABLE_TELEMETRY",
@@ -23,7 +23,7 @@ KEPT = (
 def prepare_environment() -> list[str]:
     """Remove MLflow's variables except KEPT, and set the project's own. Return the names of the removed variables.
 
-    Telemetry and the unpickling of artifacts are disabled. An unreachable server is given up after seconds, not
+    Telemetry and the unpickling of artifacts are disabled. MLflow gives up on an unreachable server after seconds, not
     minutes.
     """
     removed = [name for name in os.environ if name.lstrip("_").startswith("MLFLOW_") and not name.startswith(KEPT)]

@@ -118,7 +118,8 @@ def make_trainer(
 
 
 def tokens_to_train(lora: LoraParams, model: Any, tokenizer: Any, sequences: Any) -> list[int]:
-    """Return the ids of special tokens in the training sequences that the base model never learned, and print them.
+    """Print and return the ids of the special tokens that the training sequences contain but the base model never
+    learned.
 
     Raises ParamsError if there are any and `lora.untrained_tokens` is `error`.
     """
