@@ -66,9 +66,16 @@ def sum_of(n):
 KINDS = {
     "chats": (ticket, {}),
     "tools": (tool_call, {"chat_template: null": "chat_template: chatml"}),
+    # nf4 computes in bfloat16, which most CPUs emulate, so a few short rows take a minute.
     "maths in nf4": (
         sum_of,
-        {"template: alpaca ": "template: alpaca_chat ", "quantization: none": "quantization: nf4"},
+        {
+            "template: alpaca ": "template: alpaca_chat ",
+            "quantization: none": "quantization: nf4",
+            "max_length: 512": "max_length: 128",
+            "max_generations: 2": "max_generations: 1",
+            "max_new_tokens: 24": "max_new_tokens: 2",
+        },
     ),
 }
 
@@ -99,7 +106,7 @@ def small_preset(folder, base):
         path = recipe / "rows" / f"{name}.jsonl"
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:count]))
     small = {
-        "source: hub": f"source: {base}", "global_batch_size: 2": "global_batch_size: 4", "warmup_ratio: 0.1":
+        "  source: hub\n": f"  source: {base}\n", "global_batch_size: 2": "global_batch_size: 4", "warmup_ratio: 0.1":
         "warmup_ratio: 0", "max_generations: 60": "max_generations: 2", "name: smollm2-135m-cpu": "name: small",
     }  # fmt: skip
     for old, new in small.items():

@@ -19,7 +19,8 @@ ROWS = [{"instruction": "Turn this list around: torch, puppet, otter"}, {"instru
 @pytest.fixture
 def old_version(tmp_path):
     with tarfile.open(OLD_VERSION) as archive:
-        archive.extractall(tmp_path / "old", filter="data")
+        safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4 and newer
+        archive.extractall(tmp_path / "old", **safely)
     return tmp_path / "old"
 
 
