@@ -1,7 +1,10 @@
 """Implements `recipe chat`, which answers instructions with the trained adapter or the base model."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import click
 
 from recipe.core.errors import MachineError
 from recipe.core.io import read_json
@@ -37,3 +40,19 @@ def open_chat(folder: Path, paths: Paths, *, with_adapter: bool) -> Callable[[st
         return answer_rows(model, tokenizer, meta, [row], MAX_NEW_TOKENS)[0].strip()
 
     return reply
+
+
+def talk(reply: Callable[[str], str]) -> None:
+    """Answer the lines of standard input until it ends or, in a terminal, until an empty line."""
+    interactive = sys.stdin.isatty()
+    if interactive:
+        click.echo("Enter one `instruction` or `instruction | input` per line. An empty line or Ctrl-D ends the chat.")
+    while True:
+        try:
+            line = input("> " if interactive else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            break
+        if line:
+            click.echo(reply(line))
+        elif interactive:
+            break

@@ -4,7 +4,6 @@ Commands import large packages only when they run, so `recipe --help` is fast.
 """
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -212,21 +211,10 @@ def chat(base: bool) -> None:
     from recipe.model.processor import pin_processor
 
     pin_processor()
-    from recipe.cli.chat import open_chat
+    from recipe.cli.chat import open_chat, talk
 
     reply = open_chat(HERE, context.paths(), with_adapter=not base)
-    interactive = sys.stdin.isatty()
-    if interactive:
-        click.echo("Enter one `instruction` or `instruction | input` per line. An empty line or Ctrl-D ends the chat.")
-    while True:
-        try:
-            line = input("> " if interactive else "").strip()
-        except (EOFError, KeyboardInterrupt):
-            break
-        if line:
-            click.echo(reply(line))
-        elif interactive:
-            break
+    talk(reply)
 
 
 @main.command()

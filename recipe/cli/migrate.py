@@ -14,10 +14,8 @@ from recipe.migrate.migration import Migration
 
 TOOLS = (
     "axolotl (base_model), LLaMA-Factory (model_name_or_path with finetuning_type, lora_rank, cutoff_len and so on), "
+    "and `trl sft` (model_name_or_path with dataset_name, datasets or use_peft)"
 )
-TOOLS += "and `trl sft` (model_name_or_path with dataset_name, datasets or use_peft)"
-
-
 ROW_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".zip", ".gz", ".arrow")
 LEVELS = 3  # number of folders above the file in which paths are looked up
 

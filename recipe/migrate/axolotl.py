@@ -3,15 +3,13 @@
 from typing import Any
 
 from recipe.core.errors import ParamsError
-from recipe.migrate import trainer
+from recipe.migrate import lora, rows, trainer
+from recipe.migrate.axolotl_rows import first_dataset
 from recipe.migrate.migration import Migration, coerce, is_off, is_on, shown
-from recipe.text.messages import ROLE_NAMES, ROLES
 
 NAME = "axolotl"
 # Keys that configure another kind of training.
 OTHER_TRAINING = ("rl", "reward_model", "process_reward_model", "pretraining_dataset")
-BUILDERS = {"json", "csv", "parquet", "text", "arrow"}  # values of `path` that name a file format
-ALPACA_FIELDS = {"field_instruction": "instruction", "field_input": "input", "field_output": "output"}
 OVERLONG = {"drop": "drop", "truncate": "truncate", "raise": "error"}
 TYPES: dict[str, Any] = {
     **trainer.TYPES, "base_model": str, "revision_of_model": str, "adapter": str, "sequence_len": int,
@@ -92,11 +90,9 @@ def convert(config: dict[str, Any], *, replaced: bool) -> Migration:
     train_all = is_on(migration.pop("train_on_inputs", False))
     migration.put("sequence.loss_on", "all" if train_all else "completion", f"train_on_inputs: {shown(train_all)}")
     if replaced:
-        for key in ("datasets", "chat_template", "chat_template_jinja"):
-            if (value := migration.pop(key)) is not None:
-                migration.differ(key, f"{shown(value)} is replaced by --data")
+        rows.replaced_by_data(migration, "datasets", "chat_template", "chat_template_jinja")
     else:
-        _dataset(migration)
+        first_dataset(migration)
     packing = is_on(migration.take("sample_packing", "sequence.packing", default=False))
     if packing:
         migration.differ("sample_packing", "sequences are filled more evenly here, so a step can have more rows")
@@ -108,10 +104,8 @@ def convert(config: dict[str, Any], *, replaced: bool) -> Migration:
     trainer.warmup(migration, "lr_scheduler", default=0.03)
     trainer.common(migration)
     trainer.optimizer(migration, "optimizer", "adamw_torch_fused")
-    if 0 < (migration.config.get("val_set_size") or 0) < 1:
-        migration.take("val_set_size", "sequence.validation_fraction")
-        migration.differ("val_set_size", "whole prompts are held out, so that no prompt is in both parts")
-    elif migration.config.get("val_set_size") == 0:
+    rows.held_out(migration, "val_set_size")
+    if migration.config.get("val_set_size") == 0:
         migration.pop("val_set_size")
         migration.differ("val_set_size", "the evaluation needs validation rows")
     migration.hold_out()
@@ -130,144 +124,16 @@ def _lora(migration: Migration) -> None:
         if migration.take(key, target) is None:
             migration.choose(target, own, f"the file has no {key}")
     migration.take("lora_dropout", "lora.dropout", default=0.0)
-    trainer.rank_stabilized(migration, "peft_use_rslora")
+    lora.rank_stabilized(migration, "peft_use_rslora")
     linear, modules = is_on(migration.pop("lora_target_linear", False)), migration.pop("lora_target_modules")
     if linear:
         migration.put("lora.target_modules", "all-linear", "lora_target_linear: true")
         if modules:
             migration.differ("lora_target_modules", "all-linear includes these modules")
     elif modules:
-        trainer.targets(migration, "lora_target_modules", modules)
+        lora.targets(migration, "lora_target_modules", modules)
     else:
         migration.choose("lora.target_modules", "all-linear", "the file has no lora_target_modules")
-    in_4, in_8 = (is_on(migration.pop(f"load_in_{bits}bit", False)) for bits in (4, 8))
-    bits = 4 if in_4 else 8 if in_8 else None
+    bits = lora.load_in_bits(migration)
     if adapter == "qlora" and bits is None:
         migration.differ("adapter", "qlora without load_in_4bit. The base model is not quantized")
-    trainer.quantization(migration, bits, f"load_in_{bits}bit: true" if bits else "no load_in_4bit or load_in_8bit")
-
-
-def _dataset(migration: Migration) -> None:
-    """Set the rows, the template and the columns from the first dataset, and report the others."""
-    datasets = migration.pop("datasets", [])
-    if not datasets or not datasets[0].get("path"):
-        raise ParamsError("the file has no datasets with a path. Name the rows with --data.")
-    first = {key: value for key, value in datasets[0].items() if value is not None}
-    for number, other in enumerate(datasets[1:], 2):
-        migration.miss(f"datasets[{number}]", other, "Put the rows of all datasets into one folder")
-    files, path = first.pop("data_files", None), str(first.pop("path"))
-    if isinstance(files, list) and len(files) == 1:
-        files = files[0]
-    if isinstance(files, str) and path in BUILDERS:
-        migration.data = files
-        migration.taken.append(f"datasets[1].data_files: {files} -> data.source")
-    else:
-        migration.data = path
-        migration.taken.append(f"datasets[1].path: {path} -> data.source, data.id")
-        if files:
-            migration.miss("datasets[1].data_files", files, "Name the file with --data")
-    for key, target in (("name", "data.subset"), ("revision", "data.revision")):
-        if key in first:
-            migration.put(target, str(first.pop(key)), f"datasets[1].{key}: {shown(datasets[0][key])}")
-    if "split" in first:
-        trainer.split(migration, first.pop("split"), "datasets[1].split")
-    if (file_type := first.pop("ds_type", None)) is not None:
-        migration.taken.append(f"datasets[1].ds_type: {file_type} -> the format is recognized by the file's name")
-    _template(migration, first)
-    for key, value in first.items():
-        migration.miss(f"datasets[1].{key}", value)
-
-
-def _template(migration: Migration, first: dict[str, Any]) -> None:
-    """Set the template and its columns from a dataset's `type`, and remove from `first` the keys that were used."""
-    kind = first.pop("type", None)
-    source = f"datasets[1].type: {shown(kind)}"
-    if isinstance(kind, dict):
-        _set_columns(migration, "alpaca", {
-            field: str(kind.get(key) or field) for key, field in ALPACA_FIELDS.items()
-        }, source)  # fmt: skip
-        for key in kind.keys() - ALPACA_FIELDS.keys():
-            migration.miss(f"datasets[1].type.{key}", kind[key], "The prompts are Alpaca's")
-    elif kind in ("alpaca", "alpaca:chat", "alpaca:phi"):
-        _set_columns(migration, "alpaca", {field: field for field in ALPACA_FIELDS.values()}, source)
-        if kind != "alpaca":
-            migration.differ("datasets[1].type", f"{kind} has prompts of its own. The prompts are Alpaca's")
-    elif kind in ("chat_template", "sharegpt") or str(kind).startswith("sharegpt."):
-        default = "messages" if kind == "chat_template" else "conversations"
-        columns = {"messages": str(first.pop("field_messages", default))}
-        if (tools := first.pop("field_tools", None)) is not None:
-            columns["tools"] = str(tools)
-        _set_columns(migration, "chat", columns, source)
-        _chat(migration, first)
-    elif kind == "completion":
-        _set_columns(migration, "text", {"text": str(first.pop("field", "text"))}, source)
-        migration.differ(
-            "datasets[1].type", "axolotl splits a long text into several rows. sequence.on_overlong decides here"
-        )
-    elif kind == "pretrain":
-        raise ParamsError("datasets[1].type: pretrain is not supervised fine-tuning, so the file can't be migrated.")
-    else:
-        migration.miss("datasets[1].type", kind, "Set sequence.template and sequence.columns")
-    _chat_template(migration, first)
-
-
-def _set_columns(migration: Migration, template: str, columns: dict[str, str], source: str) -> None:
-    migration.put("sequence.template", template, source)
-    migration.put("sequence.columns", columns, source)
-
-
-def _chat(migration: Migration, first: dict[str, Any]) -> None:
-    """Convert a dataset's keys for messages. Keys and role names that are not recognized here are reported."""
-    first.pop("conversation", None)
-    mapping = {**(first.pop("message_property_mappings", None) or {})}
-    for key, name in (("message_field_role", "role"), ("message_field_content", "content")):
-        if key in first:
-            mapping[name] = first.pop(key)
-    known = {"role": {"role", "from"}, "content": {"content", "value"}}
-    for name, column in mapping.items():
-        where = f"datasets[1].message_property_mappings.{name}"
-        if column in known.get(name, {name}):
-            migration.taken.append(f"{where}: {column} -> recognized")
-        else:
-            migration.miss(where, column, f"Rename the key {column} in the rows to {name}")
-    for role, names in (first.pop("roles", None) or {}).items():
-        for name in names if isinstance(names, list) else [names]:
-            where = f"datasets[1].roles.{role}"
-            if ROLE_NAMES.get(str(name), name) == ROLE_NAMES.get(str(role), role) and role in (*ROLES, *ROLE_NAMES):
-                migration.taken.append(f"{where}: {name} -> recognized")
-            else:
-                migration.miss(where, name, f"Rename the role {name} in the rows to {role}")
-    if first.get("message_field_training") in ("train", "training"):
-        migration.taken.append(
-            f"datasets[1].message_field_training: {first.pop('message_field_training')} -> recognized"
-        )
-    trained = first.pop("roles_to_train", None)
-    if trained is not None and {ROLE_NAMES.get(str(role), role) for role in trained} != {"assistant"}:
-        migration.differ(
-            "datasets[1].roles_to_train", f"{shown(trained)}: only the assistant's messages are in the loss"
-        )
-    ends = first.pop("train_on_eos", "turn")
-    if ends != "turn":
-        migration.differ("datasets[1].train_on_eos", f"{ends}: each message in the loss includes its end token")
-
-
-def _chat_template(migration: Migration, first: dict[str, Any]) -> None:
-    """Convert the chat template of the dataset, or of the file."""
-    outer, outer_text = migration.pop("chat_template"), migration.pop("chat_template_jinja")
-    name = str(first.pop("chat_template", None) or outer or "tokenizer_default")
-    text = first.pop("chat_template_jinja", None) or outer_text
-    if migration.settings.get("sequence.template") != "chat":
-        for key, value in (("chat_template", outer), ("chat_template_jinja", outer_text)):
-            if value is not None:
-                migration.differ(key, f"{shown(value)} is not used, because the template is not `chat`")
-    elif text:
-        migration.put("sequence.chat_template", str(text), "chat_template_jinja")
-    elif name == "chatml":
-        migration.put("sequence.chat_template", "chatml", "chat_template: chatml")
-    else:
-        migration.put("sequence.chat_template", None, f"chat_template: {name}")
-        if name.startswith("tokenizer_default_fallback_"):
-            fallback = name.removeprefix("tokenizer_default_fallback_")
-            migration.differ("chat_template", f"if the tokenizer has no template, there is no fallback to {fallback}")
-        elif name != "tokenizer_default":
-            migration.differ("chat_template", f"instead of axolotl's {name}, the tokenizer's own template is used")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import DataError, ParamsError
-from recipe.migrate import trainer
+from recipe.migrate import lora, rows, trainer
 from recipe.migrate.migration import Migration, coerce, is_on, shown
 from recipe.text.messages import ROLE_NAMES
 
@@ -91,9 +91,7 @@ def convert(config: dict[str, Any], find: Callable[[str], Path | None], *, repla
     max_length = int(migration.config.get("cutoff_len") or 2048)
     migration.take("cutoff_len", "sequence.max_length", default=2048)
     migration.settings["sequence.on_overlong"] = "truncate"
-    if 0 < (migration.config.get("val_size") or 0) < 1:
-        migration.take("val_size", "sequence.validation_fraction")
-        migration.differ("val_size", "whole prompts are held out, so that no prompt is in both parts")
+    rows.held_out(migration, "val_size")
     _dataset(migration, find, replaced=replaced)
     all_tokens = is_on(migration.pop("train_on_prompt", False))
     migration.put("sequence.loss_on", "all" if all_tokens else "completion", f"train_on_prompt: {shown(all_tokens)}")
@@ -107,10 +105,10 @@ def convert(config: dict[str, Any], find: Callable[[str], Path | None], *, repla
     migration.take("lora_rank", "lora.r", default=8)
     migration.take("lora_alpha", "lora.alpha", default=2 * rank)
     migration.take("lora_dropout", "lora.dropout", default=0.0)
-    trainer.rank_stabilized(migration, "use_rslora")
-    trainer.targets(migration, "lora_target", migration.pop("lora_target", "all"))
+    lora.rank_stabilized(migration, "use_rslora")
+    lora.targets(migration, "lora_target", migration.pop("lora_target", "all"))
     bits = migration.pop("quantization_bit")
-    trainer.quantization(migration, bits, f"quantization_bit: {shown(bits)}")
+    lora.quantization(migration, bits, f"quantization_bit: {shown(bits)}")
     trainer.training_arguments(migration, epochs=3.0, learning_rate=5e-5)
     migration.hold_out()
     migration.finish(NEAREST, OFF)
@@ -170,7 +168,7 @@ def _described(migration: Migration, name: str, described: dict[str, Any], info:
     if described.get("subset"):
         migration.put("data.subset", described["subset"], f"{where}, subset: {described['subset']}")
     if described.get("split"):
-        trainer.split(migration, described["split"], f"{where}, split")
+        rows.split(migration, described["split"], f"{where}, split")
     template, known = FORMATS[formatting]
     columns = {target: names.get(key, default) for key, (target, default) in known.items()}
     if names and "query" not in names:  # LLaMA-Factory reads `query` only if `columns` names it or is missing

@@ -6,7 +6,7 @@ The names and defaults of TrainingArguments are those of transformers 5.23.
 from typing import Any
 
 from recipe.core.errors import ParamsError
-from recipe.migrate.migration import Migration, is_off, is_on, shown
+from recipe.migrate.migration import Migration, is_off, is_on
 
 SAME_OPTIMIZERS = {"adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw"}
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
@@ -193,45 +193,3 @@ def precision(migration: Migration) -> None:
         migration.put("train.activation_checkpointing", value, f"gradient_checkpointing: {str(checkpointing).lower()}")
         if isinstance(checkpointing, str) and not is_off(checkpointing) and not is_on(checkpointing):
             migration.differ("gradient_checkpointing", f"activations are computed again, not moved ({checkpointing})")
-
-
-def rank_stabilized(migration: Migration, key: str) -> None:
-    """Convert the scale of rsLoRA (arXiv 2312.03732), alpha / sqrt(r), to the scale here, which is alpha / r."""
-    if is_on(migration.pop(key, False)):
-        alpha = migration.settings["lora.alpha"]
-        scaled = alpha * migration.settings["lora.r"] ** 0.5
-        migration.settings["lora.alpha"] = scaled
-        migration.differ(
-            key, f"the scale is alpha / r here, not alpha / sqrt(r). lora.alpha is {scaled:g} instead of {alpha:g}, "
-            "which gives the same scale"
-        )  # fmt: skip
-
-
-def quantization(migration: Migration, bits: int | None, source: str) -> None:
-    """Set the quantization of the base model."""
-    names = {None: "none", 8: "int8", 4: "nf4"}
-    if bits not in names:
-        migration.choose("train.quantization", "none", f"{source}: only 8 and 4 bits are available")
-    else:
-        migration.put("train.quantization", names[bits], source)
-
-
-def split(migration: Migration, value: object, where: str) -> None:
-    """Set the train split. Part of a split, such as `train[:5%]`, is replaced by the whole split."""
-    name, bracket, part = str(value).partition("[")
-    migration.put("data.train_split", name, f"{where}: {value}")
-    if bracket:
-        migration.differ(where, f"the whole split is used, not only the part [{part}")
-
-
-def targets(migration: Migration, key: str, value: list[str] | str) -> None:
-    """Set the target modules from a list of names, from `all-linear` or `all`, or from one name."""
-    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else [str(name) for name in value]
-    if names in (["all"], ["all-linear"]):
-        migration.put("lora.target_modules", "all-linear", f"{key}: {shown(value)}")
-    elif any(set(name) & set("()[]*|^$\\+?") for name in names):
-        migration.choose(
-            "lora.target_modules", "all-linear", f"{key}: {shown(value)} is a pattern, not a list of names"
-        )
-    else:
-        migration.put("lora.target_modules", names, f"{key}: {shown(value)}")

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import ParamsError
-from recipe.migrate import trainer
-from recipe.migrate.migration import Migration, coerce, is_on, shown
+from recipe.migrate import lora, rows, trainer
+from recipe.migrate.migration import Migration, coerce, is_off, is_on, shown
 
 NAME = "trl sft"
 KEYS = {"dataset_name", "datasets", "use_peft", "dataset_text_field", "completion_only_loss", "assistant_only_loss"}
@@ -85,9 +85,9 @@ def convert(config: dict[str, Any], find: Callable[[str], Path | None], *, repla
         migration.take(key, "sequence.max_length", default=1024)
     migration.settings["sequence.on_overlong"] = "truncate"
     if replaced:
-        for key in ("dataset_name", "datasets", "dataset_config", "dataset_train_split", "dataset_text_field"):
-            if (value := migration.pop(key)) is not None:
-                migration.differ(key, f"{shown(value)} is replaced by --data")
+        rows.replaced_by_data(
+            migration, "dataset_name", "datasets", "dataset_config", "dataset_train_split", "dataset_text_field"
+        )
     else:
         _dataset(migration)
     _loss(migration)
@@ -115,7 +115,7 @@ def _validation(migration: Migration, find: Callable[[str], Path | None], *, rep
     split, strategy = migration.pop("dataset_test_split", "test"), migration.config.get("eval_strategy")
     source = find(migration.data) if migration.data else None
     has_split = source is None or (source.is_dir() and any(source.glob(f"{split}[.-]*")))
-    if strategy not in (None, "no", "false") and not replaced and has_split:
+    if not is_off(strategy) and not replaced and has_split:
         migration.put("data.validation_split", split, f"dataset_test_split: {split}")
     elif "dataset_test_split" in migration.original:
         migration.differ("dataset_test_split", f"{split} is not used: there is no such split, or eval_strategy is off")
@@ -142,7 +142,7 @@ def _dataset(migration: Migration) -> None:
     if subset is not None:
         migration.put("data.subset", str(subset), f"{origin['name']}: {subset}")
     if part is not None:
-        trainer.split(migration, part, origin["split"])
+        rows.split(migration, part, origin["split"])
     if (text := migration.pop("dataset_text_field")) is not None:
         migration.put("sequence.template", "text", f"dataset_text_field: {text}")
         migration.put("sequence.columns", {"text": text}, f"dataset_text_field: {text}")
@@ -173,16 +173,14 @@ def _lora(migration: Migration) -> None:
     migration.take("lora_r", "lora.r", default=16)
     migration.take("lora_alpha", "lora.alpha", default=32)
     migration.take("lora_dropout", "lora.dropout", default=0.05)
-    trainer.rank_stabilized(migration, "use_rslora")
+    lora.rank_stabilized(migration, "use_rslora")
     if (modules := migration.pop("lora_target_modules")) is not None:
-        trainer.targets(migration, "lora_target_modules", modules)
+        lora.targets(migration, "lora_target_modules", modules)
     else:
         source = "lora_target_modules: PEFT's choice for models such as Llama"
         migration.put("lora.target_modules", PEFT_TARGETS, source, is_default=True)
-    in_4, in_8 = (is_on(migration.pop(f"load_in_{bits}bit", False)) for bits in (4, 8))
-    bits = 4 if in_4 else 8 if in_8 else None
+    bits = lora.load_in_bits(migration)
     if migration.pop("bnb_4bit_quant_type", "nf4") != "nf4":
         migration.differ("bnb_4bit_quant_type", "nf4 is used")
     if bits == 4 and not is_on(migration.pop("use_bnb_nested_quant", False)):
         migration.differ("use_bnb_nested_quant", "off, but nf4 always uses double quantization")
-    trainer.quantization(migration, bits, f"load_in_{bits}bit: true" if bits else "no load_in_4bit or load_in_8bit")

@@ -3,8 +3,8 @@
     rows, size = parquet_text(read_metadata(path), {"instruction", "output"})
 
 A Parquet file has both numbers in its footer, so only the last bytes of a Parquet file on the Hub are downloaded. For
-other formats on the Hub, the file size stands in for the amount of text, and the number of rows is unknown. Local files
-in other formats are read completely.
+other formats on the Hub, the amount of text is estimated from the file size, and the number of rows is unknown. Local
+files in other formats are read completely.
 """
 
 import io

@@ -12,7 +12,8 @@ from typing import Any
 from recipe.register.promotion import ALIAS
 from recipe.register.stage import Adapter
 from recipe.text.templates import TEMPLATES
-from recipe.tracking.mlflow_run import Tracker, explained
+from recipe.tracking.failures import explained
+from recipe.tracking.mlflow_run import Tracker
 from recipe.tracking.signature import python_environment, requirements, signature
 
 # isort: split

@@ -7,7 +7,6 @@ loss curve and the metrics.
 
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import Stopped, TrackingError
-from recipe.core.format import first_line
 from recipe.core.io import read_json
 from recipe.core.paths import Paths, fingerprint, repository
 from recipe.tracking.address import run_address
@@ -30,10 +28,8 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.exceptions import MlflowException
 
-# MLflow raises these errors if the store is unreachable, its URI is misspelled, or its database driver is missing.
-AWAY = (MlflowException, ImportError, OSError)
+from recipe.tracking.failures import AWAY, shown, without_credentials
 
 # These tags describe the experiment, and make the UI show runs and charts instead of agent traces.
 EXPERIMENT_TAGS = {
@@ -238,27 +234,3 @@ def run_facts(params: dict[str, Any], paths: Paths) -> tuple[Path, str, dict[str
         ],
     }
     return repository(paths.folder), params["registry"].experiment, facts
-
-
-@contextmanager
-def explained(uri: str) -> Iterator[None]:
-    """Convert MLflow's errors to a TrackingError with a one-line message."""
-    try:
-        yield
-    except AWAY as error:
-        reason = without_credentials(error)
-        raise TrackingError(
-            f"MLflow at {shown(uri)} could not register the adapter: {reason}. The adapter is safe in the recipe "
-            "folder. Run `dvc repro` again when the server is reachable."
-        ) from None
-
-
-def without_credentials(error: Exception) -> str:
-    """Return the first line of an error's message, with credentials removed from URLs."""
-    return re.sub(r"//[^/@\s]+@", "//", first_line(error))
-
-
-def shown(uri: str) -> str:
-    """Return the URI without credentials."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rsplit('@', 1)[-1]}"

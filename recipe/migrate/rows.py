@@ -1,0 +1,25 @@
+"""Converts the keys that several tools share for the rows and their splits."""
+
+from recipe.migrate.migration import Migration, shown
+
+
+def held_out(migration: Migration, key: str) -> None:
+    """Convert a share of the rows to hold out. Other values of the key stay, and are reported at the end."""
+    if 0 < (migration.config.get(key) or 0) < 1:
+        migration.take(key, "sequence.validation_fraction")
+        migration.differ(key, "whole prompts are held out, so that no prompt is in both parts")
+
+
+def replaced_by_data(migration: Migration, *keys: str) -> None:
+    """Report that the rows named with --data replace the values of these keys."""
+    for key in keys:
+        if (value := migration.pop(key)) is not None:
+            migration.differ(key, f"{shown(value)} is replaced by --data")
+
+
+def split(migration: Migration, value: object, where: str) -> None:
+    """Set the train split. Part of a split, such as `train[:5%]`, is replaced by the whole split."""
+    name, bracket, part = str(value).partition("[")
+    migration.put("data.train_split", name, f"{where}: {value}")
+    if bracket:
+        migration.differ(where, f"the whole split is used, not only the part [{part}")
