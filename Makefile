@@ -128,7 +128,7 @@ services-restore:  ## Restore the database and the artifacts from a file (BACKUP
 	@docker/services restore "$(or $(BACKUP),services.backup)"
 
 # To use torch's CPU wheel from a folder instead of the PyTorch index, run: make lock FIND_LINKS=/folder
-COMPILE := uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+COMPILE := $(VENV)/bootstrap/bin/uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 CPU_TORCH = $(if $(FIND_LINKS),--find-links $(FIND_LINKS),--extra-index-url $(PYTORCH_INDEX))
 lock: env  ## Compile the hashed lock files from requirements/*.in

@@ -109,7 +109,8 @@ def test_mlflow_serves_a_version_in_an_environment_of_its_own(chat_model, tmp_pa
         **{name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")},
         "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
         "UV_FIND_LINKS": links.replace(" ", ","), "UV_SYSTEM_CERTS": "1", "MLFLOW_DISABLE_TELEMETRY": "true",
-        "UV_PYTHON_DOWNLOADS": "never", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "UV_PYTHON_DOWNLOADS": "never",
+        "PATH": f"{Path(sys.executable).parent}:{Path(sys.prefix, 'bootstrap/bin')}:{os.environ['PATH']}",
     }  # fmt: skip
     command = ["mlflow", "models", "predict", "-m", "models:/tiny@champion", "--env-manager", "uv", "--input-path"]
     done = subprocess.run(
