@@ -1,6 +1,6 @@
 # `make help` lists the targets. All targets except the docker and services targets run in .venv, which
 # requirements/install creates from hashed lock files. PYTHON=... selects the interpreter for .venv.
-# By default, LOCK is the lock file that is installed in .venv. `make env LOCK=cuda` installs a different lock file.
+# LOCK defaults to the lock file from which .venv was installed. `make env LOCK=cuda` installs a different lock file.
 INSTALLED := $(patsubst requirements/%.lock,%,$(shell sed 's/.* //' .venv/recipe-lock.sha256 2>/dev/null))
 LOCK ?= $(or $(INSTALLED),cpu)
 PORT ?= 5000
@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PYTORCH_INDEX := https://download.pytorch.org/whl/cpu
 export DVC_NO_ANALYTICS := 1
-# DVC runs independent stages, and writes a new dvc.lock, in the iteration order of a set. This seed fixes the order.
+# DVC runs independent stages, and writes a new dvc.lock, in a set's iteration order. This seed fixes that order.
 export PYTHONHASHSEED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
@@ -35,13 +35,13 @@ demo: env  ## Run the demo, from the rows to a registered adapter, and print the
 	@recipe summary
 	@echo "First            source .venv/bin/activate"
 
-plan: env  ## Estimate the requirements of a recipe before downloading data or weights (RECIPE=presets/NAME)
+plan: env  ## Estimate a recipe's requirements before downloading data or weights (RECIPE=presets/NAME)
 	cd $(or $(RECIPE),.) && recipe plan
 
 repro: env  ## Run the outdated stages of a recipe folder (RECIPE=presets/NAME)
 	cd $(or $(RECIPE),.) && dvc repro
 
-test: env  ## Run the fast tests, offline and on a CPU; takes up to 8 minutes
+test: env  ## Run the fast tests, offline and on a CPU (takes up to 8 minutes)
 	pytest -n 2 --dist loadgroup -m "not slow and not docker and not browser and not gpu and not cuda_image" --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90
 
 browser: $(VENV)/browser-lock.sha256  ## Install the packages that control Chromium in the browser tests
@@ -70,10 +70,10 @@ format: env  ## Format the code
 	ruff format .
 	ruff check --fix .
 
-bench: env  ## Compare training speed and memory with the tutorial's settings and `trl sft` (OPTIONS=..., see bench/train.py)
+bench: env  ## Compare the recipe's training speed and memory use with other tools' (OPTIONS=..., see bench/train.py)
 	python -m bench.train $(OPTIONS)
 
-bench-prepare: env  ## Compare the speed and memory of prepare with SFTTrainer (OPTIONS=..., see bench/prepare.py)
+bench-prepare: env  ## Compare the speed and memory use of prepare and SFTTrainer (OPTIONS=..., see bench/prepare.py)
 	python -m bench.prepare $(OPTIONS)
 
 bench-pipeline: env  ## Time `recipe --help`, a `dvc repro` with nothing to run, and the startup of training
@@ -85,13 +85,13 @@ mlflow-ui: env  ## Start the MLflow UI at http://127.0.0.1:5000 (PORT=...) and p
 	mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///mlflow/mlflow.db \
 	  --artifacts-destination mlflow/artifacts
 
-# The targets below run in containers. The host needs Docker but not Python. To use a GPU, the host also needs NVIDIA's
-# driver and NVIDIA's container toolkit.
+# The targets below run in containers. The host needs Docker but not Python. To use a GPU, the host also needs the
+# NVIDIA driver and the NVIDIA Container Toolkit.
 
 docker-train:  ## Check the host, build the image, and plan and run a recipe on the GPU (RECIPE=presets/NAME)
 	@LOCK=cuda docker/host train
 
-docker-demo:  ## Run the demo in a container on any Linux x86-64 host with Docker; does not need a GPU
+docker-demo:  ## Run the demo in a container on any Linux x86-64 host with Docker; no GPU is needed
 	@LOCK=cpu RECIPE=. docker/host train
 
 docker-shell:  ## Open a shell in the image, in the recipe folder (LOCK=cpu without a GPU)
@@ -118,7 +118,7 @@ services-up:  ## Start MLflow with PostgreSQL (docker/compose.yaml) at http://12
 services-down:  ## Stop the services and keep their data
 	@docker/services down
 
-services-train:  ## Run a recipe, or COMMAND="recipe register", in the image and log to the services (RECIPE=...)
+services-train:  ## Run a recipe, or COMMAND="recipe register", in the image, and log to the services (RECIPE=...)
 	@docker/services train $(COMMAND)
 
 services-backup:  ## Back up the database and the artifacts to a file (BACKUP=FILE)
@@ -134,8 +134,8 @@ CPU_TORCH = $(if $(FIND_LINKS),--find-links $(FIND_LINKS),--extra-index-url $(PY
 lock: env  ## Compile the hashed lock files from requirements/*.in
 	$(COMPILE) $(CPU_TORCH) -o requirements/cpu.lock $(addprefix requirements/,cpu.in stages.in)
 	$(COMPILE) -o requirements/cuda.lock $(addprefix requirements/,cuda.in stages.in)
-	@# tools.lock is installed in addition to cpu.lock or cuda.lock. So it omits the packages in cpu.lock, and its
-	@# versions are compatible with both lock files.
+	@# tools.lock is installed in addition to cpu.lock or cuda.lock. It therefore omits the packages in cpu.lock, and
+	@# its versions are compatible with both lock files.
 	$(COMPILE) -c requirements/cpu.lock -c requirements/cuda.lock -o requirements/tools.lock requirements/tools.in \
 	  $$(sed -n 's/^\([A-Za-z0-9_.-]*\)==.*/--no-emit-package \1/p' requirements/cpu.lock)
 	$(COMPILE) -c requirements/cpu.lock -c requirements/tools.lock -o requirements/browser.lock requirements/browser.in
@@ -144,7 +144,7 @@ lock: env  ## Compile the hashed lock files from requirements/*.in
 	$(COMPILE) -o requirements/server.lock requirements/server.in
 	$(COMPILE) -o requirements/uv.lock requirements/uv.in
 
-docs: env  ## Generate docs/cli.md from the help texts of the commands
+docs: env  ## Generate docs/cli.md from the commands' help texts
 	python docs/cli_reference.py
 
 presets: env  ## Copy the root's dvc.yaml to the presets; run this target after editing the root's dvc.yaml

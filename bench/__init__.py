@@ -1,1 +1,1 @@
-"""Benchmarks that compare the recipe with what users would otherwise run (`make bench`)."""
+"""Benchmarks that compare the recipe with the tools that users would otherwise run (`make bench`)."""

@@ -1,14 +1,14 @@
 """Runs one arm of the training benchmark and measures it from the start of the process until the adapter is on disk.
 
-    python -m bench.arm recipe --work FOLDER    read FOLDER, which bench.train writes; write FOLDER/recipe/result.json
+    python -m bench.arm recipe --work FOLDER    read bench.train's files in FOLDER; write FOLDER/recipe/result.json
 
-tutorial              the tutorial's settings with current versions of the libraries: wrapped packing, activation
-                      checkpointing, loss on every token
+tutorial              the tutorial's settings with current library versions; these include wrapped packing, activation
+                      checkpointing, and loss on every token
 trl-default           `trl sft` with its defaults
-trl-packed            `trl sft` tuned according to its documentation: best-fit packing, padding-free, without activation
-                      checkpointing by default
+trl-packed            `trl sft` tuned according to its documentation: best-fit packing, padding-free batches and,
+                      by default, no activation checkpointing
 recipe                this recipe without deterministic kernels
-recipe-all-tokens     the same as `recipe`, but with the loss on every token, as in `tutorial`
+recipe-all-tokens     the same as `recipe`, but with loss on every token, as in `tutorial`
 recipe-deterministic  this recipe with its defaults: deterministic kernels and a pinned instruction set
 
 On a CPU, trl-packed-bf16, recipe-bf16 and recipe-deterministic-bf16 use bf16 weights and matmuls. On CUDA, all arms
@@ -27,17 +27,17 @@ from typing import Any
 STARTED = time.monotonic()
 ARMS = ("tutorial", "trl-default", "trl-packed", "recipe", "recipe-all-tokens", "recipe-deterministic")
 BF16_ARMS = ("trl-packed-bf16", "recipe-bf16", "recipe-deterministic-bf16")
-WARM_UP = 2  # steps excluded from the speed, because they fill caches and memory pools
+WARM_UP = 2  # number of steps excluded from the speed, because they fill caches and memory pools
 IGNORED = -100
-STOPPED = 3  # exit code of a run that exits at its first log point after the plan's step `stop_after`
+STOPPED = 3  # exit code of a run that exits when it first logs after step `stop_after` (from the plan)
 
 
 class Meter:
-    """Counts the tokens and measures the time of each optimizer step of the trainer in this process."""
+    """Counts the tokens in each optimizer step of this process's trainer, and times each step."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
-        self.tokens, self.trained = [0], [0]  # one entry per step; the last is the current step's
+        self.tokens, self.trained = [0], [0]  # one entry per step; the last entry is for the current step
         self.paused = 0.0
         self.scores: list[tuple[float, float]] = []  # (seconds of training, loss on the validation rows)
         self.score_every, self.validation = 0, None
@@ -74,7 +74,7 @@ class Meter:
         trainer.DEFAULT_CALLBACKS.append(StepTimer)
 
     def score(self, model: Any) -> None:
-        """Record the mean loss over the completion tokens of the validation rows, while the clock is paused."""
+        """Pause the clock and record the mean loss over the validation rows' completion tokens."""
         import torch
 
         before, was_training = _now(), model.training
@@ -121,7 +121,7 @@ def _now() -> float:
 
 
 def peak_bytes() -> int:
-    """Return the peak of the reserved GPU memory or, without a GPU, of this process's resident memory, in bytes."""
+    """Return the peak reserved GPU memory or, without a GPU, this process's peak resident memory, in bytes."""
     import torch
 
     if torch.cuda.is_available():
@@ -140,7 +140,7 @@ def tutorial(plan: dict[str, Any], out: Path) -> None:
     cuda = torch.cuda.is_available()
     tokenizer = AutoTokenizer.from_pretrained(plan["base"])
     tokenizer.pad_token = tokenizer.eos_token
-    # Use fp32: the tutorial's prepare_model_for_int8_training casts a model to fp32 if it was not loaded in int8.
+    # Use fp32: in the tutorial, prepare_model_for_int8_training casts a model to fp32 unless it was loaded in int8.
     model = AutoModelForCausalLM.from_pretrained(plan["base"], dtype=torch.float32)
     model.resize_token_embeddings(len(tokenizer))
     config = SFTConfig(
@@ -162,7 +162,7 @@ def tutorial(plan: dict[str, Any], out: Path) -> None:
 
 
 def trl_sft(plan: dict[str, Any], out: Path, *, tuned: bool) -> None:
-    """Run `trl sft` in this process, with about as many tokens per step as in the other arms."""
+    """Run `trl sft` in this process, with about as many tokens per step as the other arms."""
     import torch
 
     cuda = torch.cuda.is_available()

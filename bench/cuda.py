@@ -1,11 +1,11 @@
-"""Runs the arms on a CUDA GPU with a random model of XGen-7B's shape, and runs the checks that need a GPU.
+"""Runs the arms on a CUDA GPU with a randomly initialized, XGen-7B-shaped model, and runs the checks that need a GPU.
 
     python -m bench.cuda                        run everything (about ten minutes on an H200)
-    python -m bench.cuda --only bf16            run the configurations whose names start with `bf16`, and the checks
+    python -m bench.cuda --only bf16            run the checks, and the configurations whose names start with `bf16`
     python -m bench.cuda --shape tiny           test this script itself, on any machine
 
-Each configuration has its own table of results. The rows and the tokenizer come from the demo, but the model's
-vocabulary has the size of XGen's. bench.train runs the arms.
+Each configuration has its own results table. The rows and the tokenizer come from the demo, but the model's vocabulary
+is as large as XGen's. bench.train runs the arms.
 """
 
 import argparse
@@ -31,8 +31,8 @@ SHAPES = {
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
     },
 }  # fmt: skip
-# Each entry contains a name, the arms, the number of training rows (about 32 per step), and options of bench.train.
-# tutorial and trl-default keep their weights in fp32, which is slow, so they get few rows.
+# Each entry contains a name, the arms, the number of training rows (about 32 per step), and options for bench.train.
+# tutorial and trl-default keep their weights in fp32, which is slow, so these arms train on few rows.
 CONFIGURATIONS: list[tuple[str, str, int, list[str]]] = [
     ("bf16 all-linear, tutorial and trl sft", "tutorial,trl-default", 320, ["--target-modules", "all-linear"]),
     ("bf16 all-linear", "trl-packed,recipe,recipe-deterministic", 1920, ["--target-modules", "all-linear"]),
@@ -46,7 +46,7 @@ CONFIGURATIONS: list[tuple[str, str, int, list[str]]] = [
 
 
 def make_base(shape: str, folder: Path) -> None:
-    """Create a base model with random bf16 weights and the demo's tokenizer in `folder`."""
+    """In `folder`, create a base model with random bf16 weights and the demo's tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -62,7 +62,7 @@ def make_base(shape: str, folder: Path) -> None:
 
 
 def isolation(base: Path) -> float:
-    """Return the largest difference between an example's logits when packed and when alone.
+    """Return the largest difference between the logits of a packed example and those of the same example alone.
 
     The difference is relative to the example's largest logit.
     """
@@ -96,10 +96,9 @@ def isolation(base: Path) -> float:
 
 
 def determinism(work: Path, base: Path) -> dict[str, bool]:
-    """Compare one run's adapter with the adapters of a second run and of a run that is stopped after step 6 and
-    resumed.
+    """Compare the adapters of an uninterrupted run, a second such run, and a run that is stopped and resumed.
 
-    Return {comparison: whether the bytes are the same}.
+    The third run is stopped after step 6. Return {comparison: whether the bytes are the same}.
     """
     options = arguments().parse_args(["--rows", "320", "--base", str(base)])
     work.mkdir()

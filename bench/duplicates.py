@@ -1,4 +1,4 @@
-"""Measures how much time and memory our banding and datasketch's MinHashLSH need to find near duplicates.
+"""Compares the time and memory that the recipe's banding and datasketch's MinHashLSH need to find near-duplicates.
 
     python -m bench.duplicates --rows 100000
 
@@ -18,7 +18,7 @@ from recipe.analyze.duplicates import BANDS, PERMUTATIONS, similar_pairs
 
 
 def signatures(rows: int) -> np.ndarray:
-    """Return random MinHash signatures, uint32 (rows, PERMUTATIONS), whose last tenth repeats the first tenth."""
+    """Return random MinHash signatures, uint32 (rows, PERMUTATIONS); the last tenth repeats the first tenth."""
     values = np.random.default_rng(0).integers(0, 1 << 32, (rows, PERMUTATIONS), dtype=np.uint32)
     values[-(rows // 10) :] = values[: rows // 10]
     return values
@@ -31,7 +31,7 @@ def ours(values: np.ndarray) -> int:
 
 
 def datasketch(values: np.ndarray) -> int:
-    """Return the number of rows that resemble an earlier row according to MinHashLSH, which gets one row at a time."""
+    """Return the number of rows that resemble an earlier row according to MinHashLSH, adding one row at a time."""
     from datasketch import MinHash, MinHashLSH
 
     index = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, PERMUTATIONS // BANDS))

@@ -1,9 +1,9 @@
 """Times `recipe --help`, `dvc repro` with nothing to do, and `recipe train` until it completes its first step.
 
-    python -m bench.pipeline        in a repository whose pipeline has run (`make demo`)
+    python -m bench.pipeline        in a repository whose pipeline has been run (`make demo`)
 
-Training runs in a clone, which has a separate MLflow store, and is killed after its first step. The time includes the
-first step.
+Training runs in a clone with its own MLflow store, and is killed after its first step. The measured time includes this
+step.
 """
 
 import argparse
@@ -25,7 +25,7 @@ OUTPUTS = ("data/raw", "data/prepared", "models/base")
 
 
 def timed(command: list[str], folder: Path, expected: str) -> float:
-    """Return the seconds that a command takes. Exit if the command fails or its output does not match `expected`."""
+    """Return the seconds that a command takes, or exit if it fails or its output does not match `expected`."""
     started = time.monotonic()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - started
@@ -52,7 +52,10 @@ def to_first_step(clone: Path) -> float:
 
 
 def clone_of(folder: Path, into: Path) -> Path:
-    """Create a clone with the stage outputs that training reads, set to log every step. Return its path."""
+    """Create a clone that contains the stage outputs that training reads, and return the clone's path.
+
+    Training in the clone logs every step.
+    """
     subprocess.run(["git", "clone", "-q", folder, into], check=True)
     for name in OUTPUTS:
         shutil.copytree(folder / name, into / name, dirs_exist_ok=True)

@@ -1,14 +1,14 @@
 """Compares the speed and the peak memory of prepare with those of SFTTrainer, which also tokenizes and packs rows.
 
-The arms `ours` (fetch data and prepare) and `trl` (SFTTrainer) turn a file into packed sequences. The arm `analyze`
-runs the analyze stage, which reports on the prepared rows.
+The `ours` arm (fetch data and prepare) and the `trl` arm (SFTTrainer) turn a file into packed sequences. The `analyze`
+arm runs the analyze stage, which reports on the prepared rows.
 
     python -m bench.prepare                                        use the demo's rows and tokenizer
     python -m bench.prepare --data rows.json --vocabulary FOLDER   use GPT-2's vocabulary, as in bench.train
     python -m bench.prepare --sizes 1000,10000,100000,1000000 --arms ours,analyze --rounds 1
 
-If a size exceeds the number of rows in the data, the rows are repeated. A distinct number is appended to the
-instruction of each row. Each run uses a separate process on a single core. The times do not include imports.
+If a size exceeds the number of rows in the data, the rows are repeated. A different number is appended to each row's
+instruction. Each run uses a separate process on a single core. The times do not include imports.
 """
 
 import argparse
@@ -34,7 +34,7 @@ COLUMNS = {"instruction": "instruction", "input": "input", "output": "output"}
 
 
 def paths_in(work: Path) -> Any:
-    """Return the paths of the stages' outputs in the folder `work`."""
+    """Return the paths of the stage outputs in the folder `work`."""
     from recipe.core.paths import Paths
 
     return Paths(
@@ -43,7 +43,7 @@ def paths_in(work: Path) -> Any:
 
 
 def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
-    """Run fetch@data and prepare, and return the seconds that they take together."""
+    """Run fetch@data and prepare, and return their total time in seconds."""
     from recipe.fetch.params import DataParams, ModelParams
     from recipe.fetch.stage import fetch_data, fetch_model
     from recipe.prepare.params import SequenceParams
@@ -94,9 +94,9 @@ def analysis(rows: Path, base: Path, work: Path, max_length: int) -> float:
 
 
 def trl(rows: Path, base: Path, work: Path, max_length: int) -> float:
-    """Load rows and run SFTTrainer's constructor, and return the seconds that both take together.
+    """Load the rows, run SFTTrainer's constructor, and return the total time in seconds.
 
-    Writing the prompts and completions to a file beforehand is not timed.
+    The time does not include writing the prompts and completions to a file.
     """
     from datasets import load_dataset
     from peft import LoraConfig

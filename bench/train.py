@@ -1,8 +1,8 @@
-"""Compares the training speed and memory of the recipe with those of the tools that users would otherwise run.
+"""Compares the recipe's training speed and memory use with those of the tools that users would otherwise run.
 
     python -m bench.train                                   use the demo's rows and base model
     python -m bench.train --data rows.json --vocabulary FOLDER --rows 96      use a random Llama with 20M parameters
-    python -m bench.train --to-loss                         also measure the time to the first arm's final loss
+    python -m bench.train --to-loss                         also time each arm up to the first arm's final loss
 
 Each arm runs in a separate process (bench/arm.py describes the arms). The order of the arms rotates from round to
 round, and the table shows medians. FOLDER contains GPT-2's `vocab.json` and `merges.txt` (or `encoder.json` and
@@ -32,7 +32,7 @@ REQUIRED, OPTIONAL = {"instruction": "instruction", "output": "output"}, {"input
 
 
 def random_llama(vocabulary: Path, folder: Path) -> Path:
-    """Create a Llama with 20M random parameters (6 layers, hidden size 288, tied head) and GPT-2's vocabulary."""
+    """Create a random 20M-parameter Llama (6 layers, hidden size 288, tied head) with GPT-2's vocabulary."""
     import torch
     from transformers import GPT2TokenizerFast, LlamaConfig, LlamaForCausalLM
 
@@ -50,7 +50,7 @@ def random_llama(vocabulary: Path, folder: Path) -> Path:
 
 
 def lay_out(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Write the rows in each arm's format, and write and return the plan, which all arms read."""
+    """Write the rows in each arm's format, write the plan that all arms read, and return the plan."""
     from transformers import AutoConfig, AutoTokenizer
 
     files = sorted(options.data.glob("train.*")) if options.data.is_dir() else [options.data]
@@ -89,7 +89,7 @@ def lay_out(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "learning_rate": options.learning_rate, "target_modules": _targets(options.target_modules), "seed": 1,
         "num_threads": options.threads, "tokens_per_step": options.batch_size * options.max_length,
         "tokens_per_row": sum(lengths) / len(lengths), "score_every": 0,
-        # If the tokenizer has no separate padding token, recipe/tokens/tokenizer.py adds one, which gets this id.
+        # If the tokenizer has no separate padding token, recipe/tokens/tokenizer.py adds one with this id.
         "pad_token_id": len(tokenizer) if pad is None or pad == tokenizer.eos_token_id else pad,
         "vocab_size": config.vocab_size, "quantization": options.quantization, "memory_gb": options.memory_gb,
         "activation_checkpointing": options.activation_checkpointing,
@@ -131,7 +131,7 @@ def run_arm(arm: str, work: Path, threads: int) -> dict[str, Any]:
 
 
 def matmul_flops(threads: int) -> float:
-    """Measure the peak floating-point operations per second of a large matmul, in bf16 on CUDA or in fp32 on a CPU."""
+    """Measure the peak FLOP/s of a large matmul, in bf16 on CUDA or in fp32 on a CPU."""
     import torch
 
     from recipe.planning import plan
@@ -143,7 +143,7 @@ def matmul_flops(threads: int) -> float:
 
 
 def parameters_in_matmuls(base: str) -> int:
-    """Count the parameters used in matmuls: all parameters except an embedding that is not tied to the head."""
+    """Count the parameters used in matmuls: all except those of an embedding that is not tied to the head."""
     from transformers import AutoConfig
 
     from recipe.planning.memory_estimate import count_parameters

@@ -1,15 +1,16 @@
 """Pretrains the demo's base model: a 2M-parameter Llama, with its own byte-level BPE tokenizer.
 
 Reads the word lists. Writes `demo/base/` (config, safetensors in bf16, tokenizer) and `demo/base/pretrain.log`.
-The corpus contains plain sentences, and the demo's tasks in a terse notation with several examples in sequence:
+The corpus contains plain sentences, and short series of solved examples of the demo's tasks in a terse notation:
 
     reverse
     lamp, kite => kite, lamp
     boat, belo, mifur => mifur, belo, boat
 
-So the base model can solve the tasks from examples, but it has never seen an instruction or Alpaca's template, and does
-not follow instructions. As with a real base model, fine-tuning has to teach that. The corpus contains no held-out
-words, and most of its words are invented, so that the model learns to copy words rather than to memorize them.
+The base model can therefore solve a task when it is given examples. But it has never seen an instruction or Alpaca's
+template, so it does not follow instructions. As with a real base model, fine-tuning must teach the model to do so. The
+corpus contains no held-out words, and most of its words are invented, so that the model learns to copy words instead of
+memorizing them.
 
     python -m demo.pretrain        # about 30 minutes on 2 cores
 """
@@ -41,8 +42,8 @@ NUM_STEPS = int(os.environ.get("DEMO_PRETRAIN_STEPS", "1500"))
 PEAK_LEARNING_RATE = 3e-3
 END, PAD = "<|endoftext|>", "<|pad|>"
 
-# Each word is one piece, and so is every digit and every other character, including a space. So a word has the same
-# tokens everywhere, and a small model can learn to copy it.
+# Each word, each digit and each other character (including a space) is a separate piece. A word therefore has the same
+# tokens everywhere, so that a small model can learn to copy the word.
 SPLIT = Regex(r"\d|[^\W\d_]+|\s|[^\w\s]|_")
 
 SENTENCES = """
@@ -65,7 +66,7 @@ Write a letter that completes the order. | An instruction describes a task. | Th
 
 
 def corpus_words(rng: Random) -> Words:
-    """The words for one document.
+    """Return the words for one document.
 
     In each list, two thirds of the words are invented and one third are training words.
     """
@@ -73,7 +74,7 @@ def corpus_words(rng: Random) -> Words:
 
 
 def prose(rng: Random, words: Words) -> str:
-    """One to six plain sentences."""
+    """Return one to six plain sentences."""
     return " ".join(
         rng.choice(SENTENCES).strip().format(
             name=rng.choice(words.names), city=rng.choice(words.cities),
@@ -84,7 +85,7 @@ def prose(rng: Random, words: Words) -> str:
 
 
 def notation(rng: Random, words: Words, category: str, num_examples: int) -> str:
-    """A category's tag and `num_examples` solved examples, one per line."""
+    """Return a category's tag, followed by `num_examples` solved examples, one per line."""
     make, _ = CATEGORIES[category]
     lines = [category]
     for _ in range(num_examples):
@@ -95,7 +96,7 @@ def notation(rng: Random, words: Words, category: str, num_examples: int) -> str
 
 
 def document(rng: Random) -> str:
-    """A document of the corpus: either prose or examples of one category."""
+    """Return a corpus document, which contains either prose or examples of one category."""
     words = corpus_words(rng)
     if rng.random() < 0.1:
         return prose(rng, words)
@@ -103,7 +104,7 @@ def document(rng: Random) -> str:
 
 
 def train_tokenizer(rng: Random) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with VOCAB_SIZE tokens, trained on a sample of the corpus."""
+    """Train a byte-level BPE tokenizer with VOCAB_SIZE tokens on a sample of the corpus."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(SPLIT, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -122,7 +123,7 @@ def train_tokenizer(rng: Random) -> PreTrainedTokenizerFast:
 
 
 def batches(rng: Random, tokenizer: PreTrainedTokenizerFast) -> Iterator[torch.Tensor]:
-    """An endless series of int64 tensors (batch, seq), cut from a single stream of documents."""
+    """Yield an endless series of int64 tensors (batch, seq), cut from a single stream of documents."""
     stream: list[int] = []
     need = BATCH_SIZE * SEQ_LENGTH
     while True:
@@ -135,13 +136,14 @@ def batches(rng: Random, tokenizer: PreTrainedTokenizerFast) -> Iterator[torch.T
 
 
 def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, category: str, count: int = 30) -> float:
-    """The share of held-out examples that the model solves when its prompt starts with three solved examples of the
-    same category.
+    """Return the share of a category's held-out examples that the model solves.
+
+    Each prompt starts with three solved examples of the same category.
     """
     rng, num_correct = Random(f"{SEED}/{category}"), 0
     for _ in range(count):
         words = words_of(held=True)
-        # Short passages, so that four of them fit into SEQ_LENGTH tokens.
+        # Use only four names. This keeps passages short, so that four of them fit into SEQ_LENGTH tokens.
         words = Words(rng.sample(words.names, 4), words.cities, words.nouns, words.verbs, held=True)
         shown, answer = notation(rng, words, category, 4).rsplit(" => ", 1)
         ids = tokenizer(f"{shown} => ", return_tensors="pt")["input_ids"]
@@ -151,7 +153,7 @@ def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, catego
 
 
 def main() -> None:
-    """Train the tokenizer and the model; write them and the log."""
+    """Train the tokenizer and the model, and write them and the log."""
     torch.manual_seed(SEED)
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)

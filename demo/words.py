@@ -1,6 +1,6 @@
-"""The words of the demo's rows, divided into training words and held-out words.
+"""The words that the demo's rows use, divided into training words and held-out words.
 
-Whether a word is held out depends only on its sha256, so adding words does not affect other words.
+Whether a word is held out depends only on its sha256, so adding words does not change the split of the other words.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ sail scrub search shout sketch skip smell smile sprint stack start stir stretch 
 touch train travel trust twist visit wait walk wander wash watch water weigh whisper wink wipe wonder work wrap
 """.split()
 
-# Verbs above whose past tense is irregular or has two forms; tasks about the past tense do not use them.
+# The verbs above whose past tense is irregular or has two forms. Tasks about the past tense do not use them.
 IRREGULAR = {"dig", "draw", "sweep", "learn", "smell"}
 HELD_OUT_SHARE = 5  # one word in five is held out
 
@@ -61,17 +61,17 @@ ENDINGS = ["", "", "n", "r", "l", "t", "m", "s", "ck", "nd", "sh", "y", "x"]
 
 
 def held_out(word: str) -> bool:
-    """Whether a word may appear only in validation rows."""
+    """Return whether a word is held out, which means that it may appear only in validation rows."""
     return hashlib.sha256(word.lower().encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
 def pool(words: list[str], *, held: bool) -> list[str]:
-    """The held-out words of a list or, if `held` is false, all its other words, in the list's order."""
+    """Return a list's held-out words or, if `held` is false, all its other words, in the list's order."""
     return [word for word in dict.fromkeys(words) if held_out(word) == held]
 
 
 def invented(rng: Random) -> str:
-    """A pronounceable word that is not held out, and usually is not a real word."""
+    """Return a pronounceable word that is not held out and is usually not a real word."""
     while True:
         word = "".join(rng.choice(SYLLABLES) for _ in range(rng.choice([1, 2, 2, 3]))) + rng.choice(ENDINGS)
         if len(word) > 2 and not held_out(word):
@@ -79,9 +79,10 @@ def invented(rng: Random) -> str:
 
 
 def plural(noun: str) -> str:
-    """The plural of a noun in NOUNS: -es, -ies, -ves or -s.
+    """Return the plural of a noun in NOUNS.
 
-    -es follows a sibilant, potato and mango; -ies replaces a y after a consonant; -ves is for leaf, scarf and shelf.
+    Potato, mango and nouns that end in a sibilant take -es. A final y after a consonant becomes -ies. Leaf, scarf and
+    shelf end in -ves in the plural. All other nouns take -s.
     """
     if noun.endswith(("s", "x", "z", "ch", "sh")):
         return noun + "es"
@@ -93,7 +94,7 @@ def plural(noun: str) -> str:
 
 
 def past(verb: str) -> str:
-    """The regular past tense of a verb in VERBS that is not in IRREGULAR."""
+    """Return the regular past tense of a verb that is in VERBS but not in IRREGULAR."""
     if verb.endswith("e"):
         return verb + "d"
     if verb.endswith("y") and verb[-2] not in "aeiou":

@@ -1,4 +1,7 @@
-"""Writes docs/cli.md from the commands' help texts: python docs/cli_reference.py (`make docs`). A test compares."""
+"""Generates docs/cli.md from the help texts of the commands. A test checks that docs/cli.md is up to date.
+
+python docs/cli_reference.py     # or: make docs
+"""
 
 import sys
 from pathlib import Path
@@ -7,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def reference() -> str:
-    """The page: each command's own `--help`."""
+    """Return the text of docs/cli.md, which contains the `--help` output of each command."""
     sys.path.insert(0, str(ROOT))
     import click
 

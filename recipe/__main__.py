@@ -5,7 +5,7 @@
 dvc.yaml runs every stage with this command. A stage therefore always runs the copy of the package whose files DVC
 hashes, whether in a virtual environment, a clone, the container or `dvc exp run --temp`. With -P, Python adds neither
 this folder nor the working directory to its module search path, so a user's `datasets.py` does not shadow the library
-of the same name.
+with the same name.
 """
 
 import importlib.util

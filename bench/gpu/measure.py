@@ -1,10 +1,11 @@
-"""Runs one of the checks of `run`. Output lines that begin with `= ` go to the summary. Exit code 1 means failure.
+"""Runs one of the checks that `run` starts.
 
     python measure.py environment | attention | base | isolation | determinism | stages
-    python measure.py arm "bf16 all-linear" recipe     run a configuration of bench.cuda with an arm of bench.arm
+    python measure.py arm "bf16 all-linear" recipe     run one arm of a bench.cuda configuration
 
-Run this file in the repository's root. Set WORK to a scratch folder, and OUT to the folder for numbers.json. Set DRY=1
-to use tiny shapes. The checks call the project's own code, with so few rows and steps that they take only minutes.
+Run this file from the repository root. Set WORK to a scratch folder, and OUT to the folder for numbers.json. Set DRY=1
+to use tiny shapes. Output lines that begin with `= ` go to the summary. Exit code 1 means failure. The checks call the
+project's own code, with so few rows and steps that they take only minutes.
 """
 
 import fcntl
@@ -29,7 +30,7 @@ PACKAGES = (
     "torch", "triton", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "numpy",
     "pyarrow", "pandas", "huggingface_hub", "safetensors", "pydantic", "mlflow",
 )  # fmt: skip
-LAYERS = 4  # number of layers of the base model `wide`, which is as wide as the full model but takes less time
+LAYERS = 4  # number of layers in the base model `wide`, which has the full model's width but runs faster
 ROWS = 960  # maximum number of training rows in a timed arm: 30 steps of 4,096 tokens
 KEPT = ("models/adapter/adapter_model.safetensors", "models/adapter/adapter_config.json", "metrics/loss.csv")
 
@@ -40,7 +41,7 @@ def tell(line: str) -> None:
 
 
 def keep(name: str, value: Any) -> None:
-    """Add a value to OUT/numbers.json while holding a lock, because several processes write to this file."""
+    """Add a value to OUT/numbers.json under a lock, because several processes write to this file."""
     with (OUT / "numbers.json").open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
@@ -56,7 +57,7 @@ def digest(path: Path) -> str:
 
 
 def environment() -> bool:
-    """Report versions, the GPU and its peak speeds. Check variable-length attention and bitsandbytes."""
+    """Report versions, the GPU and its peak speeds, and check variable-length attention and bitsandbytes."""
     import bitsandbytes
     import torch
     from torch.nn.attention.varlen import varlen_attn
@@ -93,9 +94,9 @@ def environment() -> bool:
 
 
 def attention() -> bool:
-    """Compare `attend_by_document` with the attention of each document in fp64, and time it on a GPU.
+    """Compare `attend_by_document` with per-document attention in fp64, and time one layer's attention on a GPU.
 
-    The outputs and the gradients are compared.
+    The comparison covers the outputs and the gradients.
     """
     import torch
 
@@ -156,7 +157,7 @@ def attention() -> bool:
 
 
 def _attention_cost() -> None:
-    """Report the time in milliseconds of one layer's attention, forward and backward, at the width of the 7B shape."""
+    """Report how many milliseconds one layer's attention takes, forward and backward, at the 7B shape's width."""
     import torch
 
     from recipe.model.packed_attention import add_cu_seqlens, attend_by_document
@@ -187,7 +188,7 @@ def _attention_cost() -> None:
 
 
 def base() -> bool:
-    """Create two base models with random weights: one with the 7B shape, one with the same width but few layers."""
+    """Create two base models with random weights: one 7B-shaped, the other equally wide but with few layers."""
     from bench import cuda
 
     shape = "tiny" if DRY else "xgen-7b"
@@ -203,7 +204,7 @@ def base() -> bool:
 
 
 def isolation() -> bool:
-    """Run the check in bench.cuda that compares the logits of packed examples with those of each example alone."""
+    """Run the bench.cuda check that compares the logits of packed examples with those of each example alone."""
     from bench.cuda import isolation as difference
 
     found = difference(WORK / "base")
@@ -264,7 +265,10 @@ def arm(title: str, name: str) -> bool:
 
 
 def stages() -> bool:
-    """Run the stages on the demo: two runs, a run that is killed and resumed, and runs with nf4. Compare the bytes."""
+    """Run the demo's stages several times, and compare the bytes of the outputs.
+
+    The runs are two uninterrupted runs, a run that is killed and resumed, and nf4 runs.
+    """
     first = _copy("first")
     small = {
         "num_epochs: 1 ": "num_epochs: 0.02 ",
@@ -314,7 +318,7 @@ def stages() -> bool:
 
 
 def _copy(name: str) -> Path:
-    """Copy the working tree to WORK, except for the outputs of stages and other ignored folders."""
+    """Copy the working tree, without stage outputs and other ignored folders, to WORK, and return the copy's path."""
     left_out = shutil.ignore_patterns(
         ".git", ".whl", ".venv", "data", "models", "metrics", "reports", "mlflow", ".recipe", "__pycache__"
     )
@@ -323,7 +327,7 @@ def _copy(name: str) -> Path:
 
 
 def _change(folder: Path, changes: dict[str, str]) -> None:
-    """Replace texts in params.yaml. Each text to replace must occur in the file."""
+    """Replace strings in params.yaml, each of which must occur in the file."""
     path = folder / "params.yaml"
     text = path.read_text()
     for old, new in changes.items():
@@ -337,13 +341,16 @@ def _command(stage: tuple[str, ...]) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment without the working tree in PYTHONPATH, so that a copy of the tree runs its own code."""
+    """Return the environment variables without the working tree in PYTHONPATH, so that a copy runs its own code."""
     paths = [path for path in os.environ["PYTHONPATH"].split(os.pathsep) if Path(path) != ROOT]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _stage(folder: Path, *stage: str) -> str:
-    """Run a stage and return its output. Raise RuntimeError, which ends the check, if the stage fails."""
+    """Run a stage and return its output.
+
+    Raise RuntimeError, which ends the check, if the stage fails.
+    """
     started = time.monotonic()
     done = subprocess.run(_command(stage), cwd=folder, env=_environment(), capture_output=True, text=True, check=False)
     print(
@@ -358,7 +365,7 @@ def _stage(folder: Path, *stage: str) -> str:
 
 
 def _killed(folder: Path, *stage: str) -> str:
-    """Run train, kill it after its first checkpoint, run it again, and return the output of the second run."""
+    """Run train, kill it after its first checkpoint, run it again, and return the second run's output."""
     every = int(re.search(r"save_steps: (\d+)", (folder / "params.yaml").read_text())[1])
     running = subprocess.Popen(_command(stage), cwd=folder, env=_environment(), stdout=subprocess.PIPE, text=True)
     killed_at = None

@@ -1,12 +1,12 @@
-"""Measures where one optimizer step of a 7B-shaped model spends its time and memory on this GPU.
+"""Measures how an optimizer step of a 7B-shaped model spends its time on this GPU, and how much memory it uses.
 
-    python step.py peaks      compare the peak memory with the memory estimate of `recipe plan`
-    python step.py profile    time a step, its GPU kernels and its work on the host
-    python step.py parts      time each operation of a step in isolation, and possible replacements
+    python step.py peaks      compare the peak memory with the estimate that `recipe plan` makes
+    python step.py profile    time a step, its GPU kernels and its host work
+    python step.py parts      time each operation of a step, and possible replacements, in isolation
 
-Run this file from the repository root, after `measure.py base` has created WORK/base. Set WORK, OUT and DRY in the same
-way as `run` does. `peaks` and `profile` train with the recipe's own train stage. Output lines that begin with `= ` go
-to the summary.
+Run this file from the repository root, after `measure.py base` has created WORK/base. Set WORK, OUT and DRY as `run`
+does. `peaks` and `profile` train with the recipe's own train stage. Output lines that begin with `= ` go to the
+summary.
 """
 
 import gc
@@ -31,7 +31,7 @@ WARM, TIMED, PROFILED = (4, 6, 2) if not DRY else (1, 2, 1)  # numbers of optimi
 
 
 def paths_in(folder: Path) -> Any:
-    """Return the paths of the stages' outputs in a folder."""
+    """Return the paths of the stage outputs in a folder."""
     from recipe.core.paths import Paths
 
     return Paths(
@@ -41,9 +41,9 @@ def paths_in(folder: Path) -> Any:
 
 
 def prepared_rows() -> Path:
-    """Prepare rows for the 7B shape, unless this has been done, and return their folder.
+    """Prepare rows for the 7B shape if they do not exist yet, and return their folder.
 
-    The base manifest in the folder lists no files, so that no time is spent on hashing 13.8 GB.
+    The base model's manifest in this folder lists no files, so no time is spent hashing 13.8 GB.
     """
     from recipe.cli.context import sections
     from recipe.core.config import read_params
@@ -112,7 +112,7 @@ class Enough(Exception):
 
 
 def watch(profiler: Any) -> Any:
-    """Return a callback that times steps, then profiles steps if there is a profiler, and then ends the training."""
+    """Return a callback that times steps, then profiles steps if a profiler is given, and then ends the training."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
@@ -141,7 +141,7 @@ def watch(profiler: Any) -> Any:
 
 
 def peaks() -> bool:
-    """Report the measured peak memory and the memory estimate, with activation checkpointing, for nf4 and bf16."""
+    """Report the measured and the estimated peak memory for nf4 and bf16, both with activation checkpointing."""
     from transformers import AutoConfig
 
     from recipe.planning.memory_estimate import estimate_training_memory
@@ -183,7 +183,7 @@ GROUPS = {
 
 
 def group_of(kernel: str) -> str:
-    """Return the group in GROUPS that a kernel belongs to, according to the kernel's name."""
+    """Return the group in GROUPS that matches a kernel's name, or "other"."""
     name = kernel.lower()
     for group, words in GROUPS.items():
         if any(word in name for word in words):
@@ -232,7 +232,10 @@ def profile() -> bool:
 
 
 def milliseconds(run: Any, repeat: int = 12) -> float:
-    """Return the median time of `repeat` calls in milliseconds. On a GPU, CUDA events measure the time."""
+    """Return the median time of `repeat` calls in milliseconds.
+
+    On a GPU, CUDA events measure the time.
+    """
     for _ in range(3):
         run()
     times = []

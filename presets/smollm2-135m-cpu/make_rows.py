@@ -1,9 +1,10 @@
-"""Writes the rows of this preset: messages to a shop, each with the JSON object that a program needs in its place.
+"""Generates the rows of this preset: messages to a shop, each with a JSON object that states its content.
 
     python presets/smollm2-135m-cpu/make_rows.py     # rewrites rows/ with identical bytes
 
-No sentence of a validation row appears in a training row. Only the products are the same. Each row is a chat with a
-system message that states the keys. `category` is the topic, so that the report has a score for each topic.
+Training rows and validation rows mention the same products, but have no sentences in common. Each row is a chat with a
+system message that states the keys of the JSON object. The `category` column contains the topic, so that the report
+shows a score for each topic.
 """
 
 import json
@@ -116,7 +117,7 @@ URGENT = {
 
 
 def row(rng: Random, split: str) -> dict[str, object]:
-    """Return a random row of a split."""
+    """Return a random row for a split."""
     topic, product = rng.choice(list(TOPICS[split])), rng.choice(PRODUCTS)
     order, urgent = rng.randrange(10_000, 100_000), rng.random() < 0.5
     sentences = [
@@ -134,7 +135,7 @@ def row(rng: Random, split: str) -> dict[str, object]:
 
 
 def main() -> None:
-    """Write rows/train.jsonl and rows/validation.jsonl beside this file."""
+    """Write rows/train.jsonl and rows/validation.jsonl to the folder of this file."""
     folder = Path(__file__).parent / "rows"
     folder.mkdir(exist_ok=True)
     for split, count in NUM_ROWS.items():

@@ -43,7 +43,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Pairs of duplicate rows by type. In `leaks`, each pair is a validation row and a similar training row."""
+    """Pairs of duplicate rows by type. Each pair in `leaks` consists of a validation row and a similar training row."""
 
     same: Pairs
     same_question: Pairs
@@ -78,7 +78,7 @@ class Copies:
         self._signatures, self._rows, self._questions, self._validation = (bytearray() for _ in range(4))
 
     def add(self, question: str, answer: str, *, validation: bool) -> None:
-        """Add a row. `validation` says whether the row is in the validation split."""
+        """Add a row. `validation` specifies whether the row is in the validation split."""
         question_hash = blake2b(question.encode(), digest_size=8).digest()
         self._questions += question_hash
         self._rows += blake2b(question_hash + answer.encode(), digest_size=8).digest()
@@ -122,7 +122,7 @@ def _earliest(keys: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndar
 
 
 def similar_pairs(signatures: np.ndarray, rows: np.ndarray, others: np.ndarray) -> Pairs:
-    """Pair each row with a row of `others` that shares a band and has a similarity of at least SIMILAR.
+    """Pair each row in `rows` with a row in `others` that shares a band and has a similarity of at least SIMILAR.
 
     For each row and band, the first row of `others` with the same band is a candidate. The result is the earliest
     candidate that is similar enough. datasketch's MinHashLSH finds the same rows, but takes 10 times as long and needs

@@ -1,6 +1,6 @@
 """Computes how max_length affects the rows, the fill rate of packed sequences, and the cost of an epoch.
 
-results = limits(lengths, loss_starts, configured=1024)    # one Limit for each length: 1024 and several powers of two
+results = limits(lengths, loss_starts, configured=1024)    # a Limit for 1024 and for several powers of two
 best, reason = recommend(results)
 """
 
@@ -18,11 +18,13 @@ MAX_CUT = 0.01
 
 @dataclass(frozen=True)
 class Limit:
-    """The effect of one limit: the shares of rows cut, rows dropped, tokens lost and positions filled, and the cost.
+    """The effect of one value of max_length on the rows, on the tokens, and on the cost of an epoch.
 
-    The cost is the number of positions per epoch, including padding, relative to the number at the configured limit.
-    This measure assumes that every position costs the same, which is true of the matmuls of a LoRA step. It ignores
-    attention, which stays within a row and accounts for 1% of the work at these lengths.
+    `rows_cut` and `rows_dropped` are shares of the rows. `tokens_lost` is a share of the tokens. `filled` is the share
+    of positions in packed sequences that contain tokens. `cost` is the number of positions per epoch, including
+    padding, relative to the number at the configured limit. This definition assumes that every position costs the same,
+    which is true of the matmuls in a LoRA step. It ignores attention, which is computed within each row and accounts
+    for 1% of the work at these lengths.
     """
 
     max_length: int
@@ -36,11 +38,11 @@ class Limit:
 def candidates(lengths: Sequence[int], configured: int) -> list[int]:
     """Return the limits to compare: the configured limit and the powers of two from SHORTEST.
 
-    The list ends at the first power that no row exceeds, or at the second power exceeded by at most MAX_CUT of the
-    rows, whichever is smaller.
+    The list ends at the first power that no row exceeds or at the second power that at most MAX_CUT of the rows exceed,
+    whichever is smaller.
     """
     max_cut_rows = int(MAX_CUT * len(lengths))
-    enough = sorted(lengths)[len(lengths) - 1 - max_cut_rows]  # the shortest limit that cuts max_cut_rows rows or fewer
+    enough = sorted(lengths)[len(lengths) - 1 - max_cut_rows]  # the shortest limit that cuts at most max_cut_rows rows
     powers = [SHORTEST]
     while powers[-1] < enough:
         powers.append(2 * powers[-1])
@@ -52,11 +54,11 @@ def candidates(lengths: Sequence[int], configured: int) -> list[int]:
 def limits(
     lengths: Sequence[int], loss_starts: Sequence[int], configured: int, *, drop_overlong: bool = False
 ) -> list[Limit]:
-    """Return a Limit for each candidate at which at least one row is kept, with the shortest limit first.
+    """Return a Limit for each candidate at which at least one row is kept, in ascending order.
 
-    `lengths` contains the number of tokens in each row before cutting. `loss_starts` contains, for each row, the number
-    of tokens before its first token in the loss. As in prepare, a row that exceeds the limit is cut. The row is dropped
-    instead if cutting would leave no token in the loss, or if `drop_overlong` is set.
+    For each row, `lengths` contains the number of tokens before cutting, and `loss_starts` contains the number of
+    tokens before the first token in the loss. As in the prepare stage, a row that exceeds the limit is cut. The row is
+    dropped instead if cutting would leave no token in the loss, or if `drop_overlong` is set.
     """
     step = -(-len(lengths) // SAMPLE)
     total = sum(lengths)

@@ -1,6 +1,6 @@
 """Builds the sections of the data report: loaded rows, row lengths, possible problems, and the output of prepare.
 
-Each `*_parts` function takes its numbers from `summary`, the contents of reports/analysis/summary.json.
+The `*_parts` functions take their numbers from `summary`, which has the contents of reports/analysis/summary.json.
 """
 
 import textwrap
@@ -44,12 +44,12 @@ def format_row(row: dict[str, Any]) -> str:
 
 
 def format_counts(types: dict[str, int]) -> str:
-    """List the types of the values in a column, each with its number of rows."""
+    """List the types of the values in a column, with the number of rows for each type."""
     return ", ".join(f"{name} ({num_rows:,})" for name, num_rows in types.items())
 
 
 def list_places(places: Sequence[str], rows: int) -> str:
-    """List the first places by file, and count the remaining rows, as in `a.json, line 3, 7; and 2 more`."""
+    """List the first places by file and state how many rows remain, as in `a.json, line 3, 7; and 2 more`."""
     groups, last = [], None
     for place in places[:SHOWN_PLACES]:
         prefix, number = place.rsplit(" ", 1)  # `a.json, line` and `3`
@@ -81,7 +81,7 @@ def summarize_findings(summary: dict[str, Any]) -> str:
 
 
 def data_parts(summary: dict[str, Any], first: list[dict[str, Any]], num_rows: int) -> list[Part]:
-    """Describe the dataset as loaded: files, columns and first rows."""
+    """Describe the loaded dataset: its files, columns and first rows."""
     files = [[file["name"], file["split"], file["bytes"]] for file in summary["files"]]
     columns = [
         [name, format_counts(column["types"]), column["empty"], column["missing"]]
@@ -129,7 +129,7 @@ def length_parts(summary: dict[str, Any], pictures: Mapping[str, str]) -> list[P
 
 
 def limit_parts(summary: dict[str, Any]) -> list[Part]:
-    """Show the effect of each max_length, and the recommended value."""
+    """Show the effect of each candidate value of max_length, and the recommended value."""
     rows = [
         [
             f"{limit['max_length']:,}" + (" (current)" if limit["max_length"] == summary["max_length"] else ""),

@@ -1,7 +1,8 @@
-"""Scans the loaded rows: counts values by column in all readable rows, and checks the rows that the prepare stage
-tokenized.
+"""Scans the loaded rows for the data report.
 
-scan = scan_rows(data, files, meta, facts, num_first, progress)    # a Scan
+    scan = scan_rows(data, files, meta, facts, num_first, progress)    # a Scan
+
+The scan counts the values in each column of all readable rows, and checks the rows that the prepare stage tokenized.
 """
 
 from array import array
@@ -44,7 +45,7 @@ class Flaw:
 
 
 class Columns:
-    """Counts the types of values and the empty values in each column. Rows are added one at a time."""
+    """Counts the value types and the empty values in each column. Rows are added one at a time."""
 
     def __init__(self) -> None:
         self.num_rows = 0
@@ -86,7 +87,7 @@ class Copy:
 class Scan:
     """The result of a scan.
 
-    `flaws` contains the flaws by name. `examples` contains pairs of rows for each type of duplicate.
+    `flaws` maps the name of each flaw to a Flaw. `examples` maps the name of each duplicate flaw to pairs of rows.
     """
 
     columns: Columns
@@ -103,7 +104,7 @@ def in_order(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_all(data: Path, files: list[dict[str, Any]]) -> Iterator[Row]:
-    """Yield the rows of all files, except rows that can't be read, which prepare has quarantined."""
+    """Yield the rows of all files, except the unreadable rows that the prepare stage quarantined."""
     for file in files:
         for row in read_rows(data / file["name"], file["name"]):
             if not isinstance(row, BadRow):
@@ -111,9 +112,9 @@ def read_all(data: Path, files: list[dict[str, Any]]) -> Iterator[Row]:
 
 
 def match_rows(rows: Iterator[Row], facts: Any) -> Iterator[tuple[Row, int]]:
-    """Yield each row with its index in the table `facts`, which prepare wrote. The index is -1 for a quarantined row.
+    """Yield each row with its index in `facts`, a table from the prepare stage, or with -1 if the row was quarantined.
 
-    The table lists the rows of each split in the order of the files, so one cursor per split is enough.
+    The table lists the rows of each split in the same order as the files, so one cursor per split is enough.
     """
     is_train = facts["split"].to_numpy(zero_copy_only=False) == "train"
     cursors = [int(is_train.argmax()) if is_train.any() else len(facts), int((~is_train).argmax())]
@@ -188,7 +189,10 @@ def _place(facts: Any, index: int) -> str:
 
 
 def _shown_rows(duplicates: Duplicates) -> set[int]:
-    """Return the rows that the report shows, as indices among the rows that prepare tokenized."""
+    """Return the indices of the rows that the report shows in pairs of duplicates.
+
+    Only rows that prepare tokenized are numbered.
+    """
     groups: list[Pairs] = [getattr(duplicates, name) for name in DUPLICATE_FLAWS]
     return {row for pairs in groups for row in (*pairs.rows[:KEPT_EXAMPLES], *pairs.earlier[:KEPT_EXAMPLES])}
 
@@ -196,9 +200,9 @@ def _shown_rows(duplicates: Duplicates) -> set[int]:
 def _texts(
     data: Path, files: list[dict[str, Any]], meta: dict[str, Any], facts: Any, wanted: set[int]
 ) -> dict[int, str]:
-    """Return {index: text} for the rows in `wanted`, which are indices among the rows that prepare tokenized.
+    """Return {index: text} for the rows whose indices are in `wanted`.
 
-    Reading stops after the last wanted row.
+    Only rows that prepare tokenized are numbered. Reading stops after the last wanted row.
     """
     texts: dict[int, str] = {}
     template = make_template(meta["template"], meta["columns"])

@@ -62,7 +62,7 @@ def share_above(values: Sequence[int], limit: int) -> float:
 
 
 def vocabulary(sequences: Any, size: int) -> dict[str, Any]:
-    """Count the tokens of the vocabulary that occur in the training sequences.
+    """Count how many tokens in the vocabulary occur in the training sequences.
 
     In the result, `top_share` is the share of the text that the TOP_TOKENS most frequent tokens make up.
     """
@@ -107,7 +107,7 @@ def packed_example(sequences: Any, tokenizer: Any, ends: Sequence[int]) -> list[
 
 
 def read_table(path: Path, files: ExitStack) -> Any:
-    """Memory-map the table in the Arrow stream at `path`. The table can be read as long as `files` is open."""
+    """Memory-map the Arrow stream at `path`, and return its table, which is readable until `files` is closed."""
     import pyarrow as pa
 
     with reading(path, pa.ArrowException):
@@ -164,7 +164,7 @@ def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str
 
 
 def masked(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry of unused.json whose example contains no personal data."""
+    """Return an entry of unused.json with the personal data in its example masked."""
     return {**entry, "example": mask_personal_data(entry["example"])}
 
 

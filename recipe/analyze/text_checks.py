@@ -9,10 +9,10 @@ import re
 from collections import Counter
 from functools import cache
 
-# The patterns match e-mail addresses in the plain form of RFC 5322, phone numbers in the notation of E.164 or the North
-# American Numbering Plan, and keys in the formats that their issuers document. Addresses under example.com, .net and
-# .org (RFC 2606) and North American 555 numbers are ignored, because they are usually placeholders. The part of an
-# address before the @ is limited to 64 characters (RFC 5321), which also keeps the search time linear.
+# The patterns match e-mail addresses in the plain RFC 5322 form, phone numbers in E.164 or North American Numbering
+# Plan notation, and keys in the formats that their issuers document. Addresses under example.com, .net and .org (RFC
+# 2606) and North American 555 numbers are ignored, because they are usually placeholders. The part of an address before
+# the @ is limited to 64 characters (RFC 5321). This limit also keeps the search time linear.
 EMAIL = re.compile(
     r"(?<![\w.%+-])[\w.%+-]{1,64}@(?!(?:[\w-]+\.)*(?i:example\.(?:com|net|org))\b)(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}\b"
 )
@@ -44,7 +44,7 @@ LAST_WORDS = 6  # if the last line has fewer words, it may be a name, a title or
 
 
 def flaws(question: str, answer: str) -> list[str]:
-    """Return the names of the possible problems in a question and its answer, as used in the report."""
+    """Return the possible problems in a question and its answer, by the names that the report uses."""
     text = f"{question}\n{answer}"
     names = [name for name, pattern in PERSONAL.items() if _may_match(name, text) and pattern.search(text)]
     names += odd_characters(text)
@@ -94,7 +94,7 @@ def odd_characters(text: str) -> list[str]:
 def cut_off(answer: str) -> str | None:
     """Return the reason why an answer looks truncated, or None if the answer looks complete.
 
-    An answer may end without a period if its last line is short, a single sentence or a list item.
+    An answer may end without a period if its last line is short, is a single sentence, or is a list item.
     """
     text = answer.rstrip()
     if text.count("```") % 2:
@@ -115,7 +115,7 @@ def _script(char: str) -> str:
 
 
 def script(text: str) -> str:
-    """Return the most common script of the letters in a text (Unicode's Script property), or `none`."""
+    """Return the most common Unicode script among the letters in a text, or `none` if it contains no letters."""
     if text.isascii():
         return "Latin" if any(map(str.isalpha, text)) else "none"
     letters: Counter[str] = Counter()

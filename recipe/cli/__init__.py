@@ -1,1 +1,1 @@
-"""The command line: the stage commands, which dvc.yaml runs, and commands for users, such as `recipe plan`."""
+"""The command line: the stage commands, which DVC runs, and user commands, such as `recipe plan`."""

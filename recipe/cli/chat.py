@@ -1,4 +1,4 @@
-"""Implements `recipe chat`, which answers instructions with the trained adapter or the base model."""
+"""Implements `recipe chat`, which uses the trained adapter or the base model to respond to the user's instructions."""
 
 import sys
 from collections.abc import Callable
@@ -17,7 +17,7 @@ MAX_NEW_TOKENS = 256
 
 
 def open_chat(folder: Path, paths: Paths, *, with_adapter: bool) -> Callable[[str], str]:
-    """Load the base model, with the adapter if `with_adapter` is true, and return a function that answers a line.
+    """Load the base model, with the adapter if `with_adapter` is true, and return a function that replies to a line.
 
     A line has the form `instruction` or `instruction | input`. Raises MachineError if the adapter or the tokenizer is
     missing.
@@ -43,7 +43,7 @@ def open_chat(folder: Path, paths: Paths, *, with_adapter: bool) -> Callable[[st
 
 
 def talk(reply: Callable[[str], str]) -> None:
-    """Answer the lines of standard input until it ends or, in a terminal, until an empty line."""
+    """Reply to each line of standard input until the input ends or, in a terminal, until an empty line."""
     interactive = sys.stdin.isatty()
     if interactive:
         click.echo("Enter one `instruction` or `instruction | input` per line. An empty line or Ctrl-D ends the chat.")

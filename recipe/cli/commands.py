@@ -19,7 +19,7 @@ NETWORK = {"fetch", "pin", "plan"}  # commands that may access the Hub
 
 
 class Commands(click.Group):
-    """A group of commands that lists the stages in pipeline order, and converts errors to messages and exit codes."""
+    """A command group that lists the stages in pipeline order and converts errors to messages and exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the command names in the order in which the commands were added, not in alphabetical order."""
@@ -73,8 +73,8 @@ for command in COMMANDS:
 def plan() -> None:
     """Estimate the recipe's requirements without downloading rows or weights.
 
-    Prints the numbers of rows, tokens and steps, the downloads and their licenses, and the disk space, memory and time
-    that are needed. If there are problems, such as too little memory, prints them and exits with code 4.
+    Prints the numbers of rows, tokens and steps, the downloads and their licenses, and the required disk space, memory
+    and time. If there are problems, such as too little memory, prints them and exits with code 4.
     """
     from recipe.planning.plan import make_plan
 
@@ -128,7 +128,7 @@ def pin(update: bool) -> None:
 def new(name: str, data: str | None, model: str | None) -> None:
     """Create a recipe folder, presets/NAME, from the current recipe.
 
-    Looks at the rows of --data, and sets the template and the columns that fit them.
+    If --data is a file or folder, sets the template and the columns that fit its first rows.
 
     \b
         recipe new my-recipe --data rows.jsonl
@@ -164,9 +164,9 @@ def new(name: str, data: str | None, model: str | None) -> None:
 def migrate(file: Path, name: str | None, data: str | None) -> None:
     """Create a recipe folder from another tool's configuration FILE.
 
-    Reads the YAML files of axolotl, LLaMA-Factory and `trl sft --config`. Prints which keys were taken over, which have
-    a different meaning here, and which have no counterpart. Paths in FILE are looked up in the current folder, in the
-    folder of FILE, and in the three folders above that.
+    Reads YAML configuration files for axolotl, LLaMA-Factory and `trl sft --config`. Prints which keys were taken over,
+    which have a different meaning here, and which have no counterpart. Paths in FILE are looked up in the current
+    folder, in the folder that contains FILE, and in the three folders above that folder.
 
     \b
         recipe migrate lora.yml
@@ -186,8 +186,8 @@ def migrate(file: Path, name: str | None, data: str | None) -> None:
 def show(rows: int, mask: bool) -> None:
     """Print the number of fetched rows, their columns, and the first rows in full.
 
-    With --mask, prints one row of each form (such as with and without an input) as `recipe prepare` tokenized it: the
-    role and the number of tokens of each part, and which parts the model is trained to write.
+    With --mask, prints one tokenized row of each form (for example, one with and one without an input). For each part
+    of the row, shows the role, the number of tokens, and whether the model is trained to write that part.
 
     \b
         recipe show
@@ -222,7 +222,7 @@ def chat(base: bool) -> None:
 def link(server: str) -> None:
     """Print the MLflow URL of this recipe's last registered run.
 
-    If this recipe has no registered run, prints the URL of the list of experiments. If the repository was moved, this
+    If this recipe has no registered run, prints the URL of the experiment list. If the repository was moved, this
     command also corrects the artifact paths in the repository's MLflow database.
 
     \b

@@ -1,4 +1,4 @@
-"""Provides the params and paths of the recipe folder that a command runs in, and a progress bar for its stages."""
+"""Provides the params and paths of the current recipe folder, and a progress bar for the stages."""
 
 import sys
 from collections.abc import Iterator
@@ -37,21 +37,21 @@ def params() -> dict[str, Any]:
 
 
 def paths() -> Any:
-    """Return the paths of this recipe folder, which `vars: paths` in dvc.yaml declares."""
+    """Return this recipe folder's paths, which are declared under `vars: paths` in dvc.yaml."""
     from recipe.core.paths import read_paths
 
     return read_paths(HERE)
 
 
 def progress(items: Iterator[Any], what: str, total: int | None = None) -> Iterator[Any]:
-    """Return an iterator over the items that shows a progress bar if stderr is a terminal."""
+    """Iterate over the items, and show a progress bar if stderr is a terminal."""
     from tqdm import tqdm
 
     return iter(tqdm(items, desc=what, total=total, disable=not sys.stderr.isatty(), leave=False))
 
 
 def missing_output(error: FileNotFoundError) -> str | None:
-    """Return an error message if the missing file is an output of a stage or is in .recipe, otherwise None."""
+    """Return an error message if the missing file is a stage output or is in .recipe, or None otherwise."""
     if not (HERE / "dvc.yaml").is_file():
         return None
     path = Path(str(error.filename))

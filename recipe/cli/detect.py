@@ -73,7 +73,7 @@ def detect(rows: list[dict[str, Any]]) -> Detected | None:
 
 
 def _template(values: dict[str, list[Any]], num_rows: int) -> tuple[str, dict[str, str]] | None:
-    """Return the name of the template that fits, and its required columns, or None if no template fits.
+    """Return the name and the required columns of the template that fits, or None if no template fits.
 
     A required column must have a value of the correct type in more than half of the rows.
     """

@@ -1,4 +1,4 @@
-"""Implements `recipe migrate`, which creates a recipe from the configuration file of another tool."""
+"""Implements `recipe migrate`, which creates a recipe from another tool's configuration file."""
 
 import json
 import re
@@ -17,15 +17,15 @@ TOOLS = (
     "and `trl sft` (model_name_or_path with dataset_name, datasets or use_peft)"
 )
 ROW_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".zip", ".gz", ".arrow")
-LEVELS = 3  # number of folders above the file in which paths are looked up
+LEVELS = 3  # paths are also looked up in this many folders above the file's folder
 
 
 def migrate(folder: Path, file: Path, name: str | None, data: str | None) -> tuple[Path, list[str]]:
     """Create presets/NAME from another tool's file, and return the new folder and the lines of a report.
 
-    `folder` is the current recipe, from which settings without a counterpart in the file are copied. `data` replaces
-    the rows that the file names. Raises ParamsError if the file is not a configuration of a known tool, if it does not
-    configure supervised fine-tuning, or if its rows or its model do not exist.
+    `folder` is the current recipe. Settings that have no counterpart in the file are copied from this recipe. If `data`
+    is not None, it replaces the file's data source. Raises ParamsError if the file is not a known tool's configuration,
+    if it does not configure supervised fine-tuning, or if its data source or model does not exist.
     """
     migration = _convert(file, _plain(load_yaml(file)), replaced=data is not None)
     chosen = name or re.sub(r"[^\w-]+", "-", file.stem, flags=re.ASCII).strip("-_") or "migrated"
@@ -53,7 +53,7 @@ def _convert(file: Path, config: dict[str, Any], *, replaced: bool) -> Migration
 
 
 def _plain(value: Any) -> Any:
-    """Convert a YAML document to plain values whose keys are strings."""
+    """Convert a YAML document to plain Python values, with strings as dictionary keys."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -62,15 +62,16 @@ def _plain(value: Any) -> Any:
 
 
 def _find(file: Path, path: str) -> Path | None:
-    """Return where a path exists: relative to the working directory, the file's folder, or one of the LEVELS folders
-    above that folder.
+    """Look up a path in the working directory, the file's folder, and the LEVELS folders above that folder.
+
+    Return the first match that exists, or None if there is no match.
     """
     places = (Path.cwd(), *list(file.resolve().parents)[: LEVELS + 1])
     return next((place / path for place in places if path and (place / path).exists()), None)
 
 
 def _resolve(file: Path, migration: Migration, source: str | None) -> str | None:
-    """Return a source as an existing path, or as a name on the Hub. Raises ParamsError if it is neither."""
+    """Return a source as an existing path or as a Hub name. Raises ParamsError if the source is neither."""
     if source is None:
         return None
     if found := _find(file, source):

@@ -42,14 +42,14 @@ def new_recipe(
 ) -> tuple[Path, list[str]]:
     """Create the recipe folder presets/NAME from the recipe in `folder`.
 
-    Return the new folder, and text for the terminal that says which template was chosen. `data` and `model` are
-    paths or Hub names that replace the sources in params.yaml. Relative paths are adapted to the new folder. `settings`
-    maps keys such as `lora.r` to values that replace those in params.yaml. A template in `settings` is used instead of
-    the one that fits the rows.
+    Return the new folder, and messages for the terminal (for example, which template was chosen). `data` and `model`
+    are paths or Hub names that replace the sources in params.yaml. Relative paths are adapted to the new folder.
+    `settings` maps keys such as `lora.r` to values that replace those in params.yaml. A template in `settings` is used
+    instead of the one that fits the rows.
 
-    Raises ParamsError if the name is taken or invalid, if a source is neither a path nor a Hub name, if the path of the
-    model is not a folder that contains config.json, or if a required section is missing from params.yaml. Raises
-    DataError if the rows can't be read or have no train split.
+    Raises ParamsError if the name is taken or invalid, if a source is neither a path nor a Hub name, if the model path
+    is not a folder that contains config.json, or if a required section is missing from params.yaml. Raises DataError if
+    the rows can't be read or have no train split.
     """
     root = repository(folder)
     new = root / "presets" / name
@@ -147,12 +147,12 @@ def _describe(params: Any, data: Path) -> None:
 def _base_folder(params: Any, new: Path) -> Path | None:
     """Return the folder of a local base model, or None if the model is on the Hub."""
     source = params["model"]["source"]
-    # `new` does not exist yet, so the system could not resolve the `..` in a relative path.
+    # `new` does not exist yet, so the operating system could not resolve `..` in a path relative to `new`.
     return None if source == HUB else Path(os.path.normpath(new / source))
 
 
 def _set_template(sequence: Any, data: str, splits: Any) -> list[str]:
-    """Set the template and the columns that fit the rows. Return lines for the terminal that describe the result.
+    """Set the template and the columns that fit the rows. Return messages for the terminal.
 
     Raises DataError if a file can't be read.
     """
@@ -167,7 +167,8 @@ def _set_template(sequence: Any, data: str, splits: Any) -> list[str]:
             f"no template fits the columns of {data}: {columns}. Set sequence.template and sequence.columns in "
             "params.yaml. docs/data.md describes the formats.",
         ]
-    # Keep the current template if it reads the same columns as the detected template, as alpaca_chat and alpaca do.
+    # Keep the current template if it has the same required columns and can read all detected columns. For example,
+    # alpaca_chat can read the same columns as alpaca.
     current = TEMPLATES[sequence["template"]]
     if current.REQUIRED == TEMPLATES[detected.template].REQUIRED and set(detected.columns) <= {
         *current.REQUIRED, *current.OPTIONAL, "category",
@@ -181,10 +182,10 @@ def _set_template(sequence: Any, data: str, splits: Any) -> list[str]:
 
 
 def _set_chat_template(sequence: Any, base: Path | None) -> list[str]:
-    """Set sequence.chat_template to plain if the base model needs a chat template but has none, and to null if no chat
-    template is used.
+    """Adapt sequence.chat_template to the template and the base model. Return messages for the terminal.
 
-    Return lines for the terminal that describe the change.
+    The value is set to null if the template does not use a chat template. It is set to `plain` if the template uses a
+    chat template, but the value is null and the local base model has no chat template.
     """
     if not TEMPLATES[sequence["template"]].USES_CHAT_TEMPLATE:
         sequence["chat_template"] = None

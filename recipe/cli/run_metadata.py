@@ -1,7 +1,7 @@
-"""Stores run metadata: durations, peak memory, the installed lock and the MLflow run. Also handles stop signals.
+"""Stores run metadata: durations, peak memory, the lock file's sha256 and the MLflow run. Also handles stop signals.
 
 Run metadata differs between runs, so it is not part of any output. It is stored in .recipe/notes.json in the recipe
-folder, and git and DVC ignore it.
+folder. Git and DVC ignore this file.
 """
 
 import ctypes
@@ -27,8 +27,8 @@ def die_with_parent() -> None:
     """Make this process end when its parent dies. Otherwise, killing `dvc` would leave the trainer running.
 
     Also make SIGTERM and SIGINT end this process even if the parent ignores these signals, as `dvc` does when
-    docker/inside/repro runs it. On systems other than Linux, only this part has an effect. Raises MachineError if the
-    parent has already died.
+    docker/inside/repro runs it. On systems other than Linux, this function changes only the signal handling. Raises
+    MachineError if the parent has already died.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -67,9 +67,9 @@ def remember(local: Path, stage: str, facts: dict[str, Any]) -> None:
 
 @contextmanager
 def record_stage(local: Path, stage: str) -> Iterator[None]:
-    """Record the duration of the block and the installed lock in the notes of `stage`, unless the block fails.
+    """Record the block's duration and the lock file's sha256 in the notes of `stage`, unless the block fails.
 
-    Before the block runs, print the names of the stages that last ran with a different lock.
+    Before the block runs, print the names of the stages that last ran with a different lock file.
     """
     lock = installed_lock()
     others = sorted(name for name, facts in read_notes(local).items() if facts.get("lock", lock) != lock)

@@ -1,5 +1,6 @@
-"""Implements `recipe show`, which prints the fetched rows or, with --mask, shows which tokens of the prepared rows are
-in the loss.
+"""Implements `recipe show`, which prints the first fetched rows.
+
+With --mask, it prints prepared rows instead and shows which of their tokens are in the loss.
 """
 
 from pathlib import Path
@@ -32,7 +33,7 @@ def rows_text(data: Path, num_rows: int) -> str:
 
 
 def mask_text(prepared: Path) -> str:
-    """Return text that shows one prepared row of each form, with the tokens in the loss.
+    """Return text that shows one prepared row of each form, and which of its tokens are in the loss.
 
     Raises DataError if the rows have not been prepared.
     """

@@ -1,4 +1,4 @@
-"""Defines the stage commands that dvc.yaml runs. Each stage is implemented in its stage.py.
+"""Defines the stage commands, which DVC runs. Each stage is implemented in its own stage.py.
 
 To add a stage, see "Adding a stage" in CONTRIBUTING.md.
 """
@@ -13,7 +13,7 @@ import click
 from recipe.cli import context
 from recipe.cli.context import HERE, STAGES
 
-PARTS = {"fetch": ("data", "model")}  # dvc.yaml runs these stages once for each part
+PARTS = {"fetch": ("data", "model")}  # DVC runs these stages once for each part
 
 
 def run_stage(stage: str, part: str | None, *, force: bool) -> None:
@@ -73,7 +73,7 @@ def services(stage: str, params: dict[str, Any], paths: Any, *, force: bool) -> 
 
 
 def stage_command(stage: str) -> click.Command:
-    """Return the command of a stage. Its help text is the docstring of the stage's package."""
+    """Return the command for a stage. Its help text is the docstring of the stage's package."""
     parts = PARTS.get(stage)
 
     def run(force: bool, part: str | None = None) -> None:

@@ -24,8 +24,8 @@ def pick(generations: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 def summary_text(paths: Paths, model_name: str) -> str:
     """Return the text of the summary.
 
-    It contains the headline, the scores, up to three prompts with both answers, the stages' times, and where to find
-    the results.
+    The summary contains the headline, the scores, up to three prompts with both answers, the duration of each stage,
+    and the locations of the results.
     """
     results = read_json(paths.evaluate_metrics)
     lines = [headline(results), ""]

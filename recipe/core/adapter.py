@@ -1,4 +1,4 @@
-"""Checks an adapter's files, and that the adapter belongs to a given base model.
+"""Checks that an adapter is undamaged and that it belongs to a given base model.
 
 check_adapter(Path("models/adapter"), manifest)    # raises DataError if a check fails
 """
@@ -13,7 +13,7 @@ CONFIG, WEIGHTS = ADAPTER_FILES = ("adapter_config.json", "adapter_model.safeten
 
 
 def base_name(manifest: dict[str, Any]) -> str:
-    """Return the base model's name for adapter_config.json.
+    """Return the base model's name as it appears in adapter_config.json.
 
     The name is id@revision, or id@sha256:<first 16 digits> if the model has no revision.
     """
@@ -31,7 +31,7 @@ def is_trained(folder: Path) -> bool:
 def check_adapter(folder: Path, manifest: dict[str, Any]) -> None:
     """Check that the adapter is undamaged and was trained for the base model that the manifest describes.
 
-    Raises DataError if a check fails, and MachineError if a file of the adapter is missing.
+    Raises DataError if a check fails, and MachineError if an adapter file is missing.
     """
     from safetensors import SafetensorError, safe_open
 

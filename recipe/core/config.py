@@ -22,13 +22,14 @@ class Section(BaseModel):
     """A section of params.yaml. Unknown keys and wrong types are rejected. Instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-    RENAMED: ClassVar[dict[str, str]] = {}  # maps the keys of earlier versions to their current names
+    RENAMED: ClassVar[dict[str, str]] = {}  # maps key names from earlier versions to the current names
 
 
 def load_yaml(path: Path) -> CommentedMap:
     """Load a YAML 1.2 file that contains a mapping. Comments and line numbers are kept.
 
-    PyYAML is not used because it reads `2e-4` as a string. Raises ParamsError if the file is missing or invalid.
+    This function does not use PyYAML, which reads `2e-4` as a string. Raises ParamsError if the file is missing or
+    invalid.
     """
     try:
         yaml = YAML(typ="rt")
@@ -85,8 +86,8 @@ def read_params(path: Path, sections: dict[str, type[Section]]) -> dict[str, Any
         if name not in document:
             mistakes.append((0, f"{name}: the section is missing; its keys are {', '.join(section.model_fields)}"))
             continue
-        # Validate as JSON, because strict mode then accepts a list for a tuple. For the other types in params.yaml,
-        # validating JSON is as strict as validating Python objects.
+        # Validate as JSON, because strict mode then accepts a list where a tuple is expected. For the other types
+        # in params.yaml, validating JSON is as strict as validating Python objects.
         text = json.dumps(_string_keys(document[name]), default=str)
         try:
             parsed[name] = section.model_validate_json(text)
@@ -107,7 +108,7 @@ def _string_keys(value: Any) -> Any:
 
 
 def _is_branch(part: object) -> bool:
-    """Return whether part of a pydantic error location is a branch of a union, such as `dict[str,str]`, not a key."""
+    """Return whether part of a pydantic error location is a union branch, such as `dict[str,str]`, and not a key."""
     return isinstance(part, str) and (part in {"str", "int", "float", "bool", "function-after"} or "[" in part)
 
 

@@ -37,7 +37,7 @@ def check_installed_lock(requirements: Path) -> None:
 
 
 def configure_libraries(*, network: bool) -> None:
-    """Disable telemetry, reduce what libraries print, and forbid downloads from the Hub unless `network` is true.
+    """Disable telemetry, reduce library output and, unless `network` is true, forbid downloads from the Hub.
 
     Call this function before the libraries are imported. None of these settings changes a stage's output.
     """

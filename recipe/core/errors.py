@@ -45,4 +45,4 @@ class Stopped(RecipeError):
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number  # as shells report for a process killed by this signal
+        self.exit_code = 128 + signal_number  # the exit code that shells report for a process killed by this signal

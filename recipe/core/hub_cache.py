@@ -1,4 +1,4 @@
-"""Locates files from the Hub on this machine: downloads in the Hub's cache, and converted weights in another folder.
+"""Locates local copies of Hub files: downloads in the Hub cache, and converted weights in another folder.
 
 Both folders are under HF_HOME by default, and all recipe folders share them. Neither is an output of a stage.
 """
@@ -11,7 +11,7 @@ HUB = "hub"  # the value of `source` in params.yaml for rows or a model from the
 
 
 def snapshot_folder(repo_type: str, name: str, revision: str) -> Path:
-    """Return the folder in the Hub's cache for a commit (`revision`) of a repository.
+    """Return the Hub cache folder of a repository at a commit (`revision`).
 
     `repo_type` is `model` or `dataset`.
     """

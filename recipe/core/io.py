@@ -83,13 +83,13 @@ def read_json(path: Path) -> Any:
 
 def read_json_lines(path: Path) -> list[Any]:
     """Return the values in a file that contains one JSON value per line."""
-    # Not `splitlines`, which would also split at U+2028 inside a string.
+    # Do not use `splitlines`, because it would also split at U+2028 inside a string.
     return [_parse_json(line, path) for line in _read_output(path).split("\n") if line]
 
 
 @contextmanager
 def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
-    """Turn errors in reading an earlier stage's output into errors with one-line messages.
+    """Convert errors from reading an earlier stage's output to errors with one-line messages.
 
     Raises MachineError if the file is missing or can't be read, and DataError if the file is damaged. A ValueError, an
     error of a class in `damage`, or an OSError without an errno (Arrow raises these) means that the file is damaged.
@@ -174,11 +174,11 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def file_lock(path: Path, what: str = "", *, wait: bool = False) -> Iterator[None]:
-    """Hold an exclusive lock (flock) on the file `path` during the block. The kernel releases it if the process dies.
+    """Hold an exclusive lock (flock) on the file `path` during the block. If the process dies, the kernel releases it.
 
     If `wait` is true, wait while another process holds the lock. Otherwise, raise a MachineError that says that `what`
-    is already running. DVC's own lock is not sufficient. It checks process ids, so it does not detect processes in
-    other containers, or a trainer that outlives its DVC process.
+    is already running. DVC's own lock is not sufficient. It checks process ids, so it detects neither processes in
+    other containers nor a trainer that outlives its DVC process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:

@@ -2,8 +2,8 @@
 
     mismatches(info)    # ["model.layers.0.mlp.down_proj.weight is missing", ...]; empty if the weights fit
 
-`info` is what transformers returns from `from_pretrained(..., output_loading_info=True)`. It takes into account
-transformers' conversions, tied weights and the keys that a model's class ignores.
+`info` is the loading information that `from_pretrained(..., output_loading_info=True)` returns. This information
+already accounts for transformers' conversions, tied weights and the keys that a model's class ignores.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,7 +13,7 @@ SHOWN_TENSORS = 5
 
 
 def mismatches(info: Mapping[str, Collection[Any]]) -> list[str]:
-    """Return a description of each tensor that is missing or superfluous, or has the wrong shape, sorted by name."""
+    """Return descriptions of the tensors that are missing, unexpected or of the wrong shape, sorted by name."""
     shapes = {
         name: f"{name} has the shape {tuple(actual)}, not {tuple(expected)}"
         for name, actual, expected in info["mismatched_keys"]
@@ -25,6 +25,6 @@ def mismatches(info: Mapping[str, Collection[Any]]) -> list[str]:
 
 
 def describe_mismatches(found: list[str]) -> str:
-    """Return the first SHOWN_TENSORS differences and the number of the others, as a single line."""
+    """Return a single line with the first SHOWN_TENSORS differences and the number of remaining differences."""
     rest = len(found) - SHOWN_TENSORS
     return "; ".join(found[:SHOWN_TENSORS]) + (f"; and {rest:,} more" if rest > 0 else "")

@@ -1,7 +1,7 @@
-"""Reads dvc.yaml, the only place where the paths, dependencies and params of the stages are declared.
+"""Reads dvc.yaml, the only place where the stages' paths, dependencies and params are declared.
 
 paths = read_paths(Path("."))
-fingerprint(Path("."), "train")    # a sha256 of the dependencies and params of train
+fingerprint(Path("."), "train")    # a sha256 of the train stage's dependencies and params
 """
 
 import json
@@ -59,9 +59,9 @@ def repository(folder: Path) -> Path:
 
 
 def home(folder: Path) -> Path:
-    """Return the root of the user's repository, even if `folder` is in the temporary copy of a DVC experiment.
+    """Return the root of the user's repository, even if `folder` is in a temporary copy of it.
 
-    DVC creates such copies in .dvc/tmp/exps.
+    DVC creates temporary copies for experiments in .dvc/tmp/exps.
     """
     here = repository(folder)
     outside = (parent.parents[2] for parent in here.parents if parent.parts[-3:] == (".dvc", "tmp", "exps"))
@@ -69,9 +69,9 @@ def home(folder: Path) -> Path:
 
 
 def fingerprint(folder: Path, stage: str) -> str:
-    """Return a sha256 of the dependencies' contents and the params' values that dvc.yaml declares for the stage.
+    """Return a sha256 of the contents of the stage's dependencies and the values of the stage's params.
 
-    Raises MachineError if a dependency is missing.
+    dvc.yaml declares the dependencies and params of each stage. Raises MachineError if a dependency is missing.
     """
     declared = load_yaml(folder / "dvc.yaml")["stages"][stage]
     values = {**_variables(folder), **load_yaml(folder / "params.yaml")}

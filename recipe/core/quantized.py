@@ -1,4 +1,4 @@
-"""Determines from a model's config.json whether the weights in its files are already quantized."""
+"""Determines from a model's config.json whether the model's stored weights are already quantized."""
 
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ Quantized = Literal["none", "int8", "nf4"]
 
 
 def stored_quantization(config: dict[str, Any], name: str) -> Quantized:
-    """Return how the weights in the files of the model `name` are quantized, according to its config.
+    """Return the quantization of a model's stored weights, according to its config.
 
     Weights that bitsandbytes quantized to int8 or nf4 can be used for training. Raises DataError for any other method
     (GPTQ, AWQ, FP8, fp4 and so on).
@@ -30,7 +30,7 @@ def stored_quantization(config: dict[str, Any], name: str) -> Quantized:
 
 
 def check_quantization(config: dict[str, Any], name: str, quantization: str) -> None:
-    """Raise ParamsError if `train.quantization` differs from the quantization of weights that are quantized already."""
+    """Raise ParamsError if the stored weights are already quantized, but not as `train.quantization` specifies."""
     stored = stored_quantization(config, name)
     if stored not in ("none", quantization):
         raise ParamsError(

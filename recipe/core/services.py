@@ -1,6 +1,6 @@
 """Defines the services that the command line passes to each stage. A service must not change any output.
 
-Only `cli` imports the implementations of the services.
+Only `cli` imports the services' implementations.
 
 def run(params, paths, services): ...    # in stage.py; the fetch stage has run_data and run_model instead
 """

@@ -47,7 +47,7 @@ def report_page(
 ) -> str:  # fmt: skip
     """Return the report as HTML.
 
-    `results` has the contents of metrics/evaluate.json, and `description` is the sentence that `about` returns.
+    `results` is the content of metrics/evaluate.json, and `description` is the sentence that `about` returns.
     """
     parts = [*_numbers(results), *_groups(groups, charts), *_tasks(results)]
     rows = [
@@ -86,7 +86,7 @@ def _numbers(results: dict[str, Any]) -> list[Part]:
 
 
 def _format_score(name: str, value: float | None) -> str:
-    """Format a score: loss with three decimals, perplexity with two decimals, and shares as percentages."""
+    """Format a score: loss with three decimals, perplexity with two decimals, and all other scores as percentages."""
     if value is None:
         return "-"
     return f"{value:.3f}" if name == "loss" else f"{value:,.2f}" if name == "perplexity" else f"{value:.1%}"

@@ -1,4 +1,4 @@
-"""Scores validation rows in pieces, so that the logits of a large vocabulary never need much memory.
+"""Scores validation rows in pieces, so that the logits never need much memory, even with a large vocabulary.
 
 score(model, rows, pad_token_id, batch_tokens, progress)    # for each row: loss, correct labels, loss positions
 """
@@ -64,10 +64,9 @@ def score(model: Any, rows: Any, pad_token_id: int, batch_tokens: int, progress:
 
 
 def _logits_of_hidden(head: Any, hidden: Any) -> Iterator[tuple[int, Any]]:
-    """Yield pieces of the logits in fp32, of shape (tokens, vocabulary), each with the index in `hidden` at which it
-    starts.
+    """Compute the logits from `hidden`, and yield them in pieces, each with its start index in `hidden`.
 
-    `hidden` has the shape (tokens, hidden).
+    Each piece has the shape (tokens, vocabulary) and is in fp32. `hidden` has the shape (tokens, hidden).
     """
     size = chunk_tokens(len(head.weight), hidden.device.type)
     for start in range(0, len(hidden), size):
@@ -75,9 +74,9 @@ def _logits_of_hidden(head: Any, hidden: Any) -> Iterator[tuple[int, Any]]:
 
 
 def _logits(model: Any, input_ids: Any, positions: Any) -> Iterator[tuple[int, Any]]:
-    """Yield the same pieces for a model that changes the logits of its head, for example with a soft cap.
+    """Yield the same pieces as `_logits_of_hidden`, for a model that modifies its head's logits.
 
-    The model runs once for each piece. `input_ids` has the shape (seq,).
+    For example, the model may apply a soft cap. The model runs once for each piece. `input_ids` has the shape (seq,).
     """
     size = chunk_tokens(model.get_output_embeddings().weight.shape[0], input_ids.device.type)
     for start in range(0, len(positions), size):

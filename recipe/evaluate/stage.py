@@ -36,7 +36,10 @@ def generate(
     model: Any, tokenizer: Any, ids: list[list[int]], params: EvaluateParams, meta: dict[str, Any], progress: Progress,
     label: str,
 ) -> list[str]:  # fmt: skip
-    """Generate greedy answers to the prompts whose token ids are in `ids`, and return the answers in the same order."""
+    """Generate an answer to each prompt in `ids` with greedy decoding. Return the answers in the same order.
+
+    A prompt is a list of token ids.
+    """
     ends = {"pad_token_id": meta["pad_token_id"], "end_token_ids": meta["end_token_ids"]}
     texts = [""] * len(ids)
     groups = batches([len(prompt_ids) + params.max_new_tokens for prompt_ids in ids], params.batch_tokens)

@@ -1,9 +1,9 @@
-"""Checks that a base model is what its config says, and that this recipe can train it.
+"""Checks that a base model matches its config, and that this recipe can train the model.
 
     check_architecture(Path("models/llama"), "my/llama")    # raises DataError if a tensor is missing
 
-The model is loaded on the meta device, so that only the headers of the weight files are read. Only weights that are
-already quantized are read completely, because bitsandbytes needs their values to load them.
+The model is loaded on the meta device, so that only the headers of the weight files are read. Weights that are already
+quantized are an exception: they are read completely, because bitsandbytes needs their values to load them.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Downloads a single file of a Hub commit into the local Hub cache, and verifies the file.
+"""Downloads a single file from a Hub commit into the local Hub cache, and verifies the file.
 
 Large files come from Xet, the Hub's storage for large files. Small files are downloaded over plain HTTP, which is also
 the fallback if Xet fails. An interrupted transfer resumes where it stopped, even in a later run. (huggingface_hub 2.4
@@ -94,7 +94,7 @@ def _partial(blobs: Path, file: RemoteFile) -> Path:
 
 
 def partial_size(blobs: Path, file: RemoteFile) -> int:
-    """Return the number of bytes received by earlier attempts to download a file."""
+    """Return the number of bytes of a file that earlier attempts downloaded."""
     path = _partial(blobs, file)
     return min(path.stat().st_size, file.size) if path.is_file() else 0
 
@@ -102,8 +102,9 @@ def partial_size(blobs: Path, file: RemoteFile) -> int:
 def fetch_file(transfer: Transfer, folder: Path, file: RemoteFile) -> None:
     """Download a file into the cache.
 
-    The bytes are written to a partial file, which becomes a blob of the cache after verification. If the transfer is
-    interrupted, the partial file is kept. Raises DataError if two downloads do not match the Hub's listing.
+    The bytes are written to a partial file, which becomes a cache blob after verification. If the transfer is
+    interrupted, the partial file is kept. Raises DataError if the file still differs from the Hub's listing after a
+    second download.
     """
     blobs = folder.parent.parent / "blobs"
     partial, started = _partial(blobs, file), time.monotonic()
@@ -222,8 +223,8 @@ def _receive_by_xet(transfer: Transfer, url: str, target: BinaryIO, file: Remote
 def _receive_by_http(transfer: Transfer, url: str, target: BinaryIO) -> None:
     """Append the missing bytes, or write the whole file again if the server does not support ranges.
 
-    This function does not use huggingface_hub's own transfer, which waits for as long as the Retry-After header
-    demands, and writes 10 MB at a time.
+    This function does not use huggingface_hub's own transfer code, which waits for as long as the Retry-After header
+    demands and writes 10 MB at a time.
     """
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 

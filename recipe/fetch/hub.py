@@ -179,9 +179,9 @@ def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Wait for and take the lock on a folder that several processes may create at the same time.
+    """Wait for the lock on a folder that several processes may create, and hold the lock during the block.
 
-    This also deletes the temporary folders that killed processes left behind.
+    Before the block runs, temporary folders that killed processes left behind are deleted.
     """
     with file_lock(folder.with_suffix(".lock"), wait=True):
         for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):

@@ -21,7 +21,7 @@ def with_retries(
 ) -> Result:
     """Return the result of `call`, which is retried after temporary errors.
 
-    If a failed try increased the value of `progress`, the count of tries restarts at zero. Once `stop` is set, even
+    If a failed try increased the value of `progress`, the count of tries is reset to zero. Once `stop` is set, even
     during the wait between two tries, the error is raised and `call` is not retried.
     """
     import httpx2
@@ -44,7 +44,7 @@ def with_retries(
 
 
 def _seconds_to_wait(error: Exception, tries: int) -> float:
-    """Return the number of seconds to wait before the next try, which never exceeds LONGEST_WAIT.
+    """Return the number of seconds to wait before the next try, at most LONGEST_WAIT.
 
     If the Hub sent a Retry-After header with a number of seconds, that number is used. Otherwise, the wait is 1 second
     before the first retry, 2 seconds before the second, and 4 seconds before the third.

@@ -1,7 +1,7 @@
 """Finds the files of a split.
 
-In a local source, the names of the files determine the splits. For a dataset on the Hub, the rules of the `datasets`
-library determine them.
+In a local source, the file names determine the splits. In a Hub dataset, the rules of the `datasets` library determine
+the splits.
 """
 
 import fnmatch
@@ -65,7 +65,7 @@ def dataset_splits(
 ) -> tuple[Listing, dict[str, list[str]]]:
     """Return a Hub dataset's files at a commit, and the file paths of each split in `wanted`.
 
-    Of the dataset's files, only the card is downloaded.
+    Only the dataset's card is downloaded.
     """
     listing = list_repository("dataset", name, revision)
     card = [listing.files[path] for path in ("README.md",) if path in listing.files]
@@ -78,9 +78,9 @@ def hub_split_files(
 ) -> dict[str, list[str]]:
     """Return the repository paths of the files in each split, in the order in which `datasets` lists the files.
 
-    `wanted` maps `train` and `validation` to the names of these splits in the dataset. The `datasets` library finds the
-    splits from `configs` in the card or, without `configs`, from the names and folders of the files. The library is
-    given a folder with the card and an empty file for each path, so the contents of the data files do not matter.
+    `wanted` maps `train` and `validation` to the names of these splits in the dataset. The `datasets` library
+    determines the splits from `configs` in the card or, without `configs`, from the names and folders of the files. The
+    library reads a temporary folder with the card and an empty file for each path, so it does not need the data files.
     """
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary).resolve()
@@ -135,7 +135,7 @@ def _resolve(name: str, root: Path, subset: str | None) -> dict[str, list[str]]:
         builder = datasets.load_dataset_builder(str(root), name=subset)
     except (datasets.exceptions.DataFilesNotFoundError, FileNotFoundError):
         raise DataError(f"{name} contains no data files that `datasets` recognizes.") from None
-    except ValueError as error:  # the subset is unknown, or none of several subsets was chosen
+    except ValueError as error:  # the subset is unknown, or none is chosen and there is no default
         reason = " ".join(str(error).replace(str(root), name).split())
         raise ParamsError(f"params.yaml: data.subset is {subset!r}: {reason[:600]}") from None
     files = builder.config.data_files or {}

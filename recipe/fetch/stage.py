@@ -4,8 +4,8 @@ fetch data   copies the data files unchanged to data/raw/, and lists the files i
 fetch model  saves the tokenizer in models/base/tokenizer/ and writes models/base/manifest.json, which records the
              location of the weights (a path or a commit), and the size and sha256 of each file
 
-A source is a path or `hub`. If the source is `hub`, `id` and `revision` name a commit on the Hugging Face Hub, and the
-files of this commit are downloaded to the local Hub cache. Data files are then copied to data/raw/. Weights are not
+A source is a path or `hub`. If the source is `hub`, `id` and `revision` name a commit on the Hugging Face Hub, and
+files from this commit are downloaded to the local Hub cache. Data files are then copied to data/raw/. Weights are not
 copied, but .bin weights from the Hub are converted to safetensors in a separate folder.
 
     recipe fetch data
@@ -45,9 +45,10 @@ MANIFEST = "manifest.json"
 
 
 def check_sha256(params: DataParams, actual: dict[str, str]) -> None:
-    """Check the sha256 of each file against data.sha256. `actual` maps the name of each file to its sha256.
+    """Check the sha256 of each file against data.sha256.
 
-    Raises DataError if a sha256 differs, and ParamsError if data.sha256 does not have exactly one value for each file.
+    `actual` maps each file name to the file's sha256. Raises DataError if a sha256 differs, and ParamsError if
+    data.sha256 does not have exactly one value for each file.
     """
     if params.sha256 is None:
         return
@@ -100,7 +101,7 @@ def fetch_data(params: DataParams, paths: Paths) -> None:
 
 
 def _rows_from_hub(params: DataParams, name: str, revision: str) -> tuple[Path, dict[str, list[Path]]]:
-    """Download the files of the splits. Returns the snapshot folder in the local Hub cache, and {split: files}."""
+    """Download each split's files. Returns the snapshot folder in the local Hub cache, and {split: files}."""
     listing, splits = dataset_splits(name, revision, params.subset, params.splits)
     root = download("dataset", name, revision, [listing.files[path] for names in splits.values() for path in names])
     return root, {split: [root / path for path in names] for split, names in splits.items()}
@@ -122,7 +123,7 @@ def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapsho
     if not (source / "config.json").is_file():
         raise DataError(f"model.source: {params.source} is not a model: it has no config.json.")
     config = read_json(source / "config.json")
-    stored_quantization(config, params.id)  # raises an error if the weights can't be trained on
+    stored_quantization(config, params.id)  # raises an error if the weights can't be used for training
     code = reject_code(params.id, snapshot, allowed=params.trust_remote_code)
     try:
         names = weight_names(file.name for file in source.iterdir())
@@ -133,7 +134,7 @@ def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapsho
     names = [name for name in CONFIGS if (source / name).is_file()] + names + code
     files = {name: sha256_file(source / name) for name in names}
     check_weights(source, [source / name for name in names if name.endswith(".safetensors")])
-    if not code:  # remote code runs only in later stages, which make the same check
+    if not code:  # remote code runs only in later stages, which repeat this check
         check_architecture(source, params.id)
     tokenizer = base_tokenizer(snapshot, code=params.trust_remote_code)
     give_padding_token(tokenizer)

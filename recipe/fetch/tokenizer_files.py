@@ -1,7 +1,7 @@
-"""Checks the tokenizer files of a base model: they must be files that transformers can read without remote code.
+"""Checks a base model's tokenizer files. transformers must be able to read them without remote code.
 
 check_files(Path("models/llama"))                   # raises DataError if there is no tokenizer
-check_sentencepiece(Path("models/llama"), tokenizer)    # raises DataError if transformers reads it differently
+check_sentencepiece(Path("models/llama"), tokenizer)    # raises DataError if transformers and SentencePiece differ
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from recipe.core.errors import DataError
 # The files that contain a vocabulary, in the formats that transformers 5 reads.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 SENTENCEPIECE = "tokenizer.model"
-# Words, a number, an accent, and characters that small vocabularies encode as bytes.
+# The sample contains words, a number, an accent, and characters that small vocabularies encode as bytes.
 SAMPLE = "Write the word three times: naïve 漢字, 1234. Then stop"
 
 
@@ -30,10 +30,10 @@ def check_files(folder: Path) -> None:
 
 
 def check_sentencepiece(folder: Path, tokenizer: Any) -> None:
-    """Compare a tokenizer, loaded from only a SentencePiece file, with SentencePiece itself.
+    """Check that a tokenizer loaded only from a SentencePiece file gives the same token ids as SentencePiece itself.
 
     Without tokenizer_config.json, transformers may not know, for example, that a space is added at the start of a text.
-    Raises DataError if the ids of a sample text differ.
+    Raises DataError if the token ids of a sample text differ.
     """
     if not (folder / SENTENCEPIECE).is_file() or (folder / "tokenizer.json").is_file():
         return
@@ -41,7 +41,7 @@ def check_sentencepiece(folder: Path, tokenizer: Any) -> None:
 
     try:
         expected = SentencePieceProcessor(model_file=str(folder / SENTENCEPIECE)).encode(SAMPLE)
-    except RuntimeError:  # tokenizer.model is in tiktoken's format
+    except RuntimeError:  # tokenizer.model is in tiktoken format
         return
     if tokenizer(SAMPLE, add_special_tokens=False)["input_ids"] != expected:
         raise DataError(

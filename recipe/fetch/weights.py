@@ -20,11 +20,11 @@ TOKENIZERS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-CHAT_TEMPLATES = "additional_chat_templates/"  # the folder of all chat templates except the default one
+CHAT_TEMPLATES = "additional_chat_templates/"  # the folder that contains all chat templates except the default one
 
 
 def weight_names(names: Iterable[str]) -> list[str]:
-    """Return the names of the weight files in a repository, and of the index if the weights are sharded.
+    """Return the names of a repository's weight files, plus the name of the index if the weights are sharded.
 
     PyTorch's .bin files are used only if there are no safetensors files. Files in subfolders (other formats,
     checkpoints) and duplicates of the weights (`consolidated.safetensors` in some repositories) are left out. Raises
@@ -70,11 +70,11 @@ def check_index(index: Path, files: list[Path]) -> None:
 
 
 def convert(source: Path, names: list[str], destination: Path) -> None:
-    """Convert PyTorch's .bin shards to safetensors, with a single shard in memory at a time, and copy the configs.
+    """Convert PyTorch's .bin shards to safetensors, and copy the config files.
 
-    Shards are loaded with `weights_only`, which rejects pickles that would run code. Tensors keep their dtype and
-    values. Tensors that share memory (such as tied embeddings) are written separately, because safetensors does not
-    support shared memory.
+    Only one shard is in memory at a time. Shards are loaded with `weights_only`, which rejects pickles that would run
+    code. Tensors keep their dtype and values. Tensors that share memory (such as tied embeddings) are written
+    separately, because safetensors does not support shared memory.
     """
     shards = [name for name in names if name.endswith(".bin")]
     check_index(source / BIN_INDEX, [source / name for name in shards])
@@ -96,7 +96,7 @@ def convert(source: Path, names: list[str], destination: Path) -> None:
 
 
 def is_converted(folder: Path) -> bool:
-    """Return whether a folder contains all files that `convert` wrote, unchanged."""
+    """Return whether all files that `convert` wrote to a folder are still there and unchanged."""
     if not (folder / SUMS).is_file():
         return False
     sums = read_json(folder / SUMS)
@@ -111,7 +111,7 @@ def _convert_shard(source: Path, destination: Path) -> tuple[list[str], int]:
     from safetensors.torch import save_file
 
     try:
-        # Files written before torch 1.6 are not zip archives and can't be memory-mapped, so they are read completely.
+        # Files from torch versions before 1.6 are not zip archives. They can't be memory-mapped, and are read in full.
         mmap = zipfile.is_zipfile(source)
         loaded: Any = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -134,7 +134,7 @@ def _convert_shard(source: Path, destination: Path) -> tuple[list[str], int]:
 
 
 def configs_with_remote_code(folder: Path) -> list[str]:
-    """Return the names of the config files in a folder that have an `auto_map` key, and so require remote code."""
+    """Return the names of a folder's config files that have an `auto_map` key and therefore require remote code."""
     names = []
     for name in ("config.json", "tokenizer_config.json"):
         path = folder / name

@@ -2,10 +2,10 @@
 
 source = find("https://huggingface.co/owner/name/resolve/COMMIT/model.safetensors", timeout)
 if source:
-    for chunk in stream(source, size, start, timeout, on_abort):  # the bytes of the file from `start` on, in order
+    for chunk in stream(source, size, start, timeout, on_abort):  # the file's bytes from `start` onward, in order
         ...
 
-hf_xet sends many requests in parallel, but delivers the bytes in order, so that an interrupted transfer can resume
+hf_xet sends many requests in parallel but delivers the bytes in order. An interrupted transfer can therefore resume
 through Xet or over plain HTTP. HF_HUB_DISABLE_XET=1 turns Xet off.
 """
 
@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 MIN_BYTES = 10_000_000  # for smaller files, locating the storage takes longer than the transfer
-# hf_xet's default limits add up to minutes. With these limits, plain HTTP takes over sooner if the storage fails.
+# hf_xet's default timeouts and retries add up to minutes. With these limits, plain HTTP takes over sooner if the
+# storage fails.
 LIMITS = {"CONNECT_TIMEOUT": "10s", "READ_TIMEOUT": "20s", "RETRY_MAX_ATTEMPTS": "3", "RETRY_BASE_DELAY": "1s"}
 _LOCK = threading.Lock()
-_SHARED: dict[str, Any] = {}  # the client (`session`), and each connection under its refresh URL
+_SHARED: dict[str, Any] = {}  # the client, under the key `session`, and each connection, under its refresh URL
 
 
 class XetError(Exception):
@@ -27,7 +28,7 @@ class XetError(Exception):
 
 
 def find(url: str, timeout: float) -> Any | None:
-    """Return the location in Xet of the file at a Hub URL, or None if Xet does not have the file or is turned off.
+    """Return the Xet location of the file at a Hub URL, or None if Xet does not have the file or is turned off.
 
     Also return None if the request to the Hub fails, because the plain HTTP request that follows will raise the error.
     """
@@ -44,9 +45,9 @@ def find(url: str, timeout: float) -> Any | None:
 
 
 def _session() -> Any:
-    """Return the Xet client of this process. Only one is created, because a client has its own threads and buffers.
+    """Return this process's Xet client.
 
-    The caller must hold _LOCK.
+    Only one client is created, because each client has its own threads and buffers. The caller must hold _LOCK.
     """
     if "session" not in _SHARED:
         for name, value in LIMITS.items():
@@ -58,7 +59,7 @@ def _session() -> Any:
 
 
 def _connection(route: str, timeout: float) -> dict[str, Any]:
-    """Return the storage's URL and a token for the storage, as {casUrl, accessToken, exp}.
+    """Return the storage URL and an access token, as {casUrl, accessToken, exp}.
 
     The Hub provides both. They are requested once per commit, and again when the token is about to expire.
     """
@@ -76,10 +77,10 @@ def _connection(route: str, timeout: float) -> dict[str, Any]:
 def stream(
     source: Any, size: int, start: int, timeout: float, on_abort: Callable[[Callable[[], None]], None]
 ) -> Iterator[bytes]:
-    """Yield the bytes of a file of `size` bytes, beginning at `start`.
+    """Yield the contents of a file of `size` bytes, beginning at byte `start`.
 
-    If the transfer fails, the stream raises XetError or ends early. `on_abort` is called with a function that ends the
-    stream from a different thread, even while the stream waits for the network.
+    If the transfer fails, the stream raises XetError or ends early. `on_abort` is called with a function that can
+    end the stream from another thread, even while the stream is waiting for the network.
     """
     import httpx2
     from hf_xet import XetAuthenticationError, XetFileInfo, XetObjectNotFoundError
@@ -89,7 +90,7 @@ def stream(
     try:
         with _LOCK:
             session, storage = _session(), _connection(source.refresh_route, timeout)
-        # With a URL and a token, creating the group sends no request, so `abort` can end even the first request.
+        # Given a URL and a token, creating the group sends no request, so `abort` can end even the first request.
         group = session.new_download_stream_group(
             endpoint=storage["casUrl"], token=storage["accessToken"], token_expiry_unix_secs=storage["exp"],
             token_refresh_url=source.refresh_route, token_refresh_headers=build_hf_headers(),

@@ -1,7 +1,7 @@
 """Builds XGen-7B's tokenizer from GPT-2's vocabulary and XGen's own tokens, without remote code.
 
 XGen's repository implements the tokenizer as remote code based on tiktoken. This remote code has failed with every
-version of transformers since 4.34. Its file tokenization_xgen.py (Salesforce/xgen-7b-8k-base) defines these ids:
+version of transformers since 4.34. tokenization_xgen.py in Salesforce/xgen-7b-8k-base defines these ids:
 
     0-50255       GPT-2's ranks
     50256         <|endoftext|>
@@ -9,9 +9,8 @@ version of transformers since 4.34. Its file tokenization_xgen.py (Salesforce/xg
     50287-50294   runs of 9 to 2 tabs
     50295-50312   special tokens
 
-The runs of spaces and tabs are ordinary tokens of the byte-pair encoding, not added tokens. GPT-2's pattern splits a
-text into pieces, and merges produce these runs within the pieces. tests/test_xgen.py compares the ids with those of
-tiktoken.
+The runs of spaces and tabs are ordinary byte-pair encoding tokens, not added tokens. GPT-2's pattern splits a text
+into pieces, and merges produce these runs within the pieces. tests/test_xgen.py compares the ids with tiktoken's.
 """
 
 import json
@@ -31,7 +30,7 @@ GPT2_FILES = {
     "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
 END_TOKEN = "<|endoftext|>"
-SPACES = range(31, 1, -1)  # lengths of the runs of spaces, in the order of the token ids
+SPACES = range(31, 1, -1)  # the lengths of the space runs, in token id order
 TABS = range(9, 1, -1)
 SPECIALS = tuple(
     f"<{name}>"
@@ -51,9 +50,9 @@ def is_xgen(tokenizer_config: dict[str, Any]) -> bool:
 
 
 def vocabulary(gpt2: dict[str, int]) -> dict[str, int]:
-    """Return {token: id} for GPT-2's tokens, the last of which is the end token, and for the runs of spaces and tabs.
+    """Return {token: id} for GPT-2's tokens and for the runs of spaces and tabs.
 
-    The tokens are written in GPT-2's byte characters.
+    GPT-2's last token is the end token. All tokens are written in GPT-2's byte characters.
     """
     characters = byte_characters()
     runs = [characters[0x20] * length for length in SPACES] + [characters[0x09] * length for length in TABS]
@@ -64,8 +63,8 @@ def merges(ranks: dict[str, int]) -> list[tuple[str, str]]:
     """Return all pairs of tokens whose concatenation is also a token, ordered by that token's rank.
 
     At each step, tiktoken merges the two adjacent tokens whose concatenation has the lowest rank, regardless of where
-    the boundary between the two tokens is. A list of merges is equivalent if it contains every pair that forms a token,
-    ordered by the token's rank.
+    the boundary between the two tokens is. A merge list has the same effect if it contains every pair that forms a
+    token, ordered by the token's rank.
     """
     pairs = []
     ranks = {token: rank for token, rank in ranks.items() if token != END_TOKEN}  # no merge produces the end token
@@ -78,9 +77,9 @@ def merges(ranks: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def build_tokenizer(gpt2_folder: Path) -> Any:
-    """Build the tokenizer, a PreTrainedTokenizerFast, from GPT-2's files in a folder.
+    """Build the tokenizer, a PreTrainedTokenizerFast, from the GPT-2 files in a folder.
 
-    Raises DataError if a file is missing or differs from GPT-2's file.
+    Raises DataError if a file is missing or differs from GPT-2's original.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""Converts a configuration file of axolotl (axolotl train FILE). The defaults are those of axolotl 0.13."""
+"""Converts an axolotl configuration file (axolotl train FILE). The defaults are those of axolotl 0.13."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from recipe.migrate.axolotl_rows import first_dataset
 from recipe.migrate.migration import Migration, coerce, is_off, is_on, shown
 
 NAME = "axolotl"
-# Keys that configure another kind of training.
+# Keys that configure other kinds of training.
 OTHER_TRAINING = ("rl", "reward_model", "process_reward_model", "pretraining_dataset")
 OVERLONG = {"drop": "drop", "truncate": "truncate", "raise": "error"}
 TYPES: dict[str, Any] = {
@@ -64,16 +64,16 @@ OFF = {
 
 
 def recognizes(config: dict[str, Any]) -> bool:
-    """Return whether a file's keys are those of axolotl."""
+    """Return whether a file has axolotl's keys."""
     return "base_model" in config
 
 
 def convert(config: dict[str, Any], *, replaced: bool) -> Migration:
     """Convert the file's keys.
 
-    If `replaced` is true, the source of the rows is specified elsewhere, and the one in the file is ignored.
+    If `replaced` is true, the rows are specified elsewhere, and the datasets in the file are ignored.
 
-    Raises ParamsError if the file does not configure supervised fine-tuning, or specifies no source of rows.
+    Raises ParamsError if the file does not configure supervised fine-tuning, or if no rows are specified.
     """
     migration = Migration(NAME, coerce(config, TYPES))
     for key in OTHER_TRAINING:

@@ -1,4 +1,4 @@
-"""Converts the `datasets` and the chat template of a configuration file of axolotl."""
+"""Converts the `datasets` and the chat template in an axolotl configuration file."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ ALPACA_FIELDS = {"field_instruction": "instruction", "field_input": "input", "fi
 
 
 def first_dataset(migration: Migration) -> None:
-    """Set the rows, the template and the columns from the first dataset, and report the others."""
+    """Set the rows, the template and the columns from the first dataset, and report the other datasets."""
     datasets = migration.pop("datasets", [])
     if not datasets or not datasets[0].get("path"):
         raise ParamsError("the file has no datasets with a path. Name the rows with --data.")
@@ -43,7 +43,7 @@ def first_dataset(migration: Migration) -> None:
 
 
 def _template(migration: Migration, first: dict[str, Any]) -> None:
-    """Set the template and its columns from a dataset's `type`, and remove from `first` the keys that were used."""
+    """Set the template and its columns from a dataset's `type`, and remove the used keys from `first`."""
     kind = first.pop("type", None)
     source = f"datasets[1].type: {shown(kind)}"
     if isinstance(kind, dict):
@@ -81,7 +81,7 @@ def _set_columns(migration: Migration, template: str, columns: dict[str, str], s
 
 
 def _chat(migration: Migration, first: dict[str, Any]) -> None:
-    """Convert a dataset's keys for messages. Keys and role names that are not recognized here are reported."""
+    """Convert the dataset keys that describe messages. Unrecognized keys and role names are reported."""
     first.pop("conversation", None)
     mapping = {**(first.pop("message_property_mappings", None) or {})}
     for key, name in (("message_field_role", "role"), ("message_field_content", "content")):
@@ -116,7 +116,7 @@ def _chat(migration: Migration, first: dict[str, Any]) -> None:
 
 
 def _chat_template(migration: Migration, first: dict[str, Any]) -> None:
-    """Convert the chat template of the dataset, or of the file."""
+    """Convert the dataset's chat template, or the file's chat template if the dataset has none."""
     outer, outer_text = migration.pop("chat_template"), migration.pop("chat_template_jinja")
     name = str(first.pop("chat_template", None) or outer or "tokenizer_default")
     text = first.pop("chat_template_jinja", None) or outer_text

@@ -1,4 +1,4 @@
-"""Converts a configuration file of LLaMA-Factory (llamafactory-cli train FILE). The defaults are those of version 0.9.
+"""Converts a LLaMA-Factory configuration file (llamafactory-cli train FILE). The defaults are those of version 0.9.
 
 LLaMA-Factory describes datasets in dataset_info.json, which is read if it can be found.
 """
@@ -15,9 +15,9 @@ from recipe.text.messages import ROLE_NAMES
 
 NAME = "LLaMA-Factory"
 KEYS = {"finetuning_type", "cutoff_len", "lora_rank", "lora_target", "stage", "dataset_dir", "template"}
-# For each format: the template and, for each key of `columns` in dataset_info.json, the name of that column here and
-# its default.
 CHAT_COLUMNS = {"messages": ("messages", "conversations"), "system": ("system", None), "tools": ("tools", None)}
+# Each format has a template and a column mapping. For each key of `columns` in dataset_info.json, the mapping gives the
+# key in sequence.columns and the name of the dataset column that is used by default.
 FORMATS: dict[str, tuple[str, dict[str, tuple[str, str | None]]]] = {
     "alpaca": ("alpaca_chat", {
         "prompt": ("instruction", "instruction"), "query": ("input", "input"), "response": ("output", "output"),
@@ -68,16 +68,16 @@ OFF = {
 
 
 def recognizes(config: dict[str, Any]) -> bool:
-    """Return whether a file's keys are those of LLaMA-Factory."""
+    """Return whether a file has LLaMA-Factory's keys."""
     return "model_name_or_path" in config and bool(KEYS & config.keys()) and "dataset_name" not in config
 
 
 def convert(config: dict[str, Any], find: Callable[[str], Path | None], *, replaced: bool) -> Migration:
     """Convert the file's keys.
 
-    If `replaced` is true, the rows are specified elsewhere, and those that the file specifies are ignored.
+    If `replaced` is true, the rows are specified elsewhere, and the datasets in the file are ignored.
 
-    `find` returns the location of a path that the file names. Raises ParamsError if the file does not configure
+    `find` returns the location of a path that appears in the file. Raises ParamsError if the file does not configure
     supervised fine-tuning, and DataError if dataset_info.json is invalid.
     """
     migration = Migration(NAME, coerce(config, TYPES))
@@ -153,7 +153,7 @@ def _read_info(path: Path) -> dict[str, Any]:
 
 
 def _described(migration: Migration, name: str, described: dict[str, Any], info: Path) -> None:
-    """Convert an entry of dataset_info.json."""
+    """Convert an entry in dataset_info.json."""
     where = f"dataset: {name}"
     names, formatting = described.get("columns") or {}, described.get("formatting") or "alpaca"
     if formatting not in FORMATS or not isinstance(names, dict):

@@ -1,10 +1,10 @@
-"""Converts the keys that several tools share for LoRA and for the quantization of the base model."""
+"""Converts the LoRA and quantization keys that several tools share."""
 
 from recipe.migrate.migration import Migration, is_on, shown
 
 
 def rank_stabilized(migration: Migration, key: str) -> None:
-    """Convert the scale of rsLoRA (arXiv 2312.03732), alpha / sqrt(r), to the scale here, which is alpha / r."""
+    """Convert rsLoRA's alpha, so that alpha / r here equals rsLoRA's scale of alpha / sqrt(r) (arXiv 2312.03732)."""
     if is_on(migration.pop(key, False)):
         alpha = migration.settings["lora.alpha"]
         scaled = alpha * migration.settings["lora.r"] ** 0.5
@@ -33,7 +33,7 @@ def load_in_bits(migration: Migration) -> int | None:
 
 
 def targets(migration: Migration, key: str, value: list[str] | str) -> None:
-    """Set the target modules from a list of names, from `all-linear` or `all`, or from one name."""
+    """Set the target modules from a list of names, from a single name, or from `all-linear` or `all`."""
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else [str(name) for name in value]
     if names in (["all"], ["all-linear"]):
         migration.put("lora.target_modules", "all-linear", f"{key}: {shown(value)}")

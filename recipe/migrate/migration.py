@@ -22,10 +22,10 @@ HELD_OUT = 0.05  # the share of prompts to hold out if the file names no validat
 
 @dataclass
 class Migration:
-    """A conversion in progress. `config` contains the keys of the file that are not converted yet.
+    """A conversion in progress. `config` contains the keys in the file that have not been converted yet.
 
-    The result is `settings`, which maps keys such as `lora.r` to values, and `data` and `model`, each of which is a
-    path or a name on the Hub.
+    The result consists of `settings`, `data` and `model`. `settings` maps keys such as `lora.r` to values. `data` and
+    `model` are each a path or a name on the Hub.
     """
 
     tool: str
@@ -45,7 +45,7 @@ class Migration:
     def pop(self, key: str, default: Any = None) -> Any:
         """Remove a key and return its value, or `default` if the key is missing or empty.
 
-        Unless the key is mentioned elsewhere, the report says that the value has the same meaning here.
+        If no other part of the report mentions the key, the report says that the value has the same meaning here.
         """
         value = self.config.pop(key, None)
         return default if value is None else value
@@ -53,9 +53,9 @@ class Migration:
     def take(
         self, key: str, target: str, *, default: Any = None, convert: Callable[[Any], Any] | None = None
     ) -> Any:  # fmt: skip
-        """Convert a key to `target`. If the key is missing, convert the tool's default, unless that is None.
+        """Convert a key to `target`, and return the key's value.
 
-        Return the value in the file, or the default.
+        If the key is missing, its value is `default`, the tool's default. A value of None is not converted.
         """
         is_default = self.config.get(key) is None
         value = self.pop(key, default)
@@ -64,7 +64,7 @@ class Migration:
         return value
 
     def put(self, target: str, value: Any, source: str, *, is_default: bool = False) -> None:
-        """Set `target`, and report `source` as the key that it comes from."""
+        """Set `target` to a value, and report `source` as the value's origin."""
         self.settings[target] = value
         origin = f"{source} (the default of {self.tool})" if is_default else source
         self.taken.append(f"{origin} -> {target}: {shown(value)}")
@@ -83,16 +83,16 @@ class Migration:
         self.missing.append(f"{key}: {shown(value)} {NOTHING}. {nearest}".rstrip())
 
     def hold_out(self) -> None:
-        """Choose the share of prompts to hold out, if the file names no validation rows."""
+        """Choose the share of prompts to hold out if the file does not name validation rows."""
         if not {"sequence.validation_fraction", "data.validation_split"} & self.settings.keys():
             reason = "the file names no validation rows"
             self.choose("sequence.validation_fraction", HELD_OUT, reason)
 
     def finish(self, nearest: dict[str, str], off: set[str]) -> None:
-        """Report all keys that were not reported yet.
+        """Report all keys that have not been reported yet.
 
-        `nearest` maps the prefix of a key to the text that is reported for the key. A key in `off` does not exist here,
-        which has the same effect as turning it off.
+        `nearest` maps a key prefix to the text that is reported for keys with that prefix. `off` contains keys that do
+        not exist here. Their absence has the same effect as turning them off.
         """
         for key, value in self.config.items():
             if value in (None, "", [], {}):
@@ -112,7 +112,7 @@ class Migration:
         self.config = {}
 
     def report(self) -> list[str]:
-        """Return the lines for the terminal. Together, they contain every key of the file."""
+        """Return the report as lines for the terminal. The report contains every key in the file."""
         sections = (
             ("taken over", self.taken), ("different in meaning", self.different),
             ("without counterpart", self.missing), ("the same here", sorted(self.same)),
@@ -125,10 +125,10 @@ class Migration:
 
 
 def coerce(config: dict[str, Any], types: dict[str, Any]) -> dict[str, Any]:
-    """Return the config with the values of the keys in `types` converted to their types.
+    """Return the config, with each value whose key is in `types` converted to the given type.
 
-    Other tools read YAML 1.1, where `1e-4` is text, and `yes` and `on` are true. Raises ParamsError that lists all
-    values that cannot be converted.
+    Other tools read YAML 1.1, in which `1e-4` is a string, and `yes` and `on` mean true. Raises a ParamsError that
+    lists all values that can't be converted.
     """
     fields: dict[str, Any] = {name: (type_ | None, None) for name, type_ in types.items()}
     model = create_model("File", __config__=ConfigDict(extra="ignore", allow_inf_nan=False), **fields)
@@ -144,7 +144,7 @@ def coerce(config: dict[str, Any], types: dict[str, Any]) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """Return a value as it could appear in the file, on one line."""
+    """Format a value on one line, as it could appear in the file."""
     return value if isinstance(value, str) and value else json.dumps(value, default=str, ensure_ascii=False)
 
 

@@ -1,10 +1,13 @@
-"""Converts the keys that several tools share for the rows and their splits."""
+"""Converts the keys that several tools share: those for the rows and their splits."""
 
 from recipe.migrate.migration import Migration, shown
 
 
 def held_out(migration: Migration, key: str) -> None:
-    """Convert a share of the rows to hold out. Other values of the key stay, and are reported at the end."""
+    """Convert the key that sets the share of rows to hold out.
+
+    A value that is not between 0 and 1 stays in the config, and is reported later.
+    """
     if 0 < (migration.config.get(key) or 0) < 1:
         migration.take(key, "sequence.validation_fraction")
         migration.differ(key, "whole prompts are held out, so that no prompt is in both parts")
@@ -18,7 +21,7 @@ def replaced_by_data(migration: Migration, *keys: str) -> None:
 
 
 def split(migration: Migration, value: object, where: str) -> None:
-    """Set the train split. Part of a split, such as `train[:5%]`, is replaced by the whole split."""
+    """Set the train split. A slice, such as `train[:5%]`, is replaced by the whole split."""
     name, bracket, part = str(value).partition("[")
     migration.put("data.train_split", name, f"{where}: {value}")
     if bracket:

@@ -10,9 +10,9 @@ from recipe.migrate.migration import Migration, is_off, is_on
 
 SAME_OPTIMIZERS = {"adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw"}
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
-DEFAULT_STEPS = {"logging_steps": 10, "save_steps": 100}  # these do not change the adapter
+DEFAULT_STEPS = {"logging_steps": 10, "save_steps": 100}  # these settings do not change the adapter
 
-# The types of the keys that are converted. Values of other keys are only reported.
+# The types of the keys that are converted. The values of other keys are only reported.
 TYPES: dict[str, Any] = {
     "model_name_or_path": str, "model_revision": str, "trust_remote_code": bool, "num_train_epochs": float,
     "learning_rate": float, "lr_scheduler_type": str, "warmup_steps": float, "warmup_ratio": float,
@@ -22,7 +22,7 @@ TYPES: dict[str, Any] = {
     "use_rslora": bool,
 }  # fmt: skip
 
-# The nearest alternative to keys that have no counterpart, looked up by the beginning of the key.
+# Maps key prefixes to the nearest alternatives. The keys with these prefixes have no counterpart.
 NEAREST = {
     "adam_": "AdamW's betas are 0.9 and 0.999, and its epsilon is 1e-8.",
     "optim": "The optimizer is AdamW with 32-bit state.",
@@ -101,7 +101,7 @@ def common(migration: Migration) -> None:
 
 
 def batch(migration: Migration, size_key: str, size_default: int, max_length: int) -> None:
-    """Convert the batch size per device and the gradient accumulation to the batch size of a step."""
+    """Convert the per-device batch size and the gradient accumulation steps to the batch size of a whole step."""
     size = int(migration.pop(size_key, size_default))
     accumulation = int(migration.pop("gradient_accumulation_steps", 1))
     source = f"{size_key}: {size}, gradient_accumulation_steps: {accumulation}"
@@ -114,7 +114,7 @@ def batch(migration: Migration, size_key: str, size_default: int, max_length: in
 
 
 def schedule(migration: Migration, key: str, default: str) -> None:
-    """Convert the learning rate schedule. An unknown schedule becomes the nearest one."""
+    """Convert the learning rate schedule. An unknown schedule is replaced by the nearest available one."""
     name = str(migration.config.get(key) or default)
     if name in SCHEDULES:
         migration.take(key, "train.lr_schedule", default=default, convert=SCHEDULES.__getitem__)
@@ -153,7 +153,8 @@ def warmup(migration: Migration, schedule_key: str, default: float) -> None:
 def checkpoints(migration: Migration) -> None:
     """Convert logging_steps and save_steps. Here, save_steps is a multiple of logging_steps.
 
-    Keys that are missing or that give a share of an epoch are set to 10 and 100 steps.
+    The defaults are 10 steps for logging_steps and 100 steps for save_steps. A key gets its default if it is missing or
+    gives a share of all training steps.
     """
     steps = {}
     for name, default in DEFAULT_STEPS.items():

@@ -1,4 +1,4 @@
-"""Converts the YAML file of a `trl sft --config FILE` command. The defaults are those of TRL 1.16."""
+"""Converts the YAML configuration file for `trl sft --config FILE`. The defaults are those of TRL 1.16."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from recipe.migrate.migration import Migration, coerce, is_off, is_on, shown
 
 NAME = "trl sft"
 KEYS = {"dataset_name", "datasets", "use_peft", "dataset_text_field", "completion_only_loss", "assistant_only_loss"}
-# Keys from the configuration files of other commands, such as `trl dpo` and `trl grpo`.
+# Keys that configure other commands, such as `trl dpo` and `trl grpo`.
 OTHER_COMMANDS = {
     "beta",
     "num_generations",
@@ -19,7 +19,7 @@ OTHER_COMMANDS = {
     "reference_model",
     "max_prompt_length",
 }
-# The modules that PEFT chooses for models such as Llama if none are named.
+# The modules that PEFT targets by default in models such as Llama.
 PEFT_TARGETS = ["q_proj", "v_proj"]
 TYPES: dict[str, Any] = {
     **trainer.TYPES, "max_length": int, "max_seq_length": int, "packing_strategy": str, "truncation_mode": str,
@@ -55,15 +55,17 @@ OFF = {*trainer.OFF, "padding_free", "eval_packing", "activation_offloading", "u
 
 
 def recognizes(config: dict[str, Any]) -> bool:
-    """Return whether a file's keys are those of `trl sft`."""
+    """Return whether a file has the keys of `trl sft`."""
     return "model_name_or_path" in config and bool(KEYS & config.keys())
 
 
 def convert(config: dict[str, Any], find: Callable[[str], Path | None], *, replaced: bool) -> Migration:
-    """Convert the file's keys. If `replaced` is true, the rows are named elsewhere, and those of the file are ignored.
+    """Convert the file's keys.
 
-    `find` returns the location of a path that the file names. Raises ParamsError if the file names no rows, or if it
-    configures another command of TRL.
+    If `replaced` is true, the rows are specified elsewhere, and the datasets in the file are ignored.
+
+    `find` returns the location of a path that appears in the file. Raises ParamsError if no rows are specified, or if
+    the file configures another TRL command.
     """
     migration = Migration(NAME, coerce(config, TYPES))
     for key in OTHER_COMMANDS & migration.config.keys():
@@ -111,7 +113,7 @@ def convert(config: dict[str, Any], find: Callable[[str], Path | None], *, repla
 
 
 def _validation(migration: Migration, find: Callable[[str], Path | None], *, replaced: bool) -> None:
-    """If TRL evaluates, set the validation split for rows on the Hub or in a folder that has this split."""
+    """Set the validation split if TRL evaluates and the rows are on the Hub or in a folder that has this split."""
     split, strategy = migration.pop("dataset_test_split", "test"), migration.config.get("eval_strategy")
     source = find(migration.data) if migration.data else None
     has_split = source is None or (source.is_dir() and any(source.glob(f"{split}[.-]*")))
@@ -151,7 +153,7 @@ def _dataset(migration: Migration) -> None:
 def _loss(migration: Migration) -> None:
     """Convert the two keys that restrict which tokens are in the loss.
 
-    Without them, TRL trains on all tokens except those of the prompt column.
+    Without these keys, TRL trains on all tokens except those in the prompt column.
     """
     completion, assistant = migration.pop("completion_only_loss"), is_on(migration.pop("assistant_only_loss", False))
     if assistant or is_on(completion):

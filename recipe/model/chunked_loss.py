@@ -2,16 +2,16 @@
 
 The full logits, which have shape (tokens, vocabulary), are never in memory.
 
-loss, num_correct = head_loss(hidden, head, labels)    # the summed cross entropy, and the number of correct predictions
+loss, num_correct = head_loss(hidden, head, labels)    # the summed cross-entropy, and the number of correct predictions
 """
 
 from typing import Any
 
 import torch
 
-# The number of logits per chunk. On a CPU, a chunk takes only 25 MB in fp32, because glibc's malloc returns blocks of
-# more than 32 MiB to the system after every use, and the page faults on new blocks take as long as a softmax. On a GPU,
-# a chunk takes 268 MB in fp32.
+# The number of logits per chunk. On a CPU, a chunk takes only 25 MB in fp32, because glibc's malloc returns blocks
+# larger than 32 MiB to the system after every use. The page faults on new blocks would take as long as a softmax. On a
+# GPU, a chunk takes 268 MB in fp32.
 CHUNK = {"cpu": 6 << 20, "cuda": 1 << 26}
 
 
@@ -80,7 +80,7 @@ def head_loss(hidden: torch.Tensor, head: Any, labels: torch.Tensor) -> tuple[to
     """Return the summed loss in fp32, and the number of tokens for which the label has the largest logit.
 
     `hidden` has shape (tokens, hidden), and `labels` has shape (tokens,). The head is a linear layer, or PEFT's wrapper
-    around a frozen linear layer in which some rows are trained. Other heads are computed without chunks.
+    around a frozen linear layer in which some rows are trained. Other heads are not computed in chunks.
     """
     rows = ids = None
     layer = getattr(head, "token_adapter", None)

@@ -1,13 +1,13 @@
-"""Computes LoRA layers without saving the dropout mask. The backward pass draws the mask again from the same seed.
+"""Computes LoRA layers without saving the dropout mask. The backward pass generates the mask again from the same seed.
 
-    patch_lora_layers(model)    # the LoRA layers of this PEFT model then need less memory and time
+    patch_lora_layers(model)    # the PEFT model's LoRA layers then need less memory and time
 
 PEFT computes y + scaling * B(A(dropout(x))) step by step, so autograd saves the mask and the masked input of every
-layer. On a CPU, torch also draws the mask one number at a time. In this module, a single autograd function implements
-the forward and backward passes. The function saves x, which is shared by layers with the same input, and the small
-A(dropout(x)).
+layer. On a CPU, torch also generates the mask one number at a time. In this module, a single autograd function
+implements the forward and backward passes. The function saves x, which is shared by layers with the same input, and the
+small tensor A(dropout(x)).
 
-Under autocast, the output has the dtype of the frozen layer's output, as in PEFT's layers for bitsandbytes.
+Under autocast, the output has the dtype of the frozen layer's output, as in PEFT's bitsandbytes layers.
 """
 
 from types import MethodType
@@ -19,18 +19,18 @@ PATCHED = {
     "Linear",
     "Linear4bit",
     "Linear8bitLt",
-}  # names instead of classes, because PEFT defines the classes for bitsandbytes only if bitsandbytes is installed
+}  # names instead of classes, because PEFT defines the bitsandbytes classes only if bitsandbytes is installed
 
 
 @torch.library.custom_op("recipe::sample_dropout_mask", mutates_args=())
 def sample_dropout_mask(x: torch.Tensor, p: float, seed: torch.Tensor) -> torch.Tensor:
     """Return the dropout mask for x, which is a bool tensor of the same shape.
 
-    Each element is True (keep) with probability 1 - p. The seed determines the mask. The seed is a scalar int64 tensor
-    on the CPU, so that the CPU does not have to wait for the GPU to read the seed.
+    Each element is True (keep) with probability 1 - p. The seed, a scalar int64 tensor, determines the mask.
+    The seed is on the CPU, so that reading it does not require waiting for the GPU.
 
     On a CPU, p is rounded to a multiple of 1/65,536, because each 64-bit random number provides four mask elements. The
-    numbers come from SFC64, whose stream is stable across NumPy versions.
+    random numbers come from SFC64, whose stream is stable across NumPy versions.
     """
     if x.device.type == "cpu":
         import numpy as np
@@ -47,7 +47,10 @@ def _(x: torch.Tensor, p: float, seed: torch.Tensor) -> torch.Tensor:
 
 
 class AddLora(torch.autograd.Function):
-    """The function y + scaling * dropout(x) Aᵀ Bᵀ, for x (tokens, in), y (tokens, out), A (r, in) and B (out, r)."""
+    """The function y + scaling * dropout(x) Aᵀ Bᵀ.
+
+    The shapes are (tokens, in) for x, (tokens, out) for y, (r, in) for A, and (out, r) for B.
+    """
 
     @staticmethod
     def forward(  # noqa: D102
@@ -58,7 +61,7 @@ class AddLora(torch.autograd.Function):
         low_rank = dropped @ a.to(x.dtype).T  # (tokens, r)
         ctx.save_for_backward(x, a, b, low_rank, seed)
         ctx.scaling, ctx.p = scaling / (1 - p), p
-        if torch.is_autocast_enabled(y.device.type):  # addmm would cast y to bf16, but a quantized model has y in fp32
+        if torch.is_autocast_enabled(y.device.type):  # addmm would cast y to bf16, but in a quantized model, y is fp32
             return y + (low_rank @ b.to(low_rank.dtype).T) * ctx.scaling
         return torch.addmm(y, low_rank.to(y.dtype), b.to(y.dtype).T, alpha=ctx.scaling)
 
@@ -111,8 +114,8 @@ def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
     # checkpointing restores that state.
     seed = torch.randint(1 << 62, ()) if p else torch.zeros((), dtype=torch.int64)
     y = self.base_layer(x)
-    # Reshape outside AddLora, because some models change the output in place. Autograd forbids this for a view that a
-    # custom function created.
+    # Reshape outside AddLora, because some models change the output in place. Autograd forbids such changes to
+    # a view that a custom function created.
     flat_inputs = y.reshape(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
     weights = self.lora_A[adapter].weight, self.lora_B[adapter].weight
     output = AddLora.apply(*flat_inputs, *weights, self.scaling[adapter], p, seed)

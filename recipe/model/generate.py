@@ -15,7 +15,7 @@ def answer(
     """Generate an answer to each prompt with greedy decoding. Prompts and answers are lists of token ids.
 
     Prompts are padded on the left. Each answer is cut off before its first end token, or where the model runs out of
-    positions. Raises DataError if a prompt alone takes all positions.
+    positions. Raises DataError if a prompt alone uses up all positions.
     """
     import torch
 
@@ -49,11 +49,11 @@ def max_positions(model: Any) -> float:
 def answer_rows(
     model: Any, tokenizer: Any, meta: dict[str, Any], rows: list[dict[str, Any]], max_new_tokens: int
 ) -> list[str]:
-    """Answer each row, with the template that was used for training.
+    """Generate an answer for each row, with the template that was used for training.
 
-    `meta` is the content of meta.json, which the prepare stage writes. The keys of a row are the template's INPUTS: for
-    example, `text` for the `text` template, or `messages` and `tools` for the `chat` template. Raises DataError if a
-    row is invalid.
+    `meta` contains the data in meta.json, which the prepare stage writes. The template's INPUTS lists a row's keys:
+    for example, `text` for the `text` template, or `messages` and `tools` for the `chat` template. Raises DataError if
+    a row is invalid.
     """
     chat = ChatTemplate(tokenizer, meta["chat_template"]) if meta["chat_template"] is not None else None
     template = make_template(meta["template"], meta["columns"], chat)

@@ -1,6 +1,6 @@
 """Finds the base model that a manifest describes, checks the model's files, loads the model, and adds an adapter.
 
-The train and evaluate stages, `recipe chat` and the registered model use this module. The stages fix the CPU's
+The train and evaluate stages, `recipe chat` and the registered model use this module. The stages pin the CPU's
 instruction set, so that the same inputs produce the same bytes on every x86-64 processor with AVX2 (for bfloat16, see
 pin_processor).
 """
@@ -53,11 +53,11 @@ def load_base(
     manifest: dict[str, Any], folder: Path, num_tokens: int, quantization: Quantization = "none", *,
     dtype: Dtype = "auto", packed: bool = False,
 ) -> Any:  # fmt: skip
-    """Check the files of the base model that a manifest describes, and load the model in `torch_dtype(dtype)`.
+    """Check the base model's files against a manifest, and load the model in `torch_dtype(dtype)`.
 
-    A local path in the manifest is relative to `folder`. Weights that are quantized already are loaded as they are.
+    A local path in the manifest is relative to `folder`. Weights that are already quantized are loaded as they are.
 
-    Set `packed` for training on packed sequences. The model then uses `by_document` attention if the model supports it.
+    Set `packed` for training on packed sequences. The model then uses `by_document` attention if possible.
     Raises ParamsError if the model can't keep the examples of a packed sequence apart.
 
     If the tokenizer has more tokens (`num_tokens`) than the embeddings have rows, rows are added. Each new row is the
@@ -122,12 +122,12 @@ def _from_pretrained(source: Path, options: dict[str, Any]) -> Any:
         raise DataError(f"the weights in {source} do not fit the model: {describe_mismatches(found)}.")
     model.eval()
     for module in model.modules():
-        # Weights that were quantized elsewhere may name another dtype, such as float16, in which training can overflow.
+        # Weights that were quantized elsewhere may specify another dtype. With float16, training can overflow.
         if hasattr(module, "compute_dtype"):
             module.compute_dtype = torch.bfloat16
         # In evaluation mode, bitsandbytes repacks nf4 weights for AVX512-BF16. From then on, even during training,
-        # bitsandbytes uses a kernel that has no gradient, and whose results differ from those on processors without
-        # AVX512-BF16.
+        # bitsandbytes uses a kernel that does not support gradients. The kernel's results also differ from those on
+        # processors without AVX512-BF16.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model

@@ -1,9 +1,9 @@
-"""Computes attention by document: each example of a packed sequence attends only to itself, without a (seq, seq) mask.
+"""Computes attention by document: each example in a packed sequence attends only to itself, without a (seq, seq) mask.
 
-transformers isolates packed examples with a dense mask, so `scaled_dot_product_attention` computes every pair of
+transformers isolates packed examples with a dense mask, so `scaled_dot_product_attention` processes every pair of
 positions in a sequence, even the masked pairs. This module computes the same attention, but skips pairs of positions
 from different examples. On a CPU, the code loops over the examples. On CUDA, the code makes a single call to torch's
-variable-length attention (Flash), with the cu_seqlens that `add_cu_seqlens` adds to the batch. Models that need more
+variable-length Flash attention, with the cu_seqlens that `add_cu_seqlens` adds to the batch. Models that need more
 than plain causal attention are trained with the dense mask.
 """
 
@@ -14,15 +14,16 @@ if TYPE_CHECKING:
 
 NAME = "by_document"
 CU_SEQLENS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-# The test for isolation changes a token. Logits that must not depend on this token may change by less than this
-# fraction of the change in the logits at the token itself. In fp32, the rounding error is about 1e-7.
+# The isolation test changes one token, and measures how much the logits at that token's position change. Logits that
+# must not depend on the token must change by less than this fraction of that amount. In fp32, the rounding error is
+# about 1e-7.
 LEAK = 1e-4
 # Arguments that some models pass to the attention function, but that plain causal attention does not support.
 MORE_THAN_CAUSAL = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
 def add_cu_seqlens(batch: "dict[str, torch.Tensor]") -> dict[str, Any]:
-    """Add cu_seqlens to a collated batch, under the argument names that transformers passes to the attention function.
+    """Add cu_seqlens to a collated batch, under the argument names that transformers uses for attention functions.
 
     cu_seqlens is an int32 tensor of shape (examples + 1,). The length of the longest example is also added. Both are
     computed on the CPU, so that no layer has to wait for the GPU.
@@ -40,8 +41,8 @@ def choose_attention(config: Any, *, cuda: bool) -> str | None:
     """Choose the attention for training on packed sequences: `by_document`, or None for transformers' default.
 
     Returns None for models that need more than plain causal attention, because `by_document` implements only plain
-    causal attention. On CUDA, also returns None for models with attention dropout: variable-length Flash attention does
-    not support dropout, and a loop over the examples would be slow.
+    causal attention. On CUDA, the function also returns None for models with attention dropout, because variable-length
+    Flash attention does not support dropout, and a loop over the examples would be slow.
     """
     special = ("sliding_window", "attn_logit_softcapping", "attention_chunk_size")
     plain = all(getattr(config, name, None) is None for name in special)
@@ -74,8 +75,8 @@ def packing_is_isolated(model: Any) -> bool:
             except (AssertionError, AttributeError, KeyError, TypeError, RuntimeError):
                 return False
     whole, first, last = outputs
-    # At positions that must not depend on the changed token, the logits may differ only by rounding errors, which are
-    # measured relative to the effect at the changed token itself.
+    # At positions that must not depend on the changed token, the logits may differ only by rounding errors. These
+    # errors are measured relative to the effect at the changed token itself.
     leaks = [(whole - first)[5:], (whole - last)[5:], (whole - last)[:4]]
     effect = min((whole - first)[0].abs().max(), (whole - last)[4].abs().max())
     return max(leak.abs().max() for leak in leaks).item() < LEAK * effect.item()
@@ -104,8 +105,8 @@ def attend_by_document(
     """Compute causal attention within each example. An example starts wherever `position_ids` is 0.
 
     `query` has shape (batch, heads, seq, dim), `key` and `value` have shape (batch, key heads, seq, dim), and
-    `position_ids` has dtype int64 and shape (batch, seq). The output has shape (batch, seq, heads, dim), which
-    transformers requires of attention functions.
+    `position_ids` has dtype int64 and shape (batch, seq). The output has shape (batch, seq, heads, dim), as
+    transformers requires.
     """
     import torch
     from torch.nn.functional import scaled_dot_product_attention
@@ -142,10 +143,10 @@ def attend_by_document(
 
 
 def flash_dtype(query: "torch.Tensor") -> "torch.dtype | None":
-    """Return the dtype for Flash attention, which supports only bf16 and fp16, or None for wider dtypes.
+    """Return the dtype for Flash attention, or None for dtypes wider than 16 bits.
 
-    Under autocast, this is autocast's dtype rather than the query's, because the fp32 norms of a quantized base model
-    may turn the query, the key or the value into fp32.
+    Flash attention supports only bf16 and fp16. Under autocast, this function uses autocast's dtype rather than the
+    query's, because the fp32 norms of a quantized base model may turn the query, the key or the value into fp32.
     """
     import torch
 
@@ -158,7 +159,7 @@ def _attend_varlen(
     query: "torch.Tensor", key: "torch.Tensor", value: "torch.Tensor", scaling: float | None,
     position_ids: "torch.Tensor", kwargs: dict[str, Any],
 ) -> "torch.Tensor":  # fmt: skip
-    """Compute attention within each example of a batch in a single call. The inputs are as in `attend_by_document`."""
+    """Compute attention within each example of a batch in a single call. The inputs match `attend_by_document`."""
     from torch.nn.attention.varlen import varlen_attn
 
     batch, heads, seq, _ = query.shape

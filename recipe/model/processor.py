@@ -9,11 +9,11 @@ from typing import Any, Literal
 from recipe.core.errors import MachineError
 
 Dtype = Literal["auto", "bfloat16"]
-Quantization = Literal["none", "int8", "nf4"]  # of the frozen base model
+Quantization = Literal["none", "int8", "nf4"]  # the quantization of the frozen base model
 
 
 def pin_processor(dtype: Dtype = "auto") -> None:
-    """Set the instruction set that ATen, oneDNN and MKL use. Call this function before importing torch.
+    """Select the instruction set that ATen, oneDNN and MKL use. Call this function before importing torch.
 
     If `dtype` is bfloat16, oneDNN may also use AVX512-BF16 and AMX. ATen then uses its default instruction set, which
     is AVX512 on every processor that has AVX512-BF16 or AMX.
@@ -28,24 +28,27 @@ def pin_processor(dtype: Dtype = "auto") -> None:
     # runs on two cores take 4 to 9 times as long as a single run. With this value, two simultaneous runs take twice as
     # long as a single run, and a single run is as fast as with the default (docs/RESULTS.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # By default, cuBLAS selects a workspace for each stream, which can change the order in which numbers are added
+    # By default, cuBLAS selects a workspace for each stream. The choice can change the order in which numbers are added
     # (CUDA documentation, cuBLAS, section 2.1.4).
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def be_deterministic(num_threads: int) -> None:
-    """Use deterministic kernels, and fix the number of CPU threads because it determines how sums are split."""
+    """Use deterministic kernels and a fixed number of CPU threads.
+
+    The number of threads determines how sums are split.
+    """
     import torch
 
     torch.set_num_threads(num_threads)
     torch.use_deterministic_algorithms(True)
     # If this setting were True, torch would fill new tensors with NaN to expose reads of uninitialized memory.
-    # Reproducibility does not require this.
+    # Reproducible results do not require this setting.
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def torch_dtype(dtype: Dtype) -> Any:
-    """Return the torch dtype of frozen weights and matrix multiplications.
+    """Return the torch dtype for frozen weights and matrix multiplications.
 
     On CUDA, the dtype is bf16. On a CPU, the dtype is fp32 unless `dtype` is bfloat16. Raises MachineError if bf16 is
     needed but the device can only emulate it.

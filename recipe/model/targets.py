@@ -3,10 +3,10 @@
     peft_config(lora, model)        # a LoraConfig
     describe_targets(lora, model)   # what all-linear selects in a mixture of experts, for `recipe plan`
 
-In a mixture of experts, transformers 5 keeps the weights of all experts of a layer in a single tensor, which is not a
-linear layer. `all-linear` therefore selects the linear layers outside the experts. The experts can be named as targets,
-but PEFT 0.21 does not support dropout for them. The router is never trained: it decides which experts see a token, and
-even a small change can make it choose different experts.
+In a mixture of experts, transformers 5 does not store the experts as linear layers. Instead, a single tensor contains
+the same weight for all experts in a layer. `all-linear` therefore selects only the linear layers outside the experts.
+The experts can be named as targets, but PEFT 0.21 does not support dropout for them. The router decides which experts
+process a token. It is never trained, because even a small change can make it choose different experts.
 """
 
 import re
@@ -15,11 +15,12 @@ from typing import Any
 
 from recipe.core.errors import ParamsError
 
-LINEAR = {"Linear", "Conv1D", "Linear8bitLt", "Linear4bit"}  # Conv1D: GPT-2; the last two: bitsandbytes
+LINEAR = {"Linear", "Conv1D", "Linear8bitLt", "Linear4bit"}  # GPT-2 uses Conv1D, and bitsandbytes the last two
 # The names of routers in transformers' mixture-of-experts models, including the gate of a shared expert.
 ROUTER = re.compile(r"(^|_)(gate|router)$")
 # The names of the experts' layers in transformers 4. For some model families, PEFT 0.21 replaces these names with the
-# names of the experts' tensors, even if a layer has one of these names (_MOE_TARGET_MODULE_MAPPING in PEFT's source).
+# names of the experts' tensors, even if the model has a layer with one of these names (_MOE_TARGET_MODULE_MAPPING in
+# PEFT's source).
 NAMES_OF_EXPERTS = {"w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
 
 
@@ -40,8 +41,9 @@ def linear_layers(model: Any) -> set[str]:
 
 
 def expert_tensors(model: Any) -> dict[str, Any]:
-    """Return {name: tensor} for the experts' weights, each of shape (experts, rows, columns), or {} if there are no
-    experts.
+    """Return {name: tensor} for the experts' weights, or {} if there are no experts.
+
+    Each tensor has shape (experts, rows, columns).
     """
     return {name: weight for name, weight in model.named_parameters() if weight.ndim == 3 and ".experts." in name}
 
@@ -52,9 +54,9 @@ def expert_weights(model: Any) -> set[str]:
 
 
 def check_target_modules(model: Any, target_modules: str | tuple[str, ...], dropout: float = 0.0) -> None:
-    """Raise ParamsError if a target module is not a linear layer or an expert weight of the model.
+    """Raise ParamsError if a target module is neither a linear layer nor an expert weight of the model.
 
-    The head and routers are not valid either, nor are experts if `dropout` is not 0.
+    The head and routers are also invalid. Experts are invalid if `dropout` is not 0.
     """
     if isinstance(target_modules, str):
         return
@@ -76,9 +78,9 @@ def check_target_modules(model: Any, target_modules: str | tuple[str, ...], drop
 
 
 def peft_config(lora: Any, model: Any, tokens: Sequence[int] = ()) -> Any:
-    """Return the PEFT configuration of the adapter for the `lora` section of params.yaml.
+    """Return the adapter's PEFT configuration, based on the `lora` section of params.yaml.
 
-    The rows of `tokens` in the embeddings and in the head are trained, too. Raises ParamsError if a target module is
+    The rows of `tokens` in the embeddings and in the head are also trained. Raises ParamsError if a target module is
     invalid for the model.
     """
     from peft import LoraConfig
@@ -99,7 +101,7 @@ def peft_config(lora: Any, model: Any, tokens: Sequence[int] = ()) -> Any:
 
 
 def _rows(model: Any, tokens: Sequence[int]) -> dict[str, list[int]] | None:
-    """Return PEFT's `trainable_token_indices`, for the embeddings and, unless it is tied to them, the head."""
+    """Return PEFT's `trainable_token_indices` for the embeddings and, unless the two are tied, for the head."""
     if not tokens:
         return None
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()

@@ -1,8 +1,8 @@
 """Runs a model without weights and counts the bytes that a training step saves for the backward pass.
 
 The model is built on the meta device, gets an adapter, and runs on tensors without data (torch's FakeTensor). Every
-tensor that autograd would save for the backward pass is counted. The count therefore reflects the actual code of
-PEFT and of the model, for any model family.
+tensor that autograd would save for the backward pass is counted. The count therefore reflects the actual PEFT
+and model code, for any model family.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ class Untraceable(Exception):
 
 
 def empty_model(config: Any, dtype: Any, *, wide_attention: bool = False) -> Any:
-    """Return the causal LM for a transformers config, built on the meta device, which allocates no memory.
+    """Build the causal LM for a transformers config on the meta device, which allocates no memory.
 
     If `wide_attention` is true, attention is computed in fp32 regardless of `dtype`, as on a CPU
     (recipe/model/packed_attention.py). Raises ParamsError if the config does not describe a causal LM.
@@ -61,7 +61,7 @@ def _use_fake_weights(model: Any) -> Any:
 
 
 def _saved_bytes(model: Any, ids: Any, positions: Any) -> int:
-    """Return the number of bytes that autograd saves in one forward pass through a PEFT model without its head.
+    """Return the number of bytes that autograd saves in one forward pass through a PEFT model, excluding the head.
 
     The model's weights are not counted.
     """
@@ -84,7 +84,7 @@ def _saved_bytes(model: Any, ids: Any, positions: Any) -> int:
 def head_is_the_only_operation(model: Any, ids: Any, positions: Any) -> bool:
     """Return whether the model runs only the operations of its backbone and its head.
 
-    recipe/train/sft.py makes the same check by comparing logits.
+    recipe/train/sft.py performs the same check by comparing logits.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -133,7 +133,7 @@ def trace(model: Any, micro_batch_size: int, max_length: int, *, mixed: bool) ->
 def _traceable_experts() -> Iterator[None]:
     """Use transformers' own operation for experts, which saves the same tensors as torch's grouped_mm.
 
-    For tensors without data, grouped_mm in torch 2.13 accepts only bf16.
+    In torch 2.13, grouped_mm accepts only bf16 for tensors without data.
     """
     from transformers.integrations import moe
 

@@ -1,5 +1,7 @@
-"""Estimates the memory of the evaluate stage: the weights, the adapter, and either the keys and values or the logits of
-a batch.
+"""Estimates the peak memory of the evaluate stage.
+
+The estimate covers the weights, the adapter, one layer's activations, and either a batch's keys and values or a chunk's
+logits, whichever is larger.
 """
 
 from typing import Any
@@ -12,11 +14,11 @@ def evaluation_memory(
 ) -> int:
     """Return the estimated peak memory of the evaluate stage in bytes.
 
-    `training` is the estimate for the train stage. A batch has `batch_tokens` tokens, or one row of `longest` tokens if
-    that is more.
+    `training` is the estimate for the train stage. `longest` is the maximum number of tokens in a row, including
+    generated tokens. A batch is assumed to contain `batch_tokens` or `longest` tokens, whichever is more.
 
-    The peak occurs either while answers are generated, which keeps the keys and values of all layers, or while rows are
-    scored, one chunk of logits at a time. Both also need the activations of a single layer.
+    Memory peaks either during generation, which stores the keys and values of all layers, or during scoring, which
+    computes one chunk of logits at a time. Both also need the activations of a single layer.
     """
     from recipe.model.chunked_loss import chunk_tokens
 
@@ -25,7 +27,7 @@ def evaluation_memory(
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     cache = 2 * text.num_hidden_layers * heads * head_dim * tokens * size
-    # The logits of a chunk, in the model's dtype and in fp32, and their softmax.
+    # A chunk's logits in the model's dtype, a copy of them in fp32, and their softmax in fp32.
     logits = min(tokens, chunk_tokens(text.vocab_size, "cuda" if cuda else "cpu")) * text.vocab_size * (size + 8)
     # The input and the output of a layer, its queries, keys and values, and the two inner activations of its MLP.
     width = 6 * text.hidden_size + 2 * (getattr(text, "intermediate_size", None) or 4 * text.hidden_size)

@@ -1,7 +1,7 @@
 """Checks that this machine has enough memory for training, and a GPU if the model is large.
 
-`recipe plan` shows the result. Unless --force is set, fetch fails before the download if a Hub model needs a GPU and
-there is none, and train fails if memory is too small.
+`recipe plan` shows the result. Unless --force is set, two stages also run these checks. If a Hub model needs a GPU and
+there is none, the fetch stage fails before the download. If there is too little memory, the train stage fails.
 """
 
 from collections.abc import Callable
@@ -27,8 +27,8 @@ FORCE_HINT = "To run anyway, use --force or RECIPE_FORCE=1."
 def load_config(folder: Path) -> Any:
     """Load the transformers config in a model's folder, without remote code. Raises MachineError if that fails.
 
-    If the weights are already quantized, the config's quantization is removed, because `train.quantization` specifies
-    the same one.
+    If the weights are already quantized, the config's quantization settings are removed, because `train.quantization`
+    specifies the same quantization.
     """
     from transformers import AutoConfig
 
@@ -53,7 +53,7 @@ def missing_gpu(count: int) -> str | None:
 def refuse_without_gpu(config: Any, name: str) -> None:
     """Raise MachineError if the model needs a GPU and this machine has none.
 
-    fetch calls this function before it downloads the weights.
+    The fetch stage calls this function before it downloads the weights.
     """
     reason = missing_gpu(count_parameters(config))
     if reason:
@@ -89,7 +89,7 @@ def estimate_for(params: dict[str, Any], config: Any, trained_fraction: float, *
 def choose_checkpointing(params: dict[str, Any], config: Any, trained_fraction: float) -> dict[str, Any]:
     """Return the params with `activation_checkpointing: auto` resolved to off if memory allows, and to on otherwise.
 
-    It is also set to on for a model that can't be traced. Both settings produce the same adapter, byte for byte.
+    The value is also on if the model can't be traced. Both settings produce the same adapter, byte for byte.
     """
     import torch
 
@@ -151,10 +151,9 @@ def check_memory(
 
 
 def check_evaluation(params: dict[str, Any], config: Any, training: MemoryEstimate) -> tuple[int, list[str]]:
-    """Return the estimated peak memory of the evaluate stage, and a list of problems, which is empty if the stage fits
-    in memory.
+    """Return the evaluate stage's estimated peak memory in bytes, and a list of problems.
 
-    `training` is the estimate for the train stage.
+    The list is empty if the stage fits in memory. `training` is the estimate for the train stage.
     """
     import torch
 
@@ -173,7 +172,7 @@ def check_evaluation(params: dict[str, Any], config: Any, training: MemoryEstima
 
 
 def fit_to_machine(params: dict[str, Any], paths: Paths, *, force: bool) -> Any:
-    """Return the `train` section with `activation_checkpointing` set to on or off for this machine's memory.
+    """Return the `train` section with `activation_checkpointing: auto` resolved to on or off for this machine.
 
     Raises MachineError if training needs more memory than the machine has, unless `force` is true.
     """

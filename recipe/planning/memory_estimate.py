@@ -1,7 +1,7 @@
-"""Estimates the memory and the floating-point operations of training, from a trace of the model without data.
+"""Estimates the memory and the floating-point operations that training needs, by tracing the model without data.
 
-recipe/planning/activation_trace.py counts the bytes of the activations. This module adds up the bytes of the weights,
-the optimizer state and the logits.
+recipe/planning/activation_trace.py computes the size of the activations. This module adds the sizes of the weights, the
+optimizer state and the logits.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class MemoryEstimate:
 
 
 def count_parameters(config: Any) -> int:
-    """Return the number of parameters of a causal LM. Shared parameters count once."""
+    """Return the number of parameters of a causal LM. Shared parameters are counted once."""
     import torch
 
     return sum(weight.numel() for weight in empty_model(config, torch.float32).parameters())
@@ -55,8 +55,7 @@ def estimate_training_memory(
     """Return the memory estimate for a training step.
 
     `lora` is the `lora` section of params.yaml, and `trained_fraction` is the fraction of tokens at loss positions.
-    Raises ParamsError if the model does not have one of the target modules, and Untraceable if the model's code needs
-    real values.
+    Raises ParamsError if the model lacks a target module, and Untraceable if the model's code needs real values.
     """
     import torch
 
@@ -68,7 +67,7 @@ def estimate_training_memory(
     weights, largest = _weight_bytes(model, quantization, weight_dtype)
     parameters = sum(weight.numel() for weight in model.parameters())
     lookup, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    embeddings = 0 if head is lookup else lookup.numel()  # a lookup needs no multiplications, but a tied head does
+    embeddings = 0 if head is lookup else lookup.numel()  # a lookup needs no multiplications; a tied head needs them
     targets, idle = describe_targets(lora, model), _idle_parameters(model, config)
     model = _add_adapter(model, lora, quantized=quantization != "none")
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
@@ -140,8 +139,8 @@ def _logits_bytes(tokens: int, config: Any, size: int, *, chunked: bool, mixed: 
 
     if not chunked:  # the logits, the fp32 log-softmax, and the fp32 gradient; if mixed, also a bf16 gradient
         return tokens * config.vocab_size * (2 * size + 8 if mixed else 12)
-    # A chunk has logits, an fp32 copy of the logits in mixed precision, and the fp32 softmax. The last term covers the
-    # hidden states at all positions and their gradient.
+    # Each chunk needs memory for its logits, for an fp32 copy of the logits (only in mixed precision), and for the fp32
+    # softmax. The last term covers the hidden states at all positions and their gradient.
     chunk = min(tokens, chunk_tokens(config.vocab_size, "cuda" if cuda else "cpu"))
     return chunk * config.vocab_size * (size + 8 if mixed else 8) + 2 * tokens * config.hidden_size * size
 

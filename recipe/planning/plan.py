@@ -58,7 +58,7 @@ class Plan:
 
 
 def matmul_flops(dtype: Any, size: int | None = None) -> float:
-    """Measure the floating-point operations per second of a (size, size) matmul in a torch dtype.
+    """Measure the speed of a (size, size) matmul in a torch dtype, in floating-point operations per second.
 
     Return the best of 8 trials. The default size is 8192 on CUDA and 1024 on a CPU. The inputs are random, because the
     power draw of a GPU depends on the values.
@@ -84,7 +84,7 @@ def matmul_flops(dtype: Any, size: int | None = None) -> float:
 def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
     """Return the plan of a recipe folder.
 
-    From the Hub, only listings, cards, Parquet footers and configs are downloaded.
+    Only file listings, cards, Parquet footers and configs are downloaded from the Hub.
     """
     plan = Plan()
     rows, tokens, download_bytes = _plan_data(plan, params, folder)

@@ -2,9 +2,9 @@
 
     rows, size = parquet_text(read_metadata(path), {"instruction", "output"})
 
-A Parquet file has both numbers in its footer, so only the last bytes of a Parquet file on the Hub are downloaded. For
-other formats on the Hub, the amount of text is estimated from the file size, and the number of rows is unknown. Local
-files in other formats are read completely.
+The footer of a Parquet file contains the number of rows and the size of each column. Therefore, only the last bytes of
+a Parquet file on the Hub are downloaded. For other formats on the Hub, the amount of text is estimated from the file
+size, and the number of rows is unknown. Local files in other formats are read completely.
 """
 
 import io
@@ -21,7 +21,7 @@ from recipe.text.templates import TEMPLATES
 BYTES_A_TOKEN = 4.3  # in English text (Alpaca) with GPT-2's vocabulary
 FOOTER_BYTES = 65_536  # number of bytes read from the end of a Parquet file; Alpaca's footer has 7,000 bytes
 MAX_FOOTERS = 8  # maximum number of footers to read per dataset; the other files are assumed to be similar
-LENGTH_BYTES = 4  # number of bytes in which Parquet stores the length of each string
+LENGTH_BYTES = 4  # number of bytes that Parquet uses to store the length of each string
 
 
 def text_tokens(template: str, rows: int, size: int) -> int:
@@ -33,9 +33,9 @@ def text_tokens(template: str, rows: int, size: int) -> int:
 
 
 def parquet_text(metadata: Any, columns: set[str]) -> tuple[int, int]:
-    """Return the number of rows in a Parquet file, and the bytes of text in `columns`.
+    """Return the number of rows in a Parquet file, and the number of bytes of text in `columns`.
 
-    `metadata` is pyarrow's FileMetaData.
+    `metadata` is a pyarrow FileMetaData object.
     """
     size = 0
     for group in range(metadata.num_row_groups):
@@ -48,7 +48,7 @@ def parquet_text(metadata: Any, columns: set[str]) -> tuple[int, int]:
 
 
 def local_text(files: list[Path], columns: set[str]) -> tuple[int, int, set[str]]:
-    """Return the number of rows in local files, the bytes of text in `columns`, and the names of all columns.
+    """Return the number of rows in local files, the number of bytes of text in `columns`, and the names of all columns.
 
     Raises DataError if a Parquet file can't be read.
     """
@@ -76,7 +76,7 @@ def local_text(files: list[Path], columns: set[str]) -> tuple[int, int, set[str]
 
 
 def _text_bytes(value: object) -> int:
-    """Return the number of bytes in a string, or in all strings of a list of messages."""
+    """Return the number of bytes in a string, or in all strings in a list of messages."""
     if isinstance(value, str):
         return len(value.encode("utf-8", errors="replace"))
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
@@ -84,7 +84,7 @@ def _text_bytes(value: object) -> int:
 
 
 def hub_text(name: str, revision: str, files: list[RemoteFile], columns: set[str]) -> tuple[int, int]:
-    """Return the number of rows (0 if unknown) and the bytes of text in files on the Hub.
+    """Return the number of rows (0 if unknown) and the number of bytes of text in files on the Hub.
 
     Only the footers of Parquet files are downloaded.
     """
@@ -101,7 +101,7 @@ def hub_text(name: str, revision: str, files: list[RemoteFile], columns: set[str
 def _footer(name: str, revision: str, file: RemoteFile) -> Any:
     """Return the metadata at the end of a Parquet file on the Hub.
 
-    The last 8 bytes of the file are the length of the metadata (4 bytes) and `PAR1`.
+    The last 8 bytes of the file are the length of the metadata (4 bytes), followed by the marker `PAR1`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

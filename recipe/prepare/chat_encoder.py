@@ -1,11 +1,11 @@
-"""Encodes chats so that the tokens in training are the tokens that the model reads and writes when it answers.
+"""Encodes chats so that training uses the same tokens that the model reads and writes during inference.
 
     for chat in encode_chats(tokenizer, rows): ...    # rows contains the turns of each chat; see EncodedChat
 
-A chat is tokenized as one text. The tokens of a prompt (the text up to an answer) must be a prefix of these tokens,
-because a server encodes the prompt alone. This fails if a token of the whole text crosses the border between prompt and
-answer. For example, the prompt `Assistant: ` and the answer `Yes` share the token ` Yes`. Such an answer is encoded
-separately, and `num_split` counts it.
+A chat is tokenized as one text. The tokens of each prompt (the text up to an answer) must be a prefix of the chat's
+tokens, because a server encodes the prompt alone. They are not a prefix if a token spans the boundary between prompt
+and answer. For example, the prompt `Assistant: ` and the answer `Yes` share the token ` Yes`. Such an answer is encoded
+separately from its prompt. `num_split` is the number of these answers.
 """
 
 from collections.abc import Iterator
@@ -24,9 +24,9 @@ DECODING = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
 
 
 class EncodedTurn(NamedTuple):
-    """The ids of a turn's prompt and of its answer with the end token, all uint32.
+    """The ids (uint32) of a turn's prompt, and of the turn's answer including its end token.
 
-    `prompt_starts` contains the index of the character in the prompt at which each token begins.
+    `prompt_starts` contains, for each token of the prompt, the index of the character at which the token begins.
     """
 
     prompt: np.ndarray
@@ -44,9 +44,9 @@ class EncodedChat(NamedTuple):
 def encode_chats(tokenizer: Any, rows: list[list[Turn]]) -> Iterator[EncodedChat | str]:
     """Yield each chat's EncodedChat, or the reason why the chat cannot be encoded.
 
-    The tokenizer must be implemented by the `tokenizers` library, which first divides a text at its special tokens, and
-    encodes the parts independently. A prompt is therefore encoded starting at the end token of the previous answer,
-    which gives the same ids as encoding the chat up to the end of the prompt.
+    The tokenizer must be implemented by the `tokenizers` library, which first splits a text at its special tokens, and
+    then encodes the parts independently. Each prompt is therefore encoded together with only the end token of the
+    previous answer. The ids are the same as if the whole chat up to the end of the prompt were encoded.
     """
     if not rows:
         return
@@ -61,12 +61,12 @@ def encode_chats(tokenizer: Any, rows: list[list[Turn]]) -> Iterator[EncodedChat
 def _encode_row(
     tokenizer: Any, row: list[Turn], ids: np.ndarray, offsets: np.ndarray, prompts: list[np.ndarray]
 ) -> EncodedChat | str:
-    """Divide the ids of a chat into prompts and answers. `prompts` contains the ids of contexts and prompts."""
+    """Divide the ids of a chat into prompts and answers. `prompts` contains the ids of each context and prompt."""
     turns, num_split, start, char = [], 0, 0, 0
     for number, (turn, prompt) in enumerate(zip(row, prompts, strict=True)):
         end = turn.end or ""
         stop_char = char + len(turn.prompt) + len(turn.completion) + len(end)
-        stop = int(np.searchsorted(offsets[:, 1], stop_char)) + 1  # the first token that includes this character
+        stop = int(np.searchsorted(offsets[:, 1], stop_char)) + 1  # one past the first token that reaches stop_char
         if stop > len(ids) or ids[stop - 1] != tokenizer.convert_tokens_to_ids(end):
             return f"the tokenizer does not encode the token {end} that ends answer {number + 1} as one token"
         first = start - 1 if number else start  # where the context begins
@@ -85,7 +85,7 @@ def _encode_row(
 
 
 def _split(tokenizer: Any, context: str, turn: Turn) -> EncodedTurn | str:
-    """Encode a prompt and its answer separately. Return an error message if decoding changes the text."""
+    """Encode a prompt and its answer separately. Return an error message if the ids decode to a different text."""
     answer_text = turn.completion + (turn.end or "")
     [answer] = encode_continuations(tokenizer, [answer_text], special_tokens=True)
     encoded = tokenizer(context + turn.prompt, return_offsets_mapping=True, **OPTIONS)
@@ -98,5 +98,5 @@ def _split(tokenizer: Any, context: str, turn: Turn) -> EncodedTurn | str:
 
 
 def _context(row: list[Turn], number: int) -> str:
-    """Return the end token of the answer before a turn, or no text for the first turn."""
+    """Return the end token of the previous turn's answer, or an empty string for the first turn."""
     return (row[number - 1].end or "") if number else ""

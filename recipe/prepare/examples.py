@@ -1,4 +1,4 @@
-"""Reads rows, converts them to examples with a template, and assigns each example to a split."""
+"""Reads rows, uses a template to convert them to examples, and assigns each example to a split."""
 
 import hashlib
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ class Example:
 
 
 def in_validation(prompt_key: bytes, fraction: float) -> bool:
-    """Return whether a row belongs to the validation split. This depends only on the row's prompt and `fraction`."""
+    """Return whether a row belongs to the validation split. The result depends only on the prompt and `fraction`."""
     return int.from_bytes(prompt_key[:8], "big") < fraction * 2**64
 
 
@@ -117,7 +117,7 @@ class Splitter:
         self._first_key: bytes | None = None  # the key of the first row, with which all other keys are compared
         self._same_prompt = True
         self._validation: dict[bytes, list[str]] = {}  # the places of each prompt in the given validation split
-        self._leaks: dict[bytes, str] = {}  # a training row with the prompt, for each prompt in both splits
+        self._leaks: dict[bytes, str] = {}  # for each prompt in both splits, the place of a training row
 
     def assign(self, split: str, example: Example) -> str:
         """Return the split of an example, `train` or `validation`, and count the example.

@@ -1,4 +1,4 @@
-"""Stores, for each form of row (such as `2 answers, tools`), one example that shows which tokens are in the loss.
+"""Stores one example row for each form (such as `2 answers, tools`), and marks which tokens are in the loss.
 
 forms = Forms(tokenizer, max_length=1024)
 forms.add(example, tokens)
@@ -14,8 +14,8 @@ import numpy as np
 from recipe.prepare.examples import Example
 from recipe.prepare.tokenize import ROLES, Tokens
 
-MAX_FORMS = 12  # forms beyond the most frequent ones are not shown
-SHOWN_CHARS = 500  # maximum number of characters shown of a span
+MAX_FORMS = 12  # maximum number of forms shown, with the most frequent first
+SHOWN_CHARS = 500  # maximum number of characters shown per span
 
 
 class Forms:
@@ -39,10 +39,10 @@ class Forms:
         return [{"form": form, "rows": rows, **self.examples[form]} for form, rows in self.rows.most_common(MAX_FORMS)]
 
     def _spans(self, tokens: Tokens) -> list[dict[str, Any]]:
-        """Return the runs of tokens that have the same role and are all in the loss or all outside of it."""
+        """Divide the tokens into runs of the same role, each entirely in the loss or entirely outside it."""
         ids, in_loss, roles = (column[: self.max_length] for column in tokens[:3])
         in_loss = in_loss.copy()
-        in_loss[:1] = False  # no token precedes the first token and could predict it
+        in_loss[:1] = False  # no preceding token predicts the first token
         changes = np.flatnonzero((np.diff(roles) != 0) | np.diff(in_loss)) + 1
         spans = []
         for start, stop in pairwise([0, *changes.tolist(), len(ids)]):
@@ -55,7 +55,7 @@ class Forms:
 
 
 def describe(forms: list[dict[str, Any]]) -> str:
-    """Return text for the terminal that shows each example span by span. A `*` marks the spans in the loss."""
+    """Format the examples for display in the terminal, span by span. A `*` marks the spans in the loss."""
     parts = []
     for form in forms:
         spans = form["spans"]

@@ -9,7 +9,7 @@ from recipe.text.templates import TEMPLATES, TemplateName
 
 
 class SequenceParams(Section):
-    """Settings for the conversion of rows to token sequences."""
+    """Settings for converting rows to token sequences."""
 
     RENAMED: ClassVar = {"overlong": "on_overlong"}
     template: TemplateName

@@ -7,7 +7,7 @@ The stage reads data/raw/ and models/base/tokenizer/, and writes data/prepared/:
     rows.arrow          facts about each valid row: split, file, place, category, num_chars, num_tokens, num_before
     quarantine.jsonl    the malformed rows that were dropped (with on_bad_row: drop), each with the reason
     unused.json         the columns and message keys that the template does not use, with row counts and examples
-    forms.json         one row of each form, with the tokens in the loss
+    forms.json          an example row for each form, showing which tokens are in the loss
     meta.json           the settings and the counts
 
     recipe prepare
@@ -111,7 +111,8 @@ def counts_meta(rows: TokenizedRows, num_sequences: int, max_length: int) -> dic
             "validation": validation.num_tokens,
             "validation_loss_tokens": validation.num_loss_tokens,
         },
-        # The tokens of the training rows by role, and the completions that begin inside a token of the whole text.
+        # The number of training tokens per role, and the number of completions that begin inside a token of the whole
+        # text.
         "roles": train.by_role,
         "split_completions": train.num_split + validation.num_split,
         "sequences": {
@@ -146,7 +147,7 @@ def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
 
 
 def describe_roles(roles: dict[str, dict[str, int]]) -> str:
-    """Return a table for the terminal with the numbers of training tokens and of loss tokens by role."""
+    """Return a table of the numbers of training tokens and loss tokens per role, for display in the terminal."""
     rows = [(role, f"{count['tokens']:,}", f"{count['loss_tokens']:,}") for role, count in roles.items()]
     table = [("training tokens of", "tokens", "in the loss"), *rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -156,7 +157,7 @@ def describe_roles(roles: dict[str, dict[str, int]]) -> str:
 
 
 def _unpacked(rows: SplitTokens) -> list[list[int]]:
-    """Return the row numbers of each sequence when packing is off. Each kept row is then a sequence."""
+    """Return the row numbers of each sequence when packing is off: every kept row is a separate sequence."""
     return [[index] for index in range(len(rows.lengths))]
 
 

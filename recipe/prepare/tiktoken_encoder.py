@@ -1,14 +1,14 @@
-"""Encodes ASCII text with tiktoken for byte-level BPE tokenizers for which tiktoken provably produces the same ids.
+"""Encodes ASCII text with tiktoken if tiktoken provably produces the same ids as a byte-level BPE tokenizer.
 
     encode = rank_encoder(tokenizer)    # a faster function from texts to ids, or None if the ids could differ
 
 tiktoken and the tokenizers library split a text into pieces, and then repeatedly merge two adjacent tokens of a piece.
-The libraries differ in how they choose the next pair to merge. tiktoken merges the pair whose concatenated bytes form
-the token with the lowest rank, which is the token's id. The tokenizers library merges the pair that comes first in the
-tokenizer's list of merges. Both libraries produce the same ids if condition 1 and at least one of conditions 2 and 3
-hold:
+The libraries differ in how they choose the next pair to merge. tiktoken uses the token's id as its rank, and merges the
+pair whose concatenated bytes form the token with the lowest rank. The tokenizers library merges the pair that comes
+first in the tokenizer's list of merges. Both libraries produce the same ids if condition 1 holds and at least one of
+conditions 2 and 3 holds:
 
-1. The ids follow the order of the merges: no merge produces a token with a smaller id than an earlier merge does.
+1. The ids follow the order of the merges: a merge never produces a smaller id than an earlier merge.
 2. For every token that a merge produces, applying the merges to that token's text alone gives the token.
 3. Every pair of tokens whose concatenated bytes form a token is in the list of merges.
 
@@ -17,25 +17,25 @@ never merges a pair that is not in the list.
 
 If condition 3 holds, every pair that tiktoken merges is in the list. One difference remains. Two overlapping pairs can
 produce the same token, for example in a run of spaces. In this case, tiktoken merges the left pair, and the tokenizers
-library merges the pair that comes first in the list. The tests compare the ids of such runs.
+library merges the pair that comes first in the list. The tests compare both libraries' ids for such runs.
 
-If condition 2 holds, suppose that tiktoken merges a pair (a, b) that is not in the list, and consider the first such
-merge. This merge produces a token t. No earlier merge crossed the boundaries of t, so the merges inside t were the same
-as if t had been merged alone. However, merging this text alone would then end with a and b instead of t, which
-contradicts condition 2. Among pairs of equal rank, both libraries merge the leftmost pair first.
+Now assume that condition 2 holds. Suppose that tiktoken merges a pair (a, b) that is not in the list, and consider the
+first such merge. This merge produces a token t. No earlier merge crossed the boundaries of t, so the merges inside t
+were the same as if the text of t had been merged alone. However, merging that text alone would then end with a and b
+instead of t, which contradicts condition 2. Among pairs of equal rank, both libraries merge the leftmost pair first.
 
 If a whole piece is a token, tiktoken encodes the piece as this token without merging. By condition 2, merging produces
-the same token. Tokenizers with `ignore_merges` also skip the merges of such a piece. As a result, condition 2 can't be
+the same token. Tokenizers with `ignore_merges` also skip merging for such a piece. As a result, condition 2 can't be
 checked for these tokenizers, so condition 3 is required.
 
 The split into pieces depends on Unicode tables, which the two libraries take from different sources, and on how each
 library interprets a pattern. tiktoken drops text that no alternative of the pattern matches, and interprets `{1,3}+`
-and `$` differently. Therefore, tiktoken is used only with two patterns and only for ASCII text; for these, the tests
-compare the pieces.
+and `$` differently. Therefore, tiktoken is used only with two patterns and only for ASCII text. For these patterns, the
+tests compare both libraries' pieces.
 
 The look-ahead after whitespace in GPT-2's pattern would take two thirds of the encoding time. With this pattern, long
-runs of whitespace are therefore encoded separately, and all remaining texts of a batch are joined and encoded together,
-separated by NUL.
+runs of whitespace are therefore encoded separately. The remaining texts of a batch are joined, with NUL as the
+separator, and encoded together.
 """
 
 import re
@@ -71,7 +71,7 @@ MAX_BACKTRACKING_CHARS = 100_000  # per text; backtracking overflows the regex e
 def rank_encoder(tokenizer: Any) -> Encode | None:
     """Return a function that encodes texts to arrays of ids (uint32), or None if the tokenizer is not supported.
 
-    The function adds no tokens, and reads special tokens in the texts as plain text. The result is also None if orjson
+    The function adds no tokens, and treats special tokens in the texts as plain text. The result is also None if orjson
     or tiktoken is not installed.
     """
     try:
@@ -88,14 +88,14 @@ def rank_encoder(tokenizer: Any) -> Encode | None:
 
 
 class RankEncoder:
-    """Encodes each part of a text with the fastest of four encoders that produces the tokenizer's ids for that part."""
+    """Divides texts into parts, and encodes each part with the fastest encoder that produces the tokenizer's ids."""
 
     def __init__(self, backend: Any, pattern: str, ranks: dict[bytes, int]) -> None:
         import tiktoken
 
         self.backend, self.is_gpt2 = backend, pattern == GPT2_PATTERN
         core_pattern = GPT2_PATTERN_SIMPLE if self.is_gpt2 else pattern
-        # This special token is never allowed in a text. Without a special token, encode_to_numpy would stop at every
+        # This special token is never recognized in a text. Without a special token, encode_to_numpy would stop at every
         # character to search for special tokens.
         never = {"<|never|>": 1 + max(ranks.values())}
         core = tiktoken.Encoding("recipe", pat_str=core_pattern, mergeable_ranks=ranks, special_tokens=never)
@@ -164,7 +164,7 @@ class RankEncoder:
 
 
 def joined(texts: list[str]) -> Iterator[str]:
-    """Join the texts, each followed by NUL. Yield each string once it reaches JOINED_CHARS characters."""
+    """Join the texts, each followed by NUL. Yield a string whenever JOINED_CHARS characters have been joined."""
     parts, size = [], 0
     for text in texts:
         parts.append(f"{text}\0")
@@ -176,12 +176,12 @@ def joined(texts: list[str]) -> Iterator[str]:
 
 
 def is_simple(text: str) -> bool:
-    """Return whether a text is ASCII without NUL and is split into the same pieces by both GPT-2 patterns.
+    """Return whether a text is ASCII, contains no NUL, and is split into the same pieces by both GPT-2 patterns.
 
-    In a run of n whitespace characters, GPT2_PATTERN takes the first n - 1 characters as one piece if another character
+    In a run of n whitespace characters, GPT2_PATTERN takes the first n - 1 characters as one piece if more text
     follows, or all n characters at the end of a text. GPT2_PATTERN_SIMPLE treats each of these characters as a separate
-    piece. The pieces are the same if n is 1, or if n is 2 and another character follows. WHITESPACE_RUN matches the
-    longer pieces.
+    piece. The pieces are the same if n is 1, or if n is 2 and more text follows. WHITESPACE_RUN matches the longer
+    pieces.
     """
     if not text.isascii() or "\0" in text:
         return False
@@ -199,7 +199,7 @@ def cuts_at(text: str, at: int) -> bool:
 
 
 def split_ascii(text: str) -> list[str]:
-    """Split a text into ASCII parts and parts with non-ASCII words. All parts can be encoded separately."""
+    """Split a text into ASCII parts and parts with non-ASCII words. Each part can be encoded separately."""
     parts, done = [], 0
     for match in NOT_ASCII.finditer(text):
         if match.start() < done:
@@ -256,7 +256,7 @@ def _ranks(config: dict[str, Any], backend: Any) -> dict[bytes, int] | None:
     if vocab.keys() - added - set(tokens):
         return None  # there is a token that no merge produces
     if max(vocab[letter] for letter in letters) > min(ids, default=len(vocab)):
-        return None  # tokens of a single byte are not produced by merges, so they must have the lowest ranks
+        return None  # single-byte tokens are not produced by merges, so they must have the lowest ranks
     if bpe.get("ignore_merges"):
         unmerged = (vocab.keys() & added) - set(tokens)
         if any(len(backend.pre_tokenizer.pre_tokenize_str(token)) < 2 for token in unmerged):
@@ -267,6 +267,6 @@ def _ranks(config: dict[str, Any], backend: Any) -> dict[bytes, int] | None:
             return None
     elif any(len(backend.model.tokenize(token)) != 1 for token in dict.fromkeys(merged)):
         return None
-    # Map each letter to the character whose code point is the byte's value, so that Latin-1 encodes it as this byte.
+    # Map each letter, which represents a byte, to the character that Latin-1 encodes as that byte.
     to_bytes = {ord(letter): byte for letter, byte in letters.items()}
     return {token.translate(to_bytes).encode("latin-1"): vocab[token] for token in tokens}

@@ -1,4 +1,4 @@
-"""Stores the rows of a split and their tokens in columns, which need less memory than one object per row."""
+"""Stores the rows of a split and their tokens in columns, which take less memory than one object per row."""
 
 from array import array
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ class SplitTokens:
 
     Depending on `on_overlong`, a row that is longer than `max_length` is truncated, dropped, or listed in `too_long`. A
     row is also dropped if truncation would leave no token in the loss. `counts` contains the numbers of truncated and
-    dropped rows, and `num_split` the number of completions that are encoded separately (see Tokens).
+    dropped rows. `num_split` is the number of completions that are encoded separately (see Tokens).
     """
 
     def __init__(self, max_length: int, on_overlong: Literal["truncate", "drop", "error"], vocab_size: int) -> None:
@@ -27,7 +27,7 @@ class SplitTokens:
         self.counts = {"truncated": 0, "dropped_overlong": 0, "dropped_without_answer": 0}
         self.too_long: list[str] = []
         self.num_split = 0
-        self._by_role = np.zeros((len(ROLES), 2), np.int64)  # for each role, the number of tokens and of loss tokens
+        self._by_role = np.zeros((len(ROLES), 2), np.int64)  # the numbers of tokens and of loss tokens per role
         self._ids, self._completion_mask, self._ends = bytearray(), bytearray(), array("q", [0])
         self._files: list[str] = []
         self._places: list[str] = []
@@ -42,7 +42,7 @@ class SplitTokens:
         self._categories.append(example.category)
         self._num_chars.append(example.num_chars)
         self._num_tokens.append(len(input_ids))
-        # The first token of an example is never in the loss, because there is no preceding token to predict it.
+        # The first token of an example is never in the loss, because no preceding token predicts it.
         before = 1 + int(completion_mask[1:].argmax()) if len(completion_mask) > 1 else 1
         self._num_before.append(before)
         if len(input_ids) > self.max_length:
@@ -73,12 +73,12 @@ class SplitTokens:
 
     @property
     def num_tokens(self) -> int:
-        """The number of tokens in all kept rows together."""
+        """The total number of tokens in the kept rows."""
         return self._ends[-1]
 
     @property
     def by_role(self) -> dict[str, dict[str, int]]:
-        """The numbers of tokens and of loss tokens in the kept rows, for each role that occurs."""
+        """For each role that occurs in the kept rows, the numbers of tokens and of loss tokens."""
         return {
             role: {"tokens": tokens, "loss_tokens": loss_tokens}
             for role, (tokens, loss_tokens) in zip(ROLES, self._by_role.tolist(), strict=True)
@@ -92,7 +92,7 @@ class SplitTokens:
         return int(np.count_nonzero(completion_mask) - np.count_nonzero(completion_mask[starts]))
 
     def sequences(self, packed: list[list[int]]) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-        """Yield the rows of each sequence as a list of (input_ids, completion_mask).
+        """Yield each sequence as a list of rows, where a row is a pair (input_ids, completion_mask).
 
         `packed` contains a list of row numbers for each sequence.
         """
@@ -104,8 +104,7 @@ class SplitTokens:
     def facts(self, split: str) -> Any:
         """Return an Arrow table with the split, file, place, category and lengths of all rows, including dropped rows.
 
-        The lengths are those before truncation. `num_before` is the number of tokens before the first token in the
-        loss.
+        The lengths are measured before truncation. `num_before` is the number of tokens before the first loss token.
         """
         import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""Encodes the turns of rows, and records which tokens are in the loss and the role of each token.
+"""Encodes the turns of rows, and records each token's role and whether the token is in the loss.
 
 for ids, completion_mask, roles, num_split in tokenize(turns, tokenizer, loss_on="completion"): ...
 """
@@ -15,7 +15,8 @@ from recipe.text.messages import ROLES as CHAT_ROLES
 from recipe.text.turns import Turn
 from recipe.tokens.tokenizer import encode, encode_continuations, leading_ids
 
-# The roles of tokens: the text that a template adds, the messages of a chat, and the texts of the other templates.
+# The roles of tokens: `template` for text that a template adds, CHAT_ROLES for the messages of a chat, and `prompt` and
+# `completion` for rows without messages.
 ROLES = ("template", *CHAT_ROLES, "prompt", "completion")
 ROLE_IDS = {role: number for number, role in enumerate(ROLES)}
 BORDER_CHARS = 16  # see _crosses_border
@@ -24,8 +25,8 @@ BORDER_CHARS = 16  # see _crosses_border
 class Tokens(NamedTuple):
     """The tokens of a row: their ids (uint32), whether they are in the loss (bool), and their roles (uint8).
 
-    A role is an index in ROLES. `num_split` is the number of completions that are encoded separately because they begin
-    inside a token of the whole text.
+    Each role is an index into ROLES. `num_split` is the number of completions that begin inside a token of the whole
+    text, and are therefore encoded separately.
     """
 
     ids: np.ndarray
@@ -39,7 +40,7 @@ def tokenize(turns: list[list[Turn]], tokenizer: Any, *, loss_on: str, plain: En
 
     A row's tokens are the tokenizer's leading ids, followed by the prompt, the completion and the end token of each
     turn. The mask includes the end tokens. The prompt and the completion are encoded separately, as during inference.
-    `plain` is a faster encoder for texts in which special tokens are treated as plain text.
+    `plain` is a faster encoder that treats special tokens as plain text.
     """
     if not turns:
         return
@@ -101,9 +102,9 @@ def _encode_completions(tokenizer: Any, prompts: list[str], completions: list[st
 
 
 def _crosses_border(tokenizer: Any, prompts: list[str], completions: list[str], plain: Encode | None) -> list[bool]:
-    """For each prompt and completion, return whether a token would span the boundary if they were encoded together.
+    """For each prompt and completion, return whether a token would span the boundary if both were encoded together.
 
-    Only the BORDER_CHARS characters before and after the border are encoded.
+    Only BORDER_CHARS characters on each side of the boundary are encoded.
     """
 
     def encode_texts(texts: list[str]) -> list[list[int]]:

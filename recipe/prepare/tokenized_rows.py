@@ -53,7 +53,8 @@ class TokenizedRows:
 
     `splits` contains the tokens of each split. `answers` contains the prompt, the completion and the category of each
     validation row. `bad` contains the malformed rows. `num_read` is the number of rows read. `unused` lists the columns
-    and message keys that are not used (see unused.py). `forms` contains one row of each form (see forms.py).
+    and message keys that the template does not use (see unused.py). `forms` contains an example row for each form (see
+    forms.py).
     """
 
     splits: dict[str, SplitTokens]
@@ -81,8 +82,8 @@ def tokenize_rows(
 ) -> TokenizedRows:  # fmt: skip
     """Tokenize the rows of `files`, {split: {name: path}}. Without validation files, rows are split by their prompts.
 
-    Raises DataError if a prompt is in both splits or a split is empty. Depending on `params`, a malformed row or a row
-    that is too long also raises DataError.
+    Raises DataError if a prompt is in both splits or a split is empty. Depending on `params`, DataError is also raised
+    if a row is malformed or too long.
     """
     num_ids = 1 + max(tokenizer.get_vocab().values())  # larger than the number of tokens if the ids have gaps
     rows = TokenizedRows(

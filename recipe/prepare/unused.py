@@ -24,7 +24,7 @@ CHANGES_MEANING = {
 
 
 class Unused:
-    """Counts the rows that have an unused column or message key, and stores the first value of each."""
+    """Counts the rows with each unused column or message key, and stores the first value of the column or key."""
 
     def __init__(self, template: str, columns: dict[str, str | None]) -> None:
         self.template, self.columns = template, columns
@@ -56,13 +56,13 @@ class Unused:
 
     def _is_unused(self, name: str, value: object) -> bool:
         if name in self.named:
-            # In an optional column, the template reads the text `nan` as an empty value.
+            # In an optional column, the template treats the text `nan` as an empty value.
             return value == MISSING and name in self.optional
         return value not in (None, "", [], {})
 
     def _reason(self, name: str, value: object) -> str | None:
-        """Return why a row with this unused value can't be used and what to do, or None if the row can be used."""
-        # In datasets for KTO, `label: false` marks an undesirable answer.
+        """Return an error message if this unused value makes the row unusable, or None if the row can be used."""
+        # In KTO datasets, `label: false` marks an undesirable answer.
         if (name in MARKS and value in (0, False)) or (name == "label" and value is False):
             return (
                 f"{name!r} is {json.dumps(value)}, so the row should not be trained on. Remove the row, or add "
@@ -91,7 +91,7 @@ class Unused:
 
 
 def describe(unused: dict[str, dict[str, Any]]) -> str:
-    """Return lines for the terminal that list the unused columns and keys. `unused` is the result of `summary`."""
+    """Format the unused columns and keys for display in the terminal. `unused` is the result of `summary`."""
     width = max(map(len, unused))
     lines = [
         f"  {name:<{width}}  {entry['rows']:,} rows, such as {entry['example']!r}" for name, entry in unused.items()

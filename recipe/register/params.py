@@ -8,7 +8,7 @@ from recipe.core.config import Section
 
 
 class RegistryParams(Section):
-    """Settings of the registry: where the adapter is registered, and when it becomes the champion."""
+    """Settings for the registry: where the adapter is registered, and when it becomes the champion."""
 
     name: str = Field(min_length=1, pattern=r"^[^/:.%\"']+$", description="name of the registered model")
     experiment: str = Field(min_length=1, description="name of the MLflow experiment")

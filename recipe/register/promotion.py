@@ -6,7 +6,7 @@ ALIAS = "champion"
 def decide(
     rule: str, version: str, tags: dict[str, str], champion: tuple[str, dict[str, str]] | None
 ) -> tuple[bool, str]:
-    """Return whether the `champion` alias moves to `version`, and a sentence with the reason."""
+    """Return whether the `champion` alias moves to `version`, and a sentence that gives the reason."""
     if rule == "never":
         return (
             False,

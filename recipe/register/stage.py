@@ -1,7 +1,7 @@
 """The register stage registers the adapter as a model version in the MLflow registry.
 
-It reads the adapter, the metrics and the reports, and writes models/registered.json, a receipt that does not depend on
-the server. An adapter is registered only once per server. To register the adapter on a second server, set
+The stage reads the adapter, the metrics and the reports. It writes models/registered.json, a receipt that does not
+depend on the server. An adapter is registered only once per server. To register the adapter on a second server, set
 MLFLOW_TRACKING_URI to the URL of that server, and run `recipe register` again.
 
     recipe register
@@ -31,7 +31,7 @@ MAX_NAME_CHARS = 100  # MLflow allows 250 characters for a whole key, which may 
 
 @dataclass(frozen=True)
 class Adapter:
-    """Everything that is stored with a version. `tags` contains the scores, hashes and lineage for the registry."""
+    """All data stored with a model version. `tags` contains the scores, hashes and lineage for the registry."""
 
     name: str
     folder: Path
@@ -60,14 +60,15 @@ class Registry(Protocol):
         """Return the number and the tags of the version with the `champion` alias, or None if no version has it."""
 
     def record_promotion(self, name: str, version: str, sentence: str, *, moves: bool) -> None:
-        """Store `sentence` as a tag of the version, and move the alias to this version if `moves` is true."""
+        """Store `sentence` as a tag on the version, and move the alias to this version if `moves` is true."""
 
 
 def plain(names: Iterable[str]) -> dict[str, str]:
     """Convert names to ones that MLflow accepts for metrics and tags. Different names stay different.
 
-    Letters of all scripts are accepted. Other characters become `_`, leading and trailing periods are removed, and long
-    names are shortened. If two names become equal or a name is shortened, part of the name's sha256 is added.
+    Letters of all scripts, digits, `_`, `.`, `-` and spaces are kept. Other characters become `_`, leading and trailing
+    periods are removed, and long names are shortened. If two names become equal or a name is shortened, part of the
+    sha256 of the original name is appended.
     """
     cleaned = {name: re.sub(r"[^\w. -]", "_", name).strip(".") or "_" for name in names}
     count = Counter(name.casefold() for name in cleaned.values())
@@ -93,7 +94,7 @@ def flat(prefix: str, values: dict[str, Any]) -> dict[str, float]:
 def run_metrics(scores: dict[str, Any], groups: Groups, train_metrics: dict[str, Any]) -> dict[str, float]:
     """Return the metrics of the MLflow run. MLflow groups metrics by the prefixes of their names.
 
-    For each category and length, only the adapter's score is included.
+    For each category and length group, only the adapter's score is included.
     """
     overall = {name: value for name, value in scores.items() if isinstance(value, dict)}
     by_group = {
@@ -103,7 +104,7 @@ def run_metrics(scores: dict[str, Any], groups: Groups, train_metrics: dict[str,
 
 
 def answer_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a validation row and its answers, with the column names of the table in the MLflow run."""
+    """Return a validation row and its answers as a row of the table in the MLflow run."""
     return {
         "asked": question_in(row["prompt"]), "wanted": row["completion"],
         "base": row["base"], "adapter": row["adapter"],

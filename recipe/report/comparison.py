@@ -13,8 +13,8 @@ import numpy as np
 VARIANTS = ("base", "adapter")
 MEASURES = ("loss", "exact_match", "token_accuracy")
 Groups = dict[str, dict[str, dict[str, Any]]]  # {"loss_by_category": {category: result of compare()}}
-# With fewer rows than this, no interval is reported. If gains are normally distributed, the nominal 95% interval covers
-# the true value in 90% of cases with 10 rows, and in 85% of cases with 5 rows.
+# The minimum number of rows for an interval. With 10 rows of normally distributed gains, the nominal 95% interval
+# covers the true value in 90% of cases; with 5 rows, in 85%.
 FEWEST_ROWS = 10
 RESAMPLES = 1000
 COVERED = 0.95
@@ -36,7 +36,7 @@ class ScoredRow:
 def interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> tuple[float, float]:
     """Return the 95% percentile bootstrap interval of sum(above) / sum(below).
 
-    Rows are resampled instead of tokens, because the tokens of an answer are not independent. Source: Efron and
+    Rows, not tokens, are resampled, because the tokens of an answer are not independent. Source: Efron and
     Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
     """
     numerators, denominators = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
@@ -51,9 +51,9 @@ def interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> t
 
 
 def compare(rows: Sequence[ScoredRow], measure: str) -> dict[str, Any] | None:
-    """Compare the base model and the adapter over the rows that have the measure.
+    """Compare the base model and the adapter on the rows that have a value for the measure.
 
-    Returns both scores and the gain with its 95% interval, or None if no row has the measure. The gain is positive if
+    Returns both scores and the gain with its 95% interval, or None if no row has a value. The gain is positive if
     the adapter is better, which means a lower loss or a higher share. No interval is computed if there are fewer than
     FEWEST_ROWS rows, or if all rows have the same gain in exact matches. Resampling rows with the same gain always
     produces the same value, which says nothing about the uncertainty.
@@ -76,7 +76,7 @@ def compare(rows: Sequence[ScoredRow], measure: str) -> dict[str, Any] | None:
 
 
 def by_group(rows: Sequence[ScoredRow]) -> Groups:
-    """Compare the base model and the adapter in every measure, by category and by length.
+    """Compare the base model and the adapter on every measure, by category and by length.
 
     Categories are sorted by name, and length groups from short to long.
     """
@@ -99,7 +99,7 @@ def by_group(rows: Sequence[ScoredRow]) -> Groups:
 def overall(rows: Sequence[ScoredRow]) -> dict[str, dict[str, float | None]]:
     """Return the scores of the base model and the adapter over all rows, and the gains with their 95% intervals.
 
-    Perplexity is exp(loss). If no row has a measure, the scores for this measure are None, and the gain is left out.
+    Perplexity is exp(loss). If no row has a value for a measure, its scores are None, and its gain is left out.
     """
     compared = {measure: compare(rows, measure) for measure in MEASURES}
 
@@ -130,8 +130,8 @@ def overall(rows: Sequence[ScoredRow]) -> dict[str, dict[str, float | None]]:
 def describe_gain(measure: str, gain: float, low: float | None, high: float | None) -> tuple[str, str]:
     """Return a gain and its interval as two strings, such as `2.896 lower` and `2.713 to 3.102`. `-` means no interval.
 
-    Gains in shares are in percentage points. For the loss, a gain means a decrease. If the gain is negative, both texts
-    state how much worse the adapter is.
+    Gains in exact matches and token accuracy are in percentage points. For the loss, a gain is a decrease. If the gain
+    is negative, both strings state how much worse the adapter is.
     """
     scale, digits, unit = (1, 3, "") if measure == "loss" else (100, 1, " points")
     size = f"{scale * abs(gain):.{digits}f}"

@@ -1,4 +1,4 @@
-"""Writes and reads the loss curve, a CSV file with a line for each entry of the trainer's log that has a loss.
+"""Writes and reads the loss curve, a CSV file with one line for each trainer log entry that contains a loss.
 
 The train stage writes the curve, and the register stage reads it.
 """
@@ -11,13 +11,13 @@ CURVE = ("step", "loss", "learning_rate", "grad_norm", "mean_token_accuracy")
 
 
 def curve_text(history: list[dict[str, float]]) -> str:
-    """Return the entries of the trainer's log that have a loss, as CSV with six significant digits."""
+    """Return the trainer log entries that contain a loss as CSV with six significant digits."""
     lines = [",".join(f"{entry[name]:.6g}" for name in CURVE) for entry in history if "loss" in entry]
     return "\n".join([",".join(CURVE), *lines]) + "\n"
 
 
 def last_loss(history: list[dict[str, float]], logging_steps: int) -> float:
-    """Return the mean loss of the last steps of training.
+    """Return the mean loss of the last training steps.
 
     The mean covers the steps of the last log entry. If the last entry covers fewer than `logging_steps` steps, the mean
     also covers the steps of the previous entry.

@@ -99,7 +99,7 @@ def _label(name: str) -> str:
 
 @contextmanager
 def _drawing(width: float, height: float) -> Iterator[tuple[Any, io.StringIO]]:
-    """Yield axes of `width` by `height` inches to draw on, and a buffer that contains the SVG after the block."""
+    """Yield axes of `width` by `height` inches to draw on, and a buffer that contains the SVG when the block ends."""
     from matplotlib import rc_context, rcParamsDefault
     from matplotlib.figure import Figure
 

@@ -1,1 +1,1 @@
-"""Reads rows from files and converts the rows to prompts and completions."""
+"""Reads rows from files, and converts the rows to prompts and completions."""

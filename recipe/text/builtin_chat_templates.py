@@ -1,4 +1,4 @@
-"""Contains the project's own chat templates, as Jinja texts, and finds the template that a recipe names.
+"""Defines the project's own chat templates as Jinja text, and finds the template that a recipe specifies.
 
 TEMPLATES["plain"]
 find_template(tokenizer, "plain")    # the Jinja text, with the tokenizer's begin token
@@ -16,7 +16,7 @@ TOOL_CALLS = (
     "{% for call in message['tool_calls'] or [] %}{{ '\n' if message['content'] or not loop.first }}"
     "<tool_call>{{ call['function'] | tojson }}</tool_call>{% endfor %}"
 )
-# Templates for tokenizers that have no chat template. They can also replace the template of a tokenizer. `chatml` is
+# Templates for tokenizers that have no chat template. They can also replace a tokenizer's own template. `chatml` is
 # intended for tokenizers that have its two special tokens, <|im_start|> and <|im_end|>.
 TEMPLATES = {
     "chatml": (
@@ -40,8 +40,8 @@ def find_template(tokenizer: Any, chat_template: str | None) -> str:
     """Return the Jinja text of a chat template.
 
     `chat_template` is a name in TEMPLATES, the name of one of the tokenizer's templates, Jinja text, or None for the
-    tokenizer's only or default template. If the tokenizer puts a beginning-of-sequence token before every text, so does
-    a template from TEMPLATES. Raises ParamsError if there is no such template.
+    tokenizer's only or default template. If the tokenizer puts a begin token before every text, this token is added at
+    the start of a template from TEMPLATES. Raises ParamsError if there is no such template.
     """
     own = tokenizer.chat_template or {}
     named = own if isinstance(own, dict) else {"default": own}

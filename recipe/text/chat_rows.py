@@ -18,7 +18,7 @@ from recipe.text.plain_templates import Alpaca, alpaca_sample, bad_row, pick, re
 from recipe.text.rows import BadRow, Row, is_missing
 from recipe.text.turns import Conversion, Sample
 
-# The keys of a row that the model answers. All are optional, because a row has either messages or an instruction.
+# The keys of an input row for inference. All are optional, because a row has either messages or an instruction.
 CHAT_INPUTS = dict.fromkeys(("messages", "instruction", "input", "system", "tools"), False)
 
 
@@ -74,7 +74,7 @@ class PromptCompletionChat:
     CHARS_AROUND: ClassVar[int] = 0
 
     def convert(self, row: Row) -> Conversion | BadRow:
-        """Return one turn for each of the completion's assistant messages that is in the loss, or a BadRow."""
+        """Return one turn for each assistant message in the loss, or a BadRow if the row is invalid."""
         return _convert(self.chat, row, self._read(row.values))
 
     def prompt(self, row: dict[str, Any]) -> str:
@@ -151,8 +151,9 @@ class AlpacaChat:
 
 
 def _read_history(value: Any) -> list[list[str]] | None:
-    """Return a history as [question, answer] pairs, or None if the value is neither a list of such pairs nor the JSON
-    text of one.
+    """Return a history as [question, answer] pairs, or None if the value is invalid.
+
+    A valid value is a list of such pairs, the JSON text of such a list, or a missing value, which is an empty history.
     """
     if is_missing(value):
         return []
@@ -210,7 +211,7 @@ def _chat_sample(chat: Messages | str) -> Sample:
 
 
 def _form(chat: Messages) -> str:
-    """Describe a chat, such as `2 answers, system message, tools`."""
+    """Return a description of a chat, such as `2 answers, system message, tools`."""
     answers = [message for message in chat.messages if message.role == "assistant"]
     form = f"{len(answers)} answer{'s' if len(answers) > 1 else ''}"
     form += ", system message" if chat.messages[0].role == "system" else ""
@@ -221,7 +222,7 @@ def _form(chat: Messages) -> str:
 def _chat_prompt(template: ChatTemplate | None, row: dict[str, Any]) -> str:
     """Return the prompt for a row with `messages`, or with `instruction` and optionally `input` and `history`.
 
-    Either can come with `system` and `tools`. Raises DataError if the row is invalid.
+    Both kinds of row can also have `system` and `tools`. Raises DataError if the row is invalid.
     """
     assert template is not None
     if is_missing(row.get("messages")):

@@ -1,8 +1,9 @@
 """Renders chats (lists of messages) with a chat template, and splits the rendered text into prompts and completions.
 
 The loss covers the assistant's messages, including their end-of-turn tokens. A chat template is accepted only if it
-passes a round trip with a short test chat. The template must write every message exactly once and in order. The text of
-a message must not depend on later messages, because later messages do not exist yet when the model answers.
+passes a round-trip check with a short test chat. The template must write every message exactly once and in order. The
+rendered text of a message must not depend on later messages, because later messages do not exist yet when the model
+answers.
 """
 
 import json
@@ -21,7 +22,7 @@ PROBE = [("user", "Xq one"), ("assistant", "Xq two"), ("user", "Xq three"), ("as
 class _FixedClock(datetime):
     """A datetime class with a fixed current date, so that templates that write the date render the same text every day.
 
-    The date is the default date in Llama 3.1's template.
+    The fixed date is the default date in Llama 3.1's chat template.
     """
 
     @classmethod
@@ -31,20 +32,20 @@ class _FixedClock(datetime):
 
 
 class ChatTemplate:
-    """A chat template that has passed the round trip.
+    """A chat template that has passed the round-trip check.
 
-    `source` is the Jinja text of the template. `ends` contains the ids of the tokens that end a turn, and the id of the
-    tokenizer's end token (eos_token).
+    `source` is the template's Jinja text. `ends` contains the ids of the template's end-of-turn tokens and the id of
+    the tokenizer's end token (eos_token).
     """
 
     def __init__(self, tokenizer: Any, chat_template: str | None) -> None:
         """Create the template, and run the round-trip check on it.
 
-        `chat_template` is as in find_template. Raises ParamsError if there is no such template, or if the template
-        fails the round trip.
+        `chat_template` has the same meaning as in find_template. Raises ParamsError if there is no such template, or if
+        the template fails the check.
         """
         self.tokenizer, self.source = tokenizer, find_template(tokenizer, chat_template)
-        # Some added tokens are not special. For example, some vocabularies add <think> or runs of newlines.
+        # Some added tokens are not special. For example, some tokenizers add <think> or runs of newlines.
         added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.specials = sorted(added | set(tokenizer.all_special_tokens))
         self.ends = self._check_round_trip()
@@ -61,15 +62,15 @@ class ChatTemplate:
         return text
 
     def turns(self, chat: Chat) -> list[Turn]:
-        """Return one turn for each answer in the loss.
+        """Return one turn for each answer that is included in the loss.
 
-        The concatenated turns are the text that the template renders for the chat, up to the end of the last trained
-        answer. An answer that is excluded from the loss is part of the next turn's prompt. Raises DataError with the
-        reason if the chat contains a special token, or if the template does not render the chat faithfully.
+        Concatenated, the turns form the text that the template renders for the chat, up to the end of the last trained
+        answer. An answer that is excluded from the loss becomes part of the next turn's prompt. Raises DataError with
+        the reason if the chat contains a special token, or if the template does not render the chat faithfully.
         """
         self._reject_special_tokens(chat)
         messages, seen = chat.messages, ""
-        answers: list[tuple[bool, Span, str]] = []  # whether each answer is trained, its span, and its end token
+        answers: list[tuple[bool, Span, str]] = []  # for each answer: whether it is trained, its span, its end token
         for number, message in enumerate(messages):
             if message.role != "assistant":
                 continue
@@ -96,9 +97,10 @@ class ChatTemplate:
         return turns
 
     def _spans(self, chat: Chat, text: str, answers: list[Span]) -> list[Span]:
-        """Find the messages in the rendered text. `answers` contains the spans of the assistant's messages.
+        """Return the span of each message in the rendered text.
 
-        Raises DataError if the text lacks a message.
+        `answers` contains the spans of the assistant's messages. Raises DataError if a message is missing from the
+        text.
         """
         spans, remaining, position = [], iter(answers), 0
         for number, message in enumerate(chat.messages, 1):
@@ -114,8 +116,9 @@ class ChatTemplate:
     def unused_keys(self, chat: Chat) -> dict[str, Any]:
         """Return the message keys that the template does not write, and the messages after the last answer in the loss.
 
-        The result is {name: value}. For a key, the name is `messages.KEY`, and the value comes from the first message
-        that has the key. For these messages, the name is LEFT_OUT, and the value is the content of the first one.
+        The result maps names to values. For a key, the name is `messages.KEY`, and the value comes from the first
+        message that has the key. If there are messages after the last answer in the loss, the result also maps LEFT_OUT
+        to the content of the first of these messages.
         """
         unused: dict[str, Any] = {}
         if chat.left_out:
@@ -136,7 +139,7 @@ class ChatTemplate:
         return unused
 
     def _check_tools(self, prompt: str, tools: list[dict[str, Any]]) -> None:
-        """Raise DataError if the template does not write the names of all tools and of all their parameters."""
+        """Raise DataError if the prompt lacks the name of a tool or the name of one of its parameters."""
         for tool in tools:
             function = tool["function"]
             parameters = function.get("parameters") or {}
@@ -157,7 +160,7 @@ class ChatTemplate:
         from jinja2 import TemplateError
         from transformers.utils import chat_template_utils
 
-        # strftime_now has no parameter for the current date. It takes the date from this global.
+        # In templates, strftime_now has no date parameter. It takes the current date from this global variable.
         chat_template_utils.datetime = _FixedClock
         try:
             return self.tokenizer.apply_chat_template(
@@ -171,7 +174,7 @@ class ChatTemplate:
             raise DataError(f"the template rejects the chat: {error}") from None
 
     def _split_end(self, text: str) -> tuple[str, str]:
-        """Split a rendered answer into its text and the special token that ends it.
+        """Split a rendered answer into its text and the special token that ends the answer.
 
         Text after this token is dropped. Raises DataError if the answer does not contain a special token.
         """
@@ -182,9 +185,9 @@ class ChatTemplate:
         return text[:start], token
 
     def _check_round_trip(self) -> list[int]:
-        """Render a short test chat. Return the ids of eos_token and of the tokens that end a turn, in ascending order.
+        """Render a short test chat, and return the ids of its end-of-turn tokens and of eos_token.
 
-        Raises ParamsError if the template fails the round trip.
+        The ids are in ascending order. Raises ParamsError if the template fails the round-trip check.
         """
         probe = [Message({"role": role, "content": content}) for role, content in PROBE]
         try:
@@ -209,8 +212,8 @@ class ChatTemplate:
 def _check_answer(number: int, message: Message, answer: str) -> None:
     """Raise DataError if a rendered answer lacks the text of the message or a part of its tool calls.
 
-    Unless the answer also contains tool calls or text from other keys, it must be equal to the text of the message,
-    apart from leading and trailing whitespace.
+    If the answer contains neither tool calls nor text from other keys, the answer must equal the text of the message.
+    Leading and trailing whitespace is ignored.
     """
     called = [text for call in message.tool_calls for text in (call["name"], *_leaves(call["arguments"]))]
     missing = next((text for text in called if not any(form in answer for form in _written(text))), None)
@@ -218,13 +221,13 @@ def _check_answer(number: int, message: Message, answer: str) -> None:
         raise DataError(f"the template drops {missing!r}, a part of a tool call of message {number}")
     stated = [text for name, text in message.values.items() if name not in ("role", "content") and text]
     stated = [text.strip() for text in stated if isinstance(text, str) and text.strip() in answer]
-    exact = not called and not stated  # otherwise, the answer contains more than the content
+    exact = not called and not stated  # if false, the answer contains more than the content
     if answer.strip() != message.content.strip() if exact else message.content.strip() not in answer:
         raise DataError(f"the template changes message {number} (assistant)")
 
 
 def _leaves(value: Any) -> list[Any]:
-    """Return the keys and the scalars in a JSON value, including nested values."""
+    """Return all keys and scalars in a JSON value, at every level of nesting."""
     if isinstance(value, dict):
         return [leaf for name, item in value.items() for leaf in (name, *_leaves(item))]
     if isinstance(value, list):

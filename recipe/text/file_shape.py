@@ -1,4 +1,4 @@
-"""Recognizes files whose content does not have the expected format, and describes what the content looks like.
+"""Recognizes files whose content is not in the expected format, and describes the content.
 
     describe_bytes(b"\xff\xfea\x00,\x00", ".csv")           # "is encoded in UTF-16. Convert it to UTF-8 with ..."
     describe_object({"data": [{"q": "..."}, ...]})          # "is a single object whose 'data' is a list of objects ..."
@@ -21,11 +21,11 @@ BYTE_ORDER_MARKS = {
     b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16",
 }  # fmt: skip
 SEPARATORS = (";", "\t", "|")
-SENDER_KEYS = {"role", "from"}  # a list of objects that have one of these keys is a chat
+SENDER_KEYS = {"role", "from"}  # a list of objects with one of these keys is a chat
 
 
 def describe_bytes(head: bytes, suffix: str) -> str | None:
-    """Describe the content of a file that begins with `head`, or return None if it matches the suffix."""
+    """Describe the content of a file that begins with `head`, or return None if the content matches the suffix."""
     if head.startswith(b"PAR1") and suffix != ".parquet":
         return "is a Parquet file. Change its extension to .parquet"
     for signature, description in SIGNATURES.items():
@@ -35,7 +35,7 @@ def describe_bytes(head: bytes, suffix: str) -> str | None:
         return None if head.startswith(b"PAR1") else "is not in Parquet format, although its name ends in .parquet"
     encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if head.startswith(mark)), None)
     if encoding is None and head.count(0) > len(head) / 4:
-        # An ASCII character has one zero byte among its two bytes in UTF-16, and three among its four bytes in UTF-32.
+        # In UTF-16, one of the two bytes of an ASCII character is zero. In UTF-32, three of the four bytes are zero.
         encoding = "UTF-32" if head.count(0) > len(head) * 0.6 else "UTF-16"
     if encoding:
         return f"is encoded in {encoding}. Convert it to UTF-8 with `iconv -f {encoding} -t UTF-8`"
@@ -55,7 +55,7 @@ def describe_lines(first: str, second: str) -> str | None:
 
 
 def describe_object(value: dict[str, Any]) -> str | None:
-    """Return a description of a file whose only value is this object, or None if the object can be a row."""
+    """Return a description of a file that contains only this object, or None if the object can be a row."""
     lists = {name: items for name, items in value.items() if isinstance(items, list) and items}
     tables = {name: items for name, items in lists.items() if all(isinstance(item, dict) for item in items)}
     if any(SENDER_KEYS & items[0].keys() for items in tables.values()):
@@ -76,7 +76,7 @@ def describe_object(value: dict[str, Any]) -> str | None:
 
 
 def separator(header: list[str]) -> str | None:
-    """Return the separator that a CSV header seems to use instead of the comma, or None.
+    """Return the separator that a CSV header seems to use instead of a comma, or None.
 
     Only a header that was read as a single column is checked.
     """

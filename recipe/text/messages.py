@@ -1,10 +1,11 @@
-"""Converts the messages of a chat from the formats of public datasets to the format that chat templates expect.
+"""Converts chat messages from the formats of public datasets to the format that chat templates expect.
 
     read_chat([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}])    # a Chat, or an error message
 
-Messages can have the keys of OpenAI and transformers (role, content, tool_calls) or of ShareGPT (from, value). The
-content can be a list of parts. A mark can exclude a message from the loss. The supported marks are mistral-finetune's
-`weight` and axolotl's `train`, `training` and `loss_weight`.
+Messages can use the keys of the OpenAI format (role, content, tool_calls), which transformers also uses, or the keys of
+the ShareGPT format (from, value). The content can be a list of parts. Some keys, called marks, state whether a message
+is included in the loss. The supported marks are mistral-finetune's `weight` and axolotl's `train`, `training` and
+`loss_weight`.
 """
 
 import json
@@ -15,13 +16,13 @@ from recipe.core.format import shorten
 from recipe.text.rows import describe_type, is_utf8, safe
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "ipython")
-# Alternative names for the roles in the formats of ShareGPT and LLaMA-Factory, and OpenAI's older name `function`.
+# Other names for the roles: the names in the ShareGPT and LLaMA-Factory formats, and OpenAI's older name `function`.
 ROLE_NAMES = {
     "human": "user", "gpt": "assistant", "function_call": "assistant", "function": "tool", "observation": "tool",
 }  # fmt: skip
 MARKS = ("weight", "loss_weight", "train", "training")
 READ_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", *MARKS}
-# If a message has both keys of a pair, the second one is used.
+# If a message has both keys of a pair, the second key is used.
 PAIRS = (("from", "role"), ("value", "content"), ("function_call", "tool_calls"))
 PART_KEYS = {"type", "text", "value", "content"}
 CALL_KEYS = {"name", "arguments"}
@@ -30,15 +31,15 @@ NOT_TEXT = {"image": "an image", "audio": "audio", "video": "a video", "file": "
 
 
 class Invalid(Exception):
-    """A chat can't be used. The message of the exception is the reason."""
+    """Raised if a chat can't be used. The exception's message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """A message in the format that chat templates expect: the role, the content, and any other keys of the message.
+    """A message in the format that chat templates expect: the role, the content, and any other keys.
 
-    `trained` is false if the message is marked as excluded from the loss. `unused` is {name: value} for everything that
-    is not in `values`, such as additional keys of a content part.
+    `trained` is false if the message is marked as excluded from the loss. `unused` contains the parts of the original
+    message that are not in `values`, such as additional keys of a content part.
     """
 
     values: dict[str, Any]
@@ -71,7 +72,7 @@ class Chat:
 
 
 def message_list(value: object) -> list[dict[str, Any]] | None:
-    """Return a value that is a list of objects, or the JSON text of such a list, as a list; otherwise None."""
+    """Return `value` as a list of objects, or None if it is neither such a list nor the JSON text of one."""
     if isinstance(value, str):
         value = parse_json(value) if value.lstrip().startswith("[") else None
     return value if isinstance(value, list) and all(isinstance(message, dict) for message in value) else None
@@ -80,9 +81,9 @@ def message_list(value: object) -> list[dict[str, Any]] | None:
 def read_chat(messages: object, *, system: object = None, tools: object = None) -> Chat | str:
     """Return a row's chat up to the last answer in the loss, or the reason why the chat is invalid.
 
-    `system` is the content of a separate column for the system message. A chat is invalid if no answer is in the loss,
-    or if a message has an unknown role, neither text nor tool calls, content other than text (such as an image), or a
-    mark other than 0 and 1.
+    `system` is the content of a separate column for the system message. A chat is invalid if no answer is in the loss.
+    A chat is also invalid if a message has an unknown role, has neither text nor tool calls, contains anything other
+    than text (such as an image), or has a mark that is neither 0 nor 1.
     """
     listed = message_list(messages)
     if listed is None:
@@ -111,7 +112,7 @@ def read_tools(value: object) -> list[dict[str, Any]]:
     """Return the schemas of a row's tools, each as {type, function}.
 
     `value` is a list of tools, a single tool, or the JSON text of either. Each tool is an object of the form
-    {type, function}, or only the inner object that describes the function. Raises Invalid if a tool is not a function
+    {type, function}, or just the inner object that describes the function. Raises Invalid if a tool is not a function
     with a name.
     """
     if value is None or (isinstance(value, str) and not value.strip()):
@@ -157,7 +158,7 @@ def _read_message(where: str, message: dict[str, Any]) -> Message:
 
 
 def _unused(message: dict[str, Any], content: object, calls: object) -> dict[str, Any]:
-    """Return what a message contains besides the text of its parts, the functions that it calls and its other keys."""
+    """Return the parts of a message that do not become part of `Message.values`, as {name: value}."""
     unused = {name: message[name] for name, used in PAIRS if message.get(name) and message.get(used)}
     unused = {name: value for name, value in unused.items() if value != message[dict(PAIRS)[name]]}
     if ROLE_NAMES.get(str(unused.get("from"))) == message.get("role"):
@@ -176,7 +177,7 @@ def _unused(message: dict[str, Any], content: object, calls: object) -> dict[str
 
 
 def _text(where: str, content: object, *, may_be_empty: bool = False) -> str:
-    """Return the text of a message's content. If the content is a list of parts, the texts of the parts are joined."""
+    """Return the text of a message's content. If the content is a list of parts, join the texts of the parts."""
     parts = content if isinstance(content, list) else [content]
     texts = []
     for part in parts:
@@ -199,7 +200,7 @@ def _text(where: str, content: object, *, may_be_empty: bool = False) -> str:
 def _read_tool_calls(where: str, calls: object) -> list[dict[str, Any]]:
     """Return tool calls in the format that chat templates expect: {type, function: {name, arguments}}.
 
-    `arguments` is an object. Other keys of a call, such as `id`, are kept.
+    In the result, `arguments` is an object. Other keys of a call, such as `id`, are kept.
     """
     calls = parse_json(calls) if isinstance(calls, str) else calls
     read = []
@@ -218,7 +219,7 @@ def _read_tool_calls(where: str, calls: object) -> list[dict[str, Any]]:
 
 
 def _is_trained(where: str, message: dict[str, Any]) -> bool:
-    """Return whether the marks of a message allow it to be in the loss. Raises Invalid if a mark is not 0 or 1."""
+    """Return whether a message's marks include it in the loss. Raises Invalid if a mark is neither 0 nor 1."""
     marks = {name: message[name] for name in MARKS if message.get(name) is not None}
     for name, value in marks.items():
         if value not in (0, 1):
@@ -227,7 +228,7 @@ def _is_trained(where: str, message: dict[str, Any]) -> bool:
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text, or None if the text is not valid JSON."""
+    """Return the parsed value of a JSON text, or None if the text is not valid JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

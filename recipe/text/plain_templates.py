@@ -30,12 +30,15 @@ class Alpaca:
         return Conversion(alpaca_turns(picked), alpaca_sample(self.columns, row.values).form)
 
     def prompt(self, row: dict[str, Any]) -> str:
-        """Return Alpaca's prompt with an input or, if the row has no input, Alpaca's prompt without an input."""
+        """Return Alpaca's prompt for the row.
+
+        Alpaca has one prompt for rows with an input, and another prompt for rows without an input.
+        """
         require(row, "instruction")
         return alpaca_prompt(row)
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """Return a Sample whose question is the instruction, followed by the input."""
+        """Return a Sample whose question is the instruction followed by the input."""
         return alpaca_sample(self.columns, values)
 
 
@@ -61,7 +64,7 @@ class Text:
         return require(row, "text")
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """Return a Sample whose question is empty, and whose answer is the text."""
+        """Return a Sample with an empty question and with the text as its answer."""
         return Sample("", values[self.columns["text"]], "text")
 
 
@@ -89,14 +92,14 @@ class PromptCompletion:
         return require(row, "prompt")
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """Return a Sample whose question is the prompt, and whose answer is the completion."""
+        """Return a Sample with the prompt as its question and the completion as its answer."""
         return Sample(values[self.columns["prompt"]], values[self.columns["completion"]], "prompt and completion")
 
 
 def pick(
     row: Row, columns: dict[str, str], required: tuple[str, ...], optional: tuple[str, ...]
 ) -> dict[str, str] | BadRow:
-    """Return the values that a template reads from a row, keyed by the template's names, or a BadRow."""
+    """Return the values that a template reads from a row, keyed by the template's column names, or a BadRow."""
     required_columns = {name: columns[name] for name in required}
     return pick_columns(row, required_columns, {name: columns[name] for name in optional if name in columns})
 
@@ -107,14 +110,14 @@ def bad_row(row: Row, reason: str) -> BadRow:
 
 
 def require(row: dict[str, Any], name: str) -> str:
-    """Return the value of a key in an input row as text. Raises DataError if the value is missing or empty."""
+    """Return an input row's value for the key `name` as text. Raises DataError if the value is missing or empty."""
     if not row.get(name):
         raise DataError(f"the input row needs a non-empty {name}. The row's keys are {', '.join(row) or 'missing'}.")
     return str(row[name])
 
 
 def alpaca_sample(columns: dict[str, str], values: dict[str, Any]) -> Sample:
-    """Return the Sample of a row with Alpaca's columns."""
+    """Return the Sample for a row with Alpaca's columns."""
     extra = values.get(columns["input"]) if "input" in columns else None
     extra = None if is_missing(extra) else extra
     instruction = values[columns["instruction"]]

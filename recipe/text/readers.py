@@ -1,9 +1,9 @@
-"""Reads rows one at a time from JSON, JSON Lines, CSV and Parquet files, and records the place of each row in its file.
+"""Reads rows one at a time from JSON, JSON Lines, CSV and Parquet files, and records each row's place in its file.
 
     for row in read_rows(Path("rows.jsonl")):    # Row(values={"instruction": ...}, file="rows.jsonl", place="line 1")
 
-A row that cannot be read, or that lacks a column that the template needs, becomes a BadRow with the reason. This module
-never drops a row. The prepare stage decides what happens to bad rows.
+A row that cannot be read becomes a BadRow, which contains the reason. This module never drops a row. The prepare stage
+decides what happens to bad rows.
 """
 
 import csv
@@ -21,9 +21,10 @@ FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 
 
 def read_rows(path: Path, name: str = "") -> Iterator[Row | BadRow]:
-    """Return an iterator over the rows of a file. If `name` is given, it replaces the file's name in rows and errors.
+    """Return an iterator over the rows of a file.
 
-    Raises DataError if the file as a whole cannot be read.
+    If `name` is given, rows and error messages contain `name` instead of the file's name. Raises DataError if the file
+    as a whole cannot be read.
     """
     name = name or path.name
     readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
@@ -49,8 +50,8 @@ def _text(path: Path) -> str:
 def _json(path: Path, name: str) -> Iterator[Row | BadRow]:
     """Yield the rows of a JSON list of objects. A file that begins with an object is read as JSON Lines instead.
 
-    The `place` of a row is a line number. A row number is used instead if the row begins on the same line as the
-    previous row, or if the first row shares its line with the second row.
+    The `place` of a row is its line number if no earlier row begins on the same line. Otherwise, it is the row number.
+    The `place` of the first row is also a row number if the second row begins on the same line.
     """
     text = _text(path)
     position = _skip(text, 0)
@@ -86,12 +87,13 @@ def _json(path: Path, name: str) -> Iterator[Row | BadRow]:
 
 
 def _describe_single_object(text: str) -> str | None:
-    """If a file contains a single JSON object and nothing else, and the object is not a row, return a description of
-    the file, otherwise None.
+    """Return a description of a file that consists of a single JSON object, or None.
+
+    The result is None if the object can be a row, or if the text is not a single JSON object.
     """
     try:
         value = json.loads(text)
-    except (RecursionError, ValueError):  # several objects or invalid JSON, which _json_lines handles
+    except (RecursionError, ValueError):  # _json_lines handles several objects and invalid JSON
         return None
     return describe_object(value) if isinstance(value, dict) else None
 
@@ -113,9 +115,9 @@ def _json_lines(path: Path, name: str) -> Iterator[Row | BadRow]:
         _reject(name, describe_lines(*lines) or (None if lines[1].strip() else _describe_single_object(lines[0])))
         file.seek(0)
         for number, data in enumerate(file, 1):
-            # A line that orjson rejects (NaN, invalid UTF-8) is passed to Python's json module, which reads the line or
-            # reports the reason. A line with many brackets is not passed to orjson, because orjson accepts values that
-            # are nested too deeply for the json module to write.
+            # A line that orjson rejects (for example, because of NaN or invalid UTF-8) is passed to Python's json
+            # module, which either reads the line or reports what is wrong with it. A line with many brackets is not
+            # passed to orjson, because orjson accepts values that are nested too deeply for the json module to write.
             if data.count(b"[") + data.count(b"{") <= MAX_BRACKETS:
                 try:
                     value = orjson.loads(data)
@@ -178,7 +180,7 @@ def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
 
 
 def _parquet(path: Path, name: str) -> Iterator[Row | BadRow]:
-    """Yield the rows of a Parquet file, which is read in batches to limit memory use."""
+    """Yield the rows of a Parquet file. The file is read in batches to limit memory use."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Defines a row of a file, and checks the values in its columns.
+"""Defines the rows of a file, and checks the values in their columns.
 
 pick_columns(row, {"instruction": "question"}, {"input": "context"})
 # {"instruction": "...", "input": ""}, or a BadRow with the reason
@@ -26,7 +26,7 @@ class Row:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be used, with the reason."""
+    """A row that cannot be used, and the reason."""
 
     file: str
     place: str
@@ -35,10 +35,10 @@ class BadRow:
 
 
 def pick_columns(row: Row, required: dict[str, str], optional: dict[str, str]) -> dict[str, str] | BadRow:
-    """Return the row's values as strings, keyed by the template's names, or a BadRow with the reason.
+    """Return the row's values as strings, keyed by the template's column names, or a BadRow with the reason.
 
-    `required` and `optional` map the template's names to the file's columns. An optional value that is missing, null,
-    NaN or blank becomes an empty string. A required value must be neither blank nor the text `nan`.
+    `required` and `optional` map the template's column names to the file's column names. An optional value that is
+    missing, null, NaN or blank becomes an empty string. A required value must be neither blank nor the text `nan`.
     """
     picked: dict[str, str] = {}
     for name, column in {**required, **optional}.items():
@@ -77,7 +77,7 @@ def describe_type(value: object) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether a text can be encoded as UTF-8.
+    """Return whether the text can be encoded as UTF-8.
 
     When a file is read, invalid bytes become lone surrogates, which cannot be encoded.
     """

@@ -20,26 +20,29 @@ TemplateName = Literal["alpaca", "text", "prompt_completion", "chat", "alpaca_ch
 
 
 class Template(Protocol):
-    """The interface of all templates. The `columns` field maps the template's names to the columns of the file."""
+    """The interface of all templates.
+
+    The `columns` field maps the template's column names to the file's column names.
+    """
 
     REQUIRED: ClassVar[tuple[str, ...]]
     OPTIONAL: ClassVar[tuple[str, ...]]
     USES_CHAT_TEMPLATE: ClassVar[bool]  # if true, special tokens in the text of a prompt are encoded as special tokens
-    INPUTS: ClassVar[dict[str, bool]]  # the keys of a row to answer, and whether each is required
-    EXAMPLE: ClassVar[dict[str, Any]]  # an example of a row to answer
-    CHARS_AROUND: ClassVar[int]  # number of characters that the template adds to the text of a row
+    INPUTS: ClassVar[dict[str, bool]]  # the keys of an input row, and whether each key is required
+    EXAMPLE: ClassVar[dict[str, Any]]  # an example of an input row
+    CHARS_AROUND: ClassVar[int]  # the number of characters that the template adds to the text of a row
 
     def convert(self, row: Row) -> Conversion | BadRow:
         """Return the turns of a training row and the unused parts of its messages, or a BadRow with the reason."""
 
     def prompt(self, row: dict[str, Any]) -> str:
-        """Return the prompt for an input row, whose keys are the template's names for the columns.
+        """Return the prompt for an input row.
 
-        Raises DataError if the row is invalid.
+        The row's keys are the template's column names. Raises DataError if the row is invalid.
         """
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """Return the Sample for a row's values, which `convert` has accepted."""
+        """Return the Sample for the values of a row that `convert` has accepted."""
 
 
 TEMPLATES: dict[str, type[Template]] = {
@@ -53,7 +56,7 @@ TEMPLATES: dict[str, type[Template]] = {
 
 
 def make_template(name: str, columns: dict[str, str | None], chat: ChatTemplate | None = None) -> Template:
-    """Create the template with this name. Entries of `columns` whose value is None are ignored.
+    """Create the template with this name. Entries in `columns` with the value None are ignored.
 
     `chat` is used only by templates for which USES_CHAT_TEMPLATE is true.
     """

@@ -1,11 +1,11 @@
-"""Defines what a template creates from a row: turns for training, and a sample for the data analysis."""
+"""Defines what a template creates from a row: turns for training and a sample for the data analysis."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 
 class Span(NamedTuple):
-    """The part of a text that a message covers: the message's role, and the range of the characters."""
+    """The role of a message, and the range of characters that the message covers in a text."""
 
     role: str
     start: int
@@ -16,9 +16,9 @@ class Span(NamedTuple):
 class Turn:
     """A prompt, which the model reads, and a completion, which the model is trained to produce.
 
-    If special tokens are written out in the prompt of a chat, they are encoded as special tokens, not as plain text.
+    Special tokens that are written out in a chat's prompt are encoded as special tokens, not as plain text.
     `end` is the special token that ends the completion. If `end` is None, the completion ends with the tokenizer's end
-    token (eos_token). `spans` lists the messages in the prompt of a chat, in order.
+    token (eos_token). `spans` lists the spans of the messages in a chat's prompt, in order.
     """
 
     prompt: str
@@ -29,8 +29,9 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversion:
-    """The turns of a row, its form (see Sample), and the parts of its messages that the template does not use, {name:
-    value}.
+    """The turns of a row, its form (see Sample), and the parts of its messages that the template does not use.
+
+    `unused` contains these parts as {name: value}.
     """
 
     turns: list[Turn]
@@ -47,5 +48,5 @@ class Sample(NamedTuple):
 
 
 def text_of(turns: list[Turn]) -> str:
-    """Return the prompts, the completions and the end tokens of turns as one text."""
+    """Join the prompts, completions and end tokens of the turns into one text."""
     return "".join(turn.prompt + turn.completion + (turn.end or "") for turn in turns)

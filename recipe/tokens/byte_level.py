@@ -5,7 +5,7 @@ def byte_characters() -> dict[int, str]:
     """Return GPT-2's character for each byte.
 
     A printable byte maps to the character with the same code point. The remaining bytes map, in ascending order, to the
-    characters from code point 256 upward.
+    characters with code points from 256 upward.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     characters = {byte: chr(byte) for byte in printable}

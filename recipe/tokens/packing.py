@@ -1,8 +1,8 @@
 """Packs examples into sequences, stores the sequences in Arrow files, and collates the sequences into tensors.
 
 A packed sequence is a concatenation of examples. `seq_lengths` contains the lengths of the examples. `position_ids`
-restarts at 0 at the start of each example. From these restarts, the attention code derives the boundaries across which
-tokens must not attend.
+restarts at 0 at the start of each example. From these restarts, the attention code determines where each example
+begins, so that tokens do not attend to other examples.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,10 +20,10 @@ IGNORED = -100  # the label that torch's cross entropy ignores
 
 
 def pack_best_fit(lengths: list[int], max_length: int) -> list[list[int]]:
-    """Assign examples to sequences of up to `max_length` tokens. Returns the indices of the examples in each sequence.
+    """Assign examples to sequences of up to `max_length` tokens. Return the indices of the examples in each sequence.
 
-    The algorithm is best-fit decreasing. It places the examples from longest to shortest, each into the fullest
-    sequence with enough room. Examples of equal length keep their order.
+    The algorithm is best-fit decreasing. It processes the examples from longest to shortest, and adds each example to
+    the fullest sequence with enough room. Examples of equal length keep their order.
 
     The number of sequences never exceeds 11/9 OPT + 4, where OPT is the smallest possible number of sequences (Johnson
     et al. 1974, SIAM J. Comput. 3).
@@ -87,7 +87,7 @@ def write_sequences(path: Path, sequences: Iterable[list[tuple[np.ndarray, np.nd
 
 
 def read_sequences(path: Path) -> Any:
-    """Open the sequences in a file as a memory-mapped `datasets.Dataset`, whose rows contain numpy arrays."""
+    """Open the sequences in a file as a memory-mapped `datasets.Dataset` whose rows contain NumPy arrays."""
     import pyarrow as pa
     from datasets import Dataset
 
@@ -124,9 +124,9 @@ def collate(rows: list[dict[str, Any]], pad_token_id: int) -> "dict[str, torch.T
 def add_loss_positions(batch: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
     """Return a collated batch with `loss_positions` added.
 
-    `loss_positions` contains the indices, in the flattened batch, of the tokens that predict a label. This tensor is
-    int64 and has shape (num_loss_positions,). The tensor is computed on the CPU, because selecting by a mask on a GPU
-    forces a synchronization to determine the number of positions.
+    `loss_positions` contains the indices of the tokens that predict a label. The indices refer to the flattened batch.
+    The tensor is int64 and has shape (num_loss_positions,). It is computed on the CPU. On a GPU, selecting by a mask
+    would force a synchronization, because the CPU needs the number of selected positions.
     """
     completion_mask = batch["labels"].new_zeros(batch["labels"].shape, dtype=bool)
     completion_mask[:, :-1] = batch["labels"][:, 1:] != IGNORED
@@ -134,7 +134,7 @@ def add_loss_positions(batch: "dict[str, torch.Tensor]") -> "dict[str, torch.Ten
 
 
 def token_dtype(vocab_size: int) -> type:
-    """Return the dtype for the ids of a vocabulary: uint16 for up to 65,536 tokens, otherwise uint32."""
+    """Return the dtype for a vocabulary's token ids: uint16 for up to 65,536 tokens, otherwise uint32."""
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 

@@ -33,8 +33,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 def give_padding_token(tokenizer: Any) -> None:
     """Set a padding token that is not the end token.
 
-    In the tutorial on which this project is based, both are the same token. Masking the padding by token id then also
-    removes the end token from the loss, and the model never learns to stop.
+    In the tutorial on which this project is based, the end token is also the padding token. Masking the padding by
+    token id then also removes the end token from the loss, so the model never learns to stop.
     """
     assert tokenizer.eos_token_id is not None
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -63,8 +63,8 @@ def encode_continuations(tokenizer: Any, texts: list[str], *, special_tokens: bo
     """Return the token ids of texts that continue another text.
 
     Some tokenizers put a space before every text. A continuation is therefore encoded after a short text that shares no
-    token with it, and the ids of the short text are removed. Without such a short text, the continuation is encoded by
-    itself.
+    token with it, and the ids of the short text are removed. If no such short text is found, the continuation is
+    encoded by itself.
     """
     results: list[list[int]] = encode(tokenizer, texts, special_tokens=special_tokens)
     if not _adds_to_every_text(tokenizer):
@@ -87,9 +87,9 @@ def _adds_to_every_text(tokenizer: Any) -> bool:
 
 
 def encode_prompts(tokenizer: Any, prompts: list[str], *, chat: bool) -> list[list[int]]:
-    """Return the token ids of prompts for inference. The prompts begin with the same ids as during training.
+    """Return the token ids of prompts for inference. The prompts begin with the same ids as in training.
 
-    No ids are added to the prompts of a chat, because the chat template writes the begin token itself.
+    No ids are added to chat prompts, because the chat template writes the begin token itself.
     """
     if chat:
         return encode(tokenizer, prompts, special_tokens=True)

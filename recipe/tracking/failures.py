@@ -1,4 +1,4 @@
-"""Explains in one line why MLflow could not complete a request, without showing credentials."""
+"""Explains in one line, without showing credentials, why MLflow could not complete a request."""
 
 import re
 from collections.abc import Iterator

@@ -7,14 +7,14 @@ from pathlib import Path
 from recipe.core.environment import LOCKS, installed_lock
 from recipe.core.io import sha256_file
 
-# The git_changed tag says whether these files differ from the commit. Outputs are not included.
+# The git_changed tag says whether these files differ from the commit. Outputs of the stages are not listed.
 SOURCES = ("recipe", "dvc.yaml", "*params.yaml", "requirements", "demo")
 
 
 def lineage(repository: Path) -> dict[str, str]:
     """Return tags that identify the code, the environment and the image.
 
-    The tags include the git commit, the sha256 of the lock file and the id of the image.
+    The tags include the git commit, the lock file's sha256 and the image's id.
     """
     tags = {"lock_sha256": installed_lock(), "image": os.environ.get("RECIPE_IMAGE", "none")}
     # If the code is in an unpacked archive inside a different repository, that repository's commit is unrelated.

@@ -1,7 +1,7 @@
 """Registers an adapter as a model version in MLflow, and logs the adapter's evaluation to the MLflow run.
 
-A version has the validation losses and the lineage as tags, and may have the alias `champion`. The run contains the
-reports and the answers.
+Each version stores the validation losses and the lineage as tags, and may have the alias `champion`. The MLflow run
+contains the reports and the generated answers.
 """
 
 import shutil
@@ -24,7 +24,10 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class MlflowRegistry(Tracker):
-    """A tracker that also registers adapters. `run` has the experiment_id and run_id of the last registered adapter."""
+    """A tracker that also registers adapters.
+
+    `run` contains the experiment_id and the run_id of the adapter that was registered last.
+    """
 
     run: dict[str, str]
 
@@ -55,7 +58,7 @@ class MlflowRegistry(Tracker):
                 mlflow.log_metrics(adapter.metrics)
                 mlflow.log_artifacts(str(adapter.report), "evaluation")
                 mlflow.log_artifacts(str(adapter.analysis), "analysis")
-                # log_table appends rows. If only the registration failed last time, the run already has the table.
+                # log_table appends rows. If an earlier attempt failed after this step, the run already has the table.
                 logged = {artifact.path for artifact in self.client.list_artifacts(run_id)}
                 if adapter.generations and GENERATIONS not in logged:
                     mlflow.log_table(_columns(adapter.generations), GENERATIONS)

@@ -1,4 +1,4 @@
-"""Tracks training with MLflow. Each training run is one MLflow run, which in a sweep is a child of the sweep's run.
+"""Tracks training with MLflow. Each training run is one MLflow run. In a sweep, it is a child of the sweep's run.
 
 The environment variable MLFLOW_TRACKING_URI selects the store. The default is an SQLite database in the repository's
 mlflow/ folder. If the server is unreachable, training continues, and the register stage later creates the run from the
@@ -70,7 +70,7 @@ class Tracker:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """The MLflow client, created on first use. Raises TrackingError if the URI names a folder of files."""
+        """The MLflow client, created on first use. Raises TrackingError if the URI points to a folder of files."""
         check_uri(self.uri)
         return MlflowClient(self.uri)
 
@@ -108,7 +108,10 @@ class Tracker:
         return None
 
     def start(self, run_id: str | None, *, system_metrics: bool) -> str:
-        """Resume the run, or start a run with params, tags and datasets if `run_id` is None. Return the run's id."""
+        """Resume the given run, and return its id.
+
+        If `run_id` is None, start a new run instead, and log its params, tags and datasets.
+        """
         name, experiment_id = self.facts["name"], self.experiment_id()
         run = mlflow.start_run(
             run_id=run_id,
@@ -147,7 +150,7 @@ class Tracker:
             created = self.client.create_run(self.experiment_id(), tags=tags, run_name=f"sweep from {baseline[:7]}")
             self.client.set_terminated(created.info.run_id)
             parent = self._sweep(baseline)
-            if parent != created.info.run_id:  # a concurrent experiment created its run first
+            if parent != created.info.run_id:  # a concurrent experiment created the sweep's run first
                 self.client.delete_run(created.info.run_id)
         return {"mlflow.parentRunId": str(parent), "dvc_experiment": name}
 
@@ -161,7 +164,7 @@ class Tracker:
 
     @contextmanager
     def training(self) -> Iterator[Callable[[dict[str, float], int], None]]:
-        """Keep a run open during the block and yield a function that logs metrics.
+        """Keep a run open during the `with` block, and yield a function that logs metrics.
 
         If MLflow fails, training continues.
         """
@@ -189,7 +192,8 @@ class Tracker:
         status = "FAILED"
         try:
             yield log
-            # A run with missing log entries is marked as failed. register then logs a complete run from the loss curve.
+            # A run with missing log entries is marked as failed. The register stage then logs a complete run from the
+            # loss curve.
             status = "FINISHED" if alive else "FAILED"
         except Stopped:
             status = "KILLED" if alive else "FAILED"
@@ -209,9 +213,9 @@ class Tracker:
 
 
 def run_facts(params: dict[str, Any], paths: Paths) -> tuple[Path, str, dict[str, Any]]:
-    """Return the arguments of Tracker for a recipe folder.
+    """Return the arguments that Tracker needs for a recipe folder.
 
-    The arguments are the repository's root, the experiment's name and the facts about the run.
+    The arguments are the repository root, the experiment name and the facts about the run.
     """
     flat = {
         f"{section}.{key}": value

@@ -1,4 +1,4 @@
-"""Loads a registered version in a separate process, which answers rows with the code stored in that version.
+"""Loads a registered version in a separate process, which generates answers with the code stored in that version.
 
     worker = Worker(json.dumps({"code": "FOLDER/recipe", "adapter": ..., "tokenizer": ...}))
     worker.answer([{"instruction": "What is 12 + 30?"}], max_new_tokens=64)
@@ -17,11 +17,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-FLAT = "--flat"  # the next argument is the folder of a version from before the package had folders
+FLAT = "--flat"  # the next argument is the folder of a version registered before the package was split into folders
 
 
 class Worker:
-    """A process that loads a model and generates the answers to rows.
+    """A process that loads a model and generates answers for rows.
 
     Requests are sent one at a time, as lines of JSON over a pipe.
     """
@@ -35,7 +35,7 @@ class Worker:
         self._receive()
 
     def answer(self, rows: list[dict[str, Any]], max_new_tokens: int) -> list[str]:
-        """Return an answer to each row. Raises ValueError with the process's error message if the request fails."""
+        """Return an answer for each row. Raises ValueError with the process's error message if the request fails."""
         with self._lock:
             assert self._process.stdin
             self._process.stdin.write(json.dumps({"rows": rows, "max_new_tokens": max_new_tokens}) + "\n")
@@ -60,9 +60,9 @@ class Worker:
 
 
 def serve(load: Any) -> None:
-    """Answer requests from standard input with the function that `load` returns, until standard input is closed."""
+    """Answer the requests on standard input until it is closed, using the function that `load` returns."""
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # redirect what libraries print to stderr, so that it does not mix with the replies
+    os.dup2(2, 1)  # send library output to stderr, so that it does not mix with the replies
 
     def reply(value: dict[str, Any]) -> None:
         replies.write(json.dumps(value) + "\n")
@@ -70,7 +70,7 @@ def serve(load: Any) -> None:
 
     try:
         answer = load()
-    except Exception as error:  # noqa: BLE001 - the parent process raises it again
+    except Exception as error:  # noqa: BLE001 - the parent process raises the error
         reply({"error": str(error) or type(error).__name__})
         return
     reply({"answers": []})
@@ -78,7 +78,7 @@ def serve(load: Any) -> None:
         request = json.loads(line)
         try:
             reply({"answers": answer(request["rows"], request["max_new_tokens"])})
-        except Exception as error:  # noqa: BLE001 - the parent process raises it again
+        except Exception as error:  # noqa: BLE001 - the parent process raises the error
             reply({"error": str(error) or type(error).__name__})
 
 

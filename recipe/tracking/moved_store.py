@@ -1,7 +1,7 @@
-"""Corrects the paths of artifacts in the default MLflow store after the repository was moved or mounted elsewhere.
+"""Corrects the artifact paths in the default MLflow store after the repository has been moved or mounted elsewhere.
 
-MLflow stores the absolute path of every artifact folder. After a move, old versions would not load, and new runs would
-write to the old path.
+MLflow stores the absolute path of every artifact folder. Without a correction, old versions would not load after a
+move, and new runs would write to the old path.
 """
 
 import shutil
@@ -12,8 +12,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-ARTIFACTS = "mlflow/artifacts"  # relative to the repository's root, in every repository
-# The columns that contain URIs of artifact folders in MLflow 3.17's database.
+ARTIFACTS = "mlflow/artifacts"  # the path relative to the repository root, the same in every repository
+# The database columns in which MLflow 3.17 stores the URIs of artifact folders.
 COLUMNS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -26,10 +26,11 @@ WAIT_SECONDS = 10  # how long to wait if another process is writing to the datab
 
 
 def correct_paths(store: Path) -> bool:
-    """In the database of `store`, replace the repository's former path with its current path, and print a note.
+    """Replace the repository's former path in the store's database with the current path, and print a note.
 
-    A path is replaced only if its folder does not exist. First, the database is copied to mlflow.db.before-move. If the
-    database can't be changed, the note gives the reason. Returns whether paths were replaced.
+    A path is replaced only if its folder no longer exists. Before any change, the database is copied to
+    mlflow.db.before-move. If the database can't be changed, the note gives the reason. Returns whether any paths were
+    replaced.
     """
     database, new = store / "mlflow.db", store / "artifacts"
     if not database.is_file() or not new.is_dir():
@@ -59,4 +60,4 @@ def correct_paths(store: Path) -> bool:
 
 
 def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)  # not stdout, where `recipe link` prints a URL
+    print(f"note: {text}", file=sys.stderr)  # not stdout, because `recipe link` prints a URL there

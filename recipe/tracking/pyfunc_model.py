@@ -1,14 +1,14 @@
-"""Defines the model that MLflow loads for a registered version. The model answers rows.
+"""Defines the model that MLflow loads for a registered version. The model generates an answer for each row.
 
     mlflow.pyfunc.load_model("models:/recipe-demo@champion").predict([{"instruction": "What is 12 + 30?"}])
 
-Each version runs the code that it was registered with, in a separate process (model_process.py). A single program can
-therefore load versions with different code, even if the program has imported a different `recipe`. MLflow copies this
-file into each version and runs the copy when it loads the version.
+Each version runs in a separate process (model_process.py), and uses the code that was registered with it. A single
+program can therefore load versions with different code, even if the program has imported a different `recipe` package.
+MLflow copies this file into each version, and runs the copy when it loads the version.
 
-A version contains the adapter and the tokenizer, but not the base model. The base model is loaded from the folder that
-RECIPE_BASE_MODEL names, from the path in the manifest, or from the local Hub cache. A base model is rejected if the
-sha256 of a file differs from the manifest.
+A version contains the adapter and the tokenizer, but not the base model. The base model is loaded from the folder in
+RECIPE_BASE_MODEL, from the path in the manifest, or from the local Hub cache. A base model is rejected if the sha256 of
+a file differs from the sha256 in the manifest.
 """
 
 import json
@@ -25,13 +25,14 @@ MAX_NEW_TOKENS = 256
 
 
 class AdapterModel(PythonModel):
-    """A model that answers rows. The keys of a row depend on the template, and are stated in the signature.
+    """A model that generates an answer for each row.
 
-    For example, a row contains `instruction` and optionally `input`, or `messages` and optionally `tools`.
+    The template determines the keys of a row, and the signature lists them. For example, a row contains `instruction`
+    and optionally `input`, or `messages` and optionally `tools`.
     """
 
-    # Otherwise, MLflow 3.17 warns at every load that type hints could define the schema. The logged signature already
-    # defines the schema.
+    # Without this setting, MLflow 3.17 warns at every load that type hints could define the schema. The warning does
+    # not apply, because the logged signature already defines the schema.
     _skip_type_hint_validation = True
 
     def load_context(self, context: Any) -> None:
@@ -43,8 +44,8 @@ class AdapterModel(PythonModel):
             raise MlflowException(str(error)) from None
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """Return an answer to each row. `params` may contain max_new_tokens."""
-        # The signature has no type hints, because MLflow would read them as a schema.
+        """Return an answer for each row. `params` may contain max_new_tokens."""
+        # This method has no type hints, because MLflow would interpret them as a schema.
         try:
             rows = _rows(model_input)
             return self.worker.answer(rows, int((params or {}).get("max_new_tokens", MAX_NEW_TOKENS)))
@@ -53,9 +54,9 @@ class AdapterModel(PythonModel):
 
 
 def _rows(model_input: Any) -> list[dict[str, Any]]:
-    """Return the input as rows, leaving out missing values (NaN in pandas).
+    """Return the input as rows without missing values (NaN in pandas).
 
-    Raises ValueError if there are no rows, or if MLflow removed all keys because the signature does not name them.
+    Raises ValueError if there are no rows, or if MLflow removed all keys because the signature does not list them.
     """
     rows = model_input.to_dict("records") if hasattr(model_input, "to_dict") else model_input
     if not rows:
@@ -70,7 +71,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Convert NumPy arrays and scalars, which MLflow may put into a row, to lists and Python's numbers."""
+    """Convert the NumPy arrays and scalars that MLflow may put into a row to Python lists and scalars."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
-"""Selects the MLflow store, and keeps settings of other programs from changing what is logged and where.
+"""Selects the MLflow store, and prevents other programs' settings from changing what is logged or where.
 
-Import this module before MLflow, because MLflow reads some variables when it is imported.
+Import this module before MLflow, because MLflow reads some environment variables when it is imported.
 """
 
 import os
@@ -10,8 +10,9 @@ from recipe.core.errors import TrackingError
 from recipe.core.paths import home
 
 URI = "MLFLOW_TRACKING_URI"
-# Variables that say how to reach the server and its artifacts. All other MLflow variables are removed: for example,
-# MLFLOW_RUN_ID or MLFLOW_EXPERIMENT_NAME, which another program may have set, would redirect the run.
+# The prefixes of the variables that say how to reach the server and its artifacts. All other MLflow variables are
+# removed, because another program may have set them. For example, MLFLOW_RUN_ID or MLFLOW_EXPERIMENT_NAME would
+# redirect the run.
 KEPT = (
     "MLFLOW_TRACKING_", "MLFLOW_HTTP_", "MLFLOW_ALLOW_", "MLFLOW_WORKSPACE", "MLFLOW_DISABLE_TELEMETRY",
     "MLFLOW_S3_", "MLFLOW_GCS_", "MLFLOW_BOTO_", "MLFLOW_KERBEROS_", "MLFLOW_PYARROW_", "MLFLOW_MYSQL_",
@@ -21,17 +22,17 @@ KEPT = (
 
 
 def prepare_environment() -> list[str]:
-    """Remove MLflow's variables except KEPT, and set the project's own. Return the names of the removed variables.
+    """Remove all MLflow variables except KEPT, and set the variables that the project needs.
 
-    Telemetry and the unpickling of artifacts are disabled. MLflow gives up on an unreachable server after seconds, not
-    minutes.
+    Returns the names of the removed variables. Telemetry and the unpickling of artifacts are disabled. By default,
+    MLflow then gives up on an unreachable server after seconds, not minutes.
     """
     removed = [name for name in os.environ if name.lstrip("_").startswith("MLFLOW_") and not name.startswith(KEPT)]
     for name in removed:
         del os.environ[name]
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    os.environ["MLFLOW_UV_AUTO_DETECT"] = "false"  # otherwise, the lock file of another project may enter a version
+    os.environ["MLFLOW_UV_AUTO_DETECT"] = "false"  # otherwise, a version may include another project's lock file
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -49,7 +50,7 @@ def database_uri(store: Path) -> str:
 
 
 def check_uri(uri: str) -> None:
-    """Raise TrackingError if the URI names a folder of files, which MLflow 3 no longer supports."""
+    """Raise TrackingError if the URI points to a folder of files, which MLflow 3 no longer supports as a store."""
     scheme, _, rest = uri.partition(":")
     folder = rest.removeprefix("//") if scheme == "file" else uri
     is_folder = scheme == "file" or ("://" not in uri and not uri.startswith(("databricks", "uc")))

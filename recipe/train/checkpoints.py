@@ -1,8 +1,8 @@
 """Finds the checkpoint from which an interrupted training run resumes.
 
-transformers' Trainer resumes from the newest checkpoint folder, even if the process died while writing the folder. In
-this module, a checkpoint is complete only if it contains a list of its files and their sha256. This list is written
-last.
+The Trainer class in transformers resumes from the newest checkpoint folder, even if the process died while writing the
+folder. In this module, a checkpoint is complete only if it contains a list of its files with the sha256 of each file.
+This list is written last.
 """
 
 import json
@@ -38,7 +38,10 @@ def is_last(checkpoint: Path) -> bool:
 
 
 def newest_complete(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint, or None, after deleting any newer incomplete checkpoints."""
+    """Delete the incomplete checkpoints that are newer than the newest complete checkpoint.
+
+    Return the newest complete checkpoint. If no checkpoint is complete, delete all checkpoints and return None.
+    """
     checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     for checkpoint in sorted(checkpoints, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
         if is_complete(checkpoint):

@@ -33,7 +33,7 @@ class Stop:
     def _record(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is None:
             self.signal_number = number
-            with suppress(OSError, RuntimeError):  # stdout may be closed, or the signal interrupted another print
+            with suppress(OSError, RuntimeError):  # stdout may be closed, or another print may be in progress
                 print(
                     "stopping at the next log point, after saving a checkpoint (press Ctrl-C again to stop at once)",
                     flush=True,

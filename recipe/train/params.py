@@ -16,7 +16,7 @@ class LoraParams(Section):
     Source: Hu et al. 2021, arXiv 2106.09685.
     """
 
-    HEADS: ClassVar = {"lm_head", "embed_out"}  # the names of output heads in transformers
+    HEADS: ClassVar = {"lm_head", "embed_out"}  # the names of output heads in transformers models
     r: int = Field(ge=1, description="rank of the update")
     alpha: float = Field(gt=0)
     dropout: float = Field(ge=0, lt=1)
@@ -72,7 +72,7 @@ class TrainParams(Section):
     def check_warmup(self, num_sequences: int) -> None:
         """Raise ParamsError if every step is a warm-up step.
 
-        The first step has a learning rate of 0. If it were the only step, the adapter would stay in its initial state.
+        The first warm-up step has a learning rate of 0. If it were the only step, the adapter would not change.
         """
         steps = self.num_steps(num_sequences)
         warmup = math.ceil(steps * self.warmup_ratio)

@@ -65,12 +65,12 @@ def sft_config(params: TrainParams, max_length: int, checkpoints: Path) -> Any:
 class PackedTrainer(SFTTrainer):
     """An SFTTrainer that computes logits at loss positions only.
 
-    On a CPU, TRL 1.16 computes logits at every position and then sets the loss to 0 where there is no label, so
-    skipping these positions does not change the result. (On CUDA with Triton, TRL skips these positions too.)
+    On a CPU, TRL 1.16 computes logits at every position and then sets the loss to 0 at positions without a label.
+    Skipping these positions therefore does not change the result. On CUDA with Triton, TRL also skips these positions.
 
-    TRL's own loss is used if there are several processes, if the model has an auxiliary loss, or if the logits are not
-    simply the output of the head, for example because of a soft cap or a scale. To detect the last case, `__init__`
-    compares logits.
+    TRL's own loss is used if there are several processes, if the model has an auxiliary loss, or if the model modifies
+    the output of its head, for example with a soft cap or a scale. To detect such a modification, `__init__` compares
+    logits.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -177,7 +177,7 @@ class Progress(TrainerCallback):
                 print(f"step {step}/{state.max_steps}: {text}, {format_time(left)} left", flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-        """Mark the checkpoint as complete. Raises TrainingError if a weight of the adapter is not finite."""
+        """Mark the checkpoint as complete. Raises TrainingError if an adapter weight is not finite."""
         if not all(torch.isfinite(weight).all() for weight in model.parameters() if weight.requires_grad):
             raise TrainingError(
                 f"the adapter has NaN or infinite weights after step {state.global_step}. Lower train.learning_rate."

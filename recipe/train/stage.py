@@ -1,6 +1,6 @@
-"""The train stage trains a LoRA adapter on the packed sequences with TRL's SFTTrainer.
+"""Implements the train stage, which trains a LoRA adapter on the packed sequences with TRL's SFTTrainer.
 
-It reads data/prepared/ and models/base/, and writes models/adapter/ (in PEFT's format), metrics/train.json and
+The stage reads data/prepared/ and models/base/, and writes models/adapter/ (in PEFT's format), metrics/train.json and
 metrics/loss.csv. If a run is killed, the next run resumes from the last complete checkpoint in .recipe/checkpoints/ and
 produces the same bytes as an uninterrupted run. After SIGINT or SIGTERM, a run saves a checkpoint at the next log point
 and stops.
@@ -46,7 +46,7 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
 
     from recipe.train.sft import Progress
 
-    # PEFT warns when it saves resized embeddings in a checkpoint. This is harmless, because the embeddings are frozen.
+    # PEFT warns when it saves resized embeddings in a checkpoint. The warning is harmless: the embeddings are frozen.
     warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")
     be_deterministic(params.num_threads)
     stop = Stop()
@@ -118,10 +118,10 @@ def make_trainer(
 
 
 def tokens_to_train(lora: LoraParams, model: Any, tokenizer: Any, sequences: Any) -> list[int]:
-    """Print and return the ids of the special tokens that the training sequences contain but the base model never
-    learned.
+    """Return the ids of the untrained special tokens in the training sequences, and print these tokens.
 
-    Raises ParamsError if there are any and `lora.untrained_tokens` is `error`.
+    A special token is untrained if the base model never learned it. Raises ParamsError if there are untrained tokens
+    and `lora.untrained_tokens` is `error`, or if these tokens can't be trained.
     """
     import pyarrow.compute as pc
 
@@ -136,7 +136,7 @@ def tokens_to_train(lora: LoraParams, model: Any, tokenizer: Any, sequences: Any
             f"params.yaml: lora.untrained_tokens is error, and {found}. Set this key to train, or choose another "
             "sequence.chat_template or base model."
         )
-    if tokens and model.get_output_embeddings().bias is not None:  # PEFT's layer for trained rows ignores the bias
+    if tokens and model.get_output_embeddings().bias is not None:  # PEFT's layer for trained tokens ignores it
         raise ParamsError(
             f"params.yaml: lora.untrained_tokens is train, and {found}. They can't be trained, because the head of "
             f"{type(model).__name__} has a bias. Set this key to ignore, or choose another sequence.chat_template."
@@ -155,7 +155,7 @@ def fit(trainer: "PackedTrainer", params: TrainParams, checkpoints: Path, stop: 
 
     newest = newest_complete(checkpoints)
     if newest and is_last(newest):
-        # If num_epochs is not an integer, a Trainer that resumes from the last step would run an extra step.
+        # If num_epochs is not an integer, resuming from the last step would make the Trainer run an extra step.
         shutil.rmtree(newest)
         newest = newest_complete(checkpoints)
     if newest:
@@ -195,7 +195,7 @@ def train_metrics(
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
-    """Run the train stage, and return a line with the folder of the adapter and the training time."""
+    """Run the train stage, and return a line with the adapter's folder and the training time."""
     pin_processor(params["train"].dtype)
     train_params = services.fit_to_memory()
     tracker = services.tracker()

@@ -1,1 +1,1 @@
-"""Supports versions that were registered before the package was split into folders. See answering.py."""
+"""Supports model versions that were registered before the package was split into folders. See answering.py."""

@@ -1,4 +1,7 @@
-"""Runs the code of a version that was registered before the package was split into folders, in a separate process."""
+"""Runs a model version that was registered before the package was split into folders.
+
+The version's own code runs in a separate process.
+"""
 
 import runpy
 import sys
@@ -8,14 +11,17 @@ from typing import Any
 
 
 class FlatVersion:
-    """A version from before the package was split into folders. Its folder contains MLmodel, code/ and served.py."""
+    """A version that was registered before the package was split into folders.
+
+    `folder` contains MLmodel, code/ and served.py.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.worker: Any = None
 
     def __len__(self) -> int:
-        """Support `len(tokenizer)`, which the version's file calls. The value is not used."""
+        """Support `len(tokenizer)`, which the file that MLflow runs calls. The value is not used."""
         return 0
 
     def start(self) -> None:
@@ -26,7 +32,7 @@ class FlatVersion:
 
 
 def load_flat_version(folder: Path) -> Any:
-    """Load a version with the code stored in it, and return a function that answers rows.
+    """Load a version with the code stored in it, and return a function that generates answers for rows.
 
     This function runs in the version's process.
     """
