@@ -245,6 +245,7 @@ def train_params():
             "num_threads": 2,
             "logging_steps": 2,
             "save_steps": 4,
+            "save_minutes": 10,
         }
         return TrainParams(**{**values, **changes})
 

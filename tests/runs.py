@@ -43,6 +43,19 @@ def stages_run(output):
     return re.findall(r"Running stage '([\w@]+)'", output)
 
 
+def children(pid):
+    """The process ids of all descendants of `pid`."""
+    pids = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if parent == pid:
+            pids += [int(entry.name), *children(int(entry.name))]
+    return pids
+
+
 @contextmanager
 def mlflow_server(database, artifacts):
     """Run a real MLflow server on a store; yields its address."""

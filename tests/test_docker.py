@@ -215,7 +215,7 @@ def test_the_demo_produces_the_same_lock_after_stops_a_kill_and_a_concurrent_run
     engine.docker("stop", run.container())
     assert run.process.wait(60) != 0
     stopped = re.search(r"training was stopped after step (\d+) of 541", run.output())
-    assert stopped and int(stopped[1]) % 10 == 0 and "Error 143" in run.output(), run.output()[-3000:]
+    assert stopped and "Error 143" in run.output(), run.output()[-3000:]
     assert list(cloned.glob(f".recipe/checkpoints/*/checkpoint-{stopped[1]}/complete.json"))
 
     run = Run(engine, cloned, 3)

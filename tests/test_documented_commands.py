@@ -55,6 +55,14 @@ ELSEWHERE = {
         "test_registered_model", "test_mlflow_serves_a_version_in_an_environment_of_its_own"
     ),
     **dict.fromkeys(
+        ("recipe verify", "make verify", "recipe verify --commit v1.2"),
+        ("test_verify", "test_a_commit_is_rebuilt_after_sigterm_without_the_cache_and_the_store_of_the_user"),
+    ),
+    **dict.fromkeys(
+        ("recipe verify --stage train", "recipe verify --tolerance 0.001"),
+        ("test_verify", "test_one_stage_is_rebuilt_from_recorded_inputs_and_the_first_difference_is_shown"),
+    ),
+    **dict.fromkeys(
         ("recipe migrate", "recipe migrate lora.yml"), ("test_migrate", "test_an_axolotl_file_becomes_a_recipe")
     ),
     "cd presets/smollm2-135m-cpu && recipe pin && dvc repro": (

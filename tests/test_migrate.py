@@ -168,13 +168,12 @@ def test_a_llama_factory_file_becomes_a_recipe(repository, tiny_base):
     assert set(sequence.columns) == {"instruction", "input", "output", "system", "history"}
     assert (lora.r, lora.alpha, lora.dropout, lora.target_modules) == (4, 8, 0.0, ("q_proj", "v_proj"))
     assert (train.global_batch_size, train.num_epochs, train.warmup_ratio) == (8, 3, 0.1)
-    assert (train.lr_schedule, train.quantization, train.save_steps) == ("cosine", "int8", 60)
+    assert (train.lr_schedule, train.quantization, train.save_steps) == ("cosine", "int8", 55)
     assert params["data"].source.endswith("data/mine.jsonl") and not sequence.packing
     for line in (
         "  lora_alpha: 8 (the default of LLaMA-Factory) -> lora.alpha: 8",
         "  lr_scheduler_type: cosine_with_restarts is not available, so train.lr_schedule is cosine",
         "the base model's tokenizer has no chat template, so sequence.chat_template is set to plain.",
-        "  save_steps: rounded to 60, a multiple of logging_steps (10)",
         "  dataset: identity has no counterpart. Put the rows of all datasets into one folder",
         "  max_samples: 1000 has no counterpart. Put fewer rows into the file.",
         "  fp16: true has no counterpart. On a GPU, training uses bfloat16.",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import alpaca, edit, toy_rows, write_jsonl
 from ruamel.yaml import YAML
-from runs import ENVIRONMENT, run, stages_run
+from runs import ENVIRONMENT, children, run, stages_run
 
 from demo.rows import CATEGORIES
 
@@ -27,19 +27,6 @@ def test_the_demo_learns_its_tasks_and_a_second_repro_runs_nothing(finished):
     assert stages_run(again) == [] and "up to date" in again
     assert run(finished, "git", "status", "--porcelain", "--untracked-files=no") == ""
     assert "models:/recipe-demo@champion" in run(finished, "recipe", "summary")
-
-
-def children(pid):
-    """The process ids of all descendants of `pid`."""
-    pids = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if parent == pid:
-            pids += [int(entry.name), *children(int(entry.name))]
-    return pids
 
 
 def test_a_killed_training_in_another_clone_produces_the_same_lock(finished, commit, tmp_path):

@@ -68,13 +68,13 @@ def test_interrupted_training_resumes_to_the_same_bytes(trained, tmp_path):
 
 
 def test_speed_is_of_the_last_interval_and_time_left_is_of_the_whole_run(monkeypatch, tmp_path, capsys):
-    import recipe.train.sft
+    import recipe.train.progress
     from recipe.train.interrupt import Stop
 
     clock, logged = SimpleNamespace(now=1000.0), []
-    monkeypatch.setattr(recipe.train.sft, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(recipe.train.sft, "sys", SimpleNamespace(stderr=io.StringIO()))  # not a terminal: no bar
-    progress = recipe.train.sft.Progress(tmp_path, lambda values, step: logged.append(values), 100.0, Stop())
+    monkeypatch.setattr(recipe.train.progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(recipe.train.progress, "sys", SimpleNamespace(stderr=io.StringIO()))  # not a terminal: no bar
+    progress = recipe.train.progress.Progress(lambda values, step: logged.append(values), 100.0, Stop(), 600)
     state = SimpleNamespace(global_step=20, max_steps=100)  # resumed after step 20
     progress.on_train_begin(None, state, None)
     metrics = {"loss": 1.0, "learning_rate": 1e-3, "grad_norm": 1.0, "mean_token_accuracy": 0.5}
@@ -99,15 +99,77 @@ def test_a_signal_stops_training_at_a_checkpoint_and_the_next_run_resumes(traine
             signal.raise_signal(number)
             signal.raise_signal(signal.SIGTERM)  # a dying `dvc` sends a second one
 
-    with pytest.raises(Stopped, match=r"stopped after step 4 of \d+\. Run `dvc repro` to resume") as stopped:
+    with pytest.raises(Stopped, match=r"stopped after step 2 of \d+\. Run `dvc repro` to resume") as stopped:
         trained(folder=tmp_path / "b", log=send_signals)
     assert stopped.value.exit_code == 128 + number and signal.getsignal(number) == previous_handler
-    assert "stopping at the next log point, after saving a checkpoint" in capsys.readouterr().out
+    assert "stopping after this micro-batch and saving a checkpoint" in capsys.readouterr().out
     assert newest_complete(tmp_path / "b" / "checkpoints") and not (tmp_path / "b" / "adapter").exists()
     logged_steps = []
     trained(folder=tmp_path / "b", log=lambda values, step: logged_steps.append(step))
     assert outputs(tmp_path / "b") == uninterrupted
-    assert min(logged_steps) > 4
+    assert min(logged_steps) == 4
+
+
+@pytest.fixture(scope="module")
+def contents():
+    """{file: sha256} of a checkpoint, except for the list of files and the settings, which contain paths."""
+
+    def read(checkpoint):
+        files = {
+            file.name: sha256_tree(file)
+            for file in checkpoint.iterdir()
+            if file.name not in ("complete.json", "training_args.bin")
+        }
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+        files["trainer_state.json"] = [state["global_step"], state["epoch"], state["max_steps"], state["log_history"]]
+        return files
+
+    return read
+
+
+@pytest.mark.parametrize(("micro_batch", "step"), [(1, 0), (4, 1), (5, 1), (10, 2), (12, 3), (14, 4), (15, 4)])
+def test_a_signal_within_a_step_saves_the_state_after_the_previous_step(
+    trained, contents, tmp_path, monkeypatch, micro_batch, step
+):
+    """Each step has four micro-batches (the last of an epoch has two), and every second step is a log point."""
+    from trl import SFTTrainer
+
+    training_step, calls = SFTTrainer.training_step, []
+
+    def interrupted_step(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == micro_batch:
+            signal.raise_signal(signal.SIGTERM)
+        return training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(SFTTrainer, "training_step", interrupted_step)
+    options = {"global_batch_size": 4, "num_epochs": 2}
+    with pytest.raises(Stopped, match=f"stopped after step {step} of"):
+        trained(folder=tmp_path / "b", **options)
+    monkeypatch.setattr(SFTTrainer, "training_step", training_step)
+    stopped = newest_complete(tmp_path / "b" / "checkpoints")
+    if step == 0:  # nothing to save
+        assert stopped is None
+        return
+    states = {}
+
+    def keep(values, number):
+        for checkpoint in (tmp_path / "a" / "checkpoints").glob("checkpoint-*"):
+            states.setdefault(checkpoint.name, contents(checkpoint))
+
+    uninterrupted = trained(folder=tmp_path / "a", log=keep, save_steps=1, logging_steps=2, **options)
+    assert contents(stopped) == states[f"checkpoint-{step}"]
+    assert outputs(trained(folder=tmp_path / "b", **options)) == outputs(uninterrupted)
+
+
+def test_checkpoints_are_saved_by_time_as_well(trained, tmp_path):
+    seen = set()
+
+    def look(values, step):
+        seen.update(path.name for path in (tmp_path / "a" / "checkpoints").glob("checkpoint-*"))
+
+    trained(folder=tmp_path / "a", log=look, save_steps=1000, save_minutes=1e-6)
+    assert {"checkpoint-1", "checkpoint-2", "checkpoint-3"} <= seen
 
 
 def test_a_second_ctrl_c_stops_immediately(trained):
@@ -139,7 +201,9 @@ def test_a_nan_loss_stops_training_and_the_error_names_the_step(trained, monkeyp
         return model
 
     monkeypatch.setattr(recipe.train.stage, "load_base", load_broken_base)
-    with pytest.raises(TrainingError, match=r"the loss is nan .* at step 2. Lower train.learning_rate"):
+    with pytest.raises(
+        TrainingError, match=r"the loss is nan .* in step 1, with a learning rate of .* Lower train.learning_rate"
+    ):
         trained()
 
 

@@ -4,6 +4,7 @@ Commands import large packages only when they run, so `recipe --help` is fast.
 """
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ class Commands(click.Group):
         except RecipeError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("stopped by Ctrl-C", err=True)
+            ctx.exit(128 + signal.SIGINT)
         except FileNotFoundError as error:
             problem = context.missing_output(error)
             if problem is None:
@@ -59,6 +63,7 @@ def main(ctx: click.Context) -> None:
         recipe pin                 pin the Hub sources in params.yaml to commits
         dvc repro                  run the pipeline
         recipe summary             print the results and where to find them
+        recipe verify              rebuild the commit and compare every output
         recipe chat                chat with the trained adapter
         recipe new my-recipe --data rows.jsonl
     """
@@ -238,6 +243,35 @@ def link(server: str) -> None:
     run, server = read_notes(context.paths().local).get("register", {}), server.rstrip("/")
     known = {"experiment_id", "run_id"} <= run.keys()
     click.echo(run_address(server, run["experiment_id"], run["run_id"]) if known else f"{server}/#/experiments")
+
+
+@main.command()
+@click.option("--stage", help="Rebuild only this stage, from the recorded outputs of the other stages.")
+@click.option(
+    "--tolerance", default=0.0, type=click.FloatRange(0), help="Accept numbers that differ by at most this fraction."
+)
+@click.option("--commit", default="HEAD", show_default=True, help="The commit to rebuild.")
+@click.option("--keep", is_flag=True, help="Keep the rebuild. By default, it is deleted if it is identical.")
+def verify(stage: str | None, tolerance: float, commit: str, keep: bool) -> None:
+    """Rebuild a commit, and compare each output with dvc.lock byte for byte.
+
+    Clones the commit into .recipe/verify/ and runs every stage there, without DVC's cache and without your MLflow
+    server. Prints which outputs are identical. For the others, prints the row, the tensor or the number that differs
+    first, and how this environment differs from that of the recorded run. If the command is interrupted, run it again
+    to resume. The exit code is 0 only if all outputs are identical.
+
+    \b
+        recipe verify
+        recipe verify --stage train --tolerance 0.001
+        recipe verify --commit v1.2
+    """
+    from recipe.cli.verify import verify as lines_of
+
+    line = ""
+    for line in lines_of(commit, stage, tolerance, keep=keep):
+        click.echo(line)
+    if line.startswith("different"):
+        click.get_current_context().exit(1)
 
 
 @main.command()

@@ -25,6 +25,7 @@ def run_stage(stage: str, part: str | None, *, force: bool) -> None:
     from recipe.core.environment import check_installed_lock
     from recipe.core.io import file_lock
     from recipe.core.paths import repository
+    from recipe.verify.environment import record_environment
 
     params, paths = context.params(), context.paths()
     check_installed_lock(repository(HERE) / "requirements")
@@ -34,6 +35,8 @@ def run_stage(stage: str, part: str | None, *, force: bool) -> None:
     with file_lock(paths.local / "lock", "a stage"), record_stage(paths.local, name):
         end_if_asked()
         click.echo(run(params, paths, services(stage, params, paths, force=force)))
+        if stage == "train":
+            record_environment(paths, params["train"].num_threads)
 
 
 def services(stage: str, params: dict[str, Any], paths: Any, *, force: bool) -> Any:

@@ -5,6 +5,7 @@ renamed.
 """
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -157,11 +158,13 @@ def write_json(path: Path, value: object) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder. It is renamed to `path` if the block succeeds, and deleted if the block fails.
 
-    An existing folder at `path` is replaced.
+    An existing folder at `path` is replaced. Temporary folders of killed processes are deleted: a stage holds a lock,
+    so no other process writes this output.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary

@@ -25,7 +25,7 @@ class Migration:
     """A conversion in progress. `config` contains the keys in the file that have not been converted yet.
 
     The result consists of `settings`, `data` and `model`. `settings` maps keys such as `lora.r` to values. `data` and
-    `model` are each a path or a name on the Hub.
+    `model` can each be a local path or the name of a repository on the Hub.
     """
 
     tool: str

@@ -34,7 +34,7 @@ NEAREST = {
     "report_to": "Runs are tracked in MLflow.",
     "run_name": "The name of an MLflow run is made from the data, the base model and the settings.",
     "logging_": "train.logging_steps sets the points of the loss curve.",
-    "save_": "train.save_steps sets the steps between checkpoints, and the last checkpoint is kept.",
+    "save_": "train.save_steps sets the steps between checkpoints, and the last two checkpoints are kept.",
     "resume_from_checkpoint": "A stopped run resumes from its last checkpoint by itself.",
     "output_dir": "The adapter is written to models/adapter.",
     "overwrite_output_dir": "Outputs are replaced only by a complete new output.",
@@ -151,27 +151,19 @@ def warmup(migration: Migration, schedule_key: str, default: float) -> None:
 
 
 def checkpoints(migration: Migration) -> None:
-    """Convert logging_steps and save_steps. Here, save_steps is a multiple of logging_steps.
+    """Convert logging_steps and save_steps.
 
     The defaults are 10 steps for logging_steps and 100 steps for save_steps. A key gets its default if it is missing or
     gives a share of all training steps.
     """
-    steps = {}
     for name, default in DEFAULT_STEPS.items():
         value = migration.pop(name)
-        steps[name] = default if value is None or value < 1 else int(value)
-        migration.settings[f"train.{name}"] = steps[name]
+        steps = default if value is None or value < 1 else int(value)
+        migration.settings[f"train.{name}"] = steps
         if value is not None and value < 1:
             migration.choose(f"train.{name}", default, f"{name}: {value:g} is not a number of steps")
-        elif value is not None and name == "logging_steps":
-            migration.put("train.logging_steps", steps[name], f"{name}: {value:g}")
-    logging, saving = steps.values()
-    rounded = max(round(saving / logging), 1) * logging
-    migration.settings["train.save_steps"] = rounded
-    if migration.original.get("save_steps") is not None and migration.original["save_steps"] >= 1:
-        migration.put("train.save_steps", rounded, f"save_steps: {saving}")
-        if rounded != saving:
-            migration.differ("save_steps", f"rounded to {rounded}, a multiple of logging_steps ({logging})")
+        elif value is not None:
+            migration.put(f"train.{name}", steps, f"{name}: {value:g}")
 
 
 def optimizer(migration: Migration, key: str, default: str) -> None:

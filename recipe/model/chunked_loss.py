@@ -57,8 +57,8 @@ class _HeadLoss(torch.autograd.Function):
             num_correct += (gap == 0).sum()
             probabilities = torch.softmax(logits, -1, dtype=torch.float32)
             del logits
-            # -log softmax at the label equals the gap minus the log of the largest probability. The largest probability
-            # can't underflow.
+            # The negative log softmax at the label equals the gap minus the log of the largest probability. The largest
+            # probability can't underflow.
             loss += (gap - probabilities.amax(-1).log()).sum()
             if grad is not None or grad_rows is not None:
                 probabilities[indices, targets] -= 1  # d loss / d logits is the softmax, minus 1 at the label

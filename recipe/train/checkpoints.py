@@ -1,34 +1,66 @@
-"""Finds the checkpoint from which an interrupted training run resumes.
+"""Writes the checkpoints of a training run, and finds the one from which an interrupted run resumes.
 
-The Trainer class in transformers resumes from the newest checkpoint folder, even if the process died while writing the
-folder. In this module, a checkpoint is complete only if it contains a list of its files with the sha256 of each file.
-This list is written last.
+transformers' Trainer writes a checkpoint in place and resumes from the newest one, even if the process died while
+writing it. In this module, a checkpoint is complete or absent: its files are written to a temporary folder, listed with
+the sha256 of each file, and synced to disk before the folder is renamed. A checkpoint that was damaged later is
+detected by the list.
 """
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from recipe.core.io import read_json, sha256_file, write_json
 
 LIST = "complete.json"
+SAVING = "saving"  # the temporary folder
+KEPT = 2  # if the newest checkpoint is damaged, training resumes from the one before
+
+
+@contextmanager
+def new_checkpoint(folder: Path, step: int) -> Iterator[Path]:
+    """Yield a temporary folder, in which the block must create `checkpoint-STEP`, and move the result to `folder`.
+
+    Deletes all but the newest checkpoints. If the block fails, `folder` keeps its checkpoints.
+    """
+    saving, name = folder / SAVING, f"checkpoint-{step}"
+    shutil.rmtree(saving, ignore_errors=True)
+    saving.mkdir(parents=True)
+    try:
+        yield saving
+        mark_complete(saving / name)
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (saving / name).rename(folder / name)
+        _sync(folder)
+    finally:
+        shutil.rmtree(saving, ignore_errors=True)
+    for old in _checkpoints(folder)[KEPT:]:
+        shutil.rmtree(old)
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Write the file list that marks a checkpoint as complete."""
+    """Write the list of files that marks a checkpoint as complete, and sync the checkpoint to disk."""
     files = sorted(file for file in checkpoint.rglob("*") if file.is_file() and file.name != LIST)
     write_json(checkpoint / LIST, {file.relative_to(checkpoint).as_posix(): sha256_file(file) for file in files})
+    for path in (*files, *{file.parent for file in files}, checkpoint):
+        _sync(path)
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Return whether the file list exists and every listed file is present and unchanged."""
+def damage(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint, or None if every listed file is present and unchanged."""
     try:
         listed = json.loads((checkpoint / LIST).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return False
-    return all(
-        (checkpoint / name).is_file() and sha256_file(checkpoint / name) == sha256 for name, sha256 in listed.items()
-    )
+        return f"{LIST} is missing or damaged"
+    for name, sha256 in listed.items():
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+        if sha256_file(checkpoint / name) != sha256:
+            return f"{name} is damaged"
+    return None
 
 
 def is_last(checkpoint: Path) -> bool:
@@ -38,14 +70,41 @@ def is_last(checkpoint: Path) -> bool:
 
 
 def newest_complete(folder: Path) -> Path | None:
-    """Delete the incomplete checkpoints that are newer than the newest complete checkpoint.
-
-    Return the newest complete checkpoint. If no checkpoint is complete, delete all checkpoints and return None.
-    """
-    checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    for checkpoint in sorted(checkpoints, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
-        if is_complete(checkpoint):
+    """Return the newest complete checkpoint, or None, after deleting any newer damaged checkpoints."""
+    for checkpoint in _checkpoints(folder):
+        problem = damage(checkpoint)
+        if problem is None:
             return checkpoint
-        print(f"{checkpoint.name} is incomplete or damaged; deleting it")
+        print(f"{checkpoint.name} can't be used, because {problem}; deleting it")
         shutil.rmtree(checkpoint)
     return None
+
+
+def remove_others(folder: Path, key: str) -> None:
+    """Delete the checkpoints of runs with other settings, and print their size.
+
+    `folder` contains a folder for each run. `key` is the name of the current run's folder.
+    """
+    others = [path for path in folder.glob("*") if path.name != key and path.is_dir()]
+    if not others:
+        return
+    size = sum(file.stat().st_size for path in others for file in path.rglob("*") if file.is_file())
+    for path in others:
+        shutil.rmtree(path)
+    count = "an interrupted run" if len(others) == 1 else f"{len(others)} interrupted runs"
+    print(f"deleted the checkpoints of {count} with other settings ({size / 1e6:,.0f} MB)")
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder. The newest one is first."""
+    paths = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
+
+
+def _sync(path: Path) -> None:
+    """Make sure that a file or the entries of a folder are on disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

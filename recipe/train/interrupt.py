@@ -35,7 +35,7 @@ class Stop:
             self.signal_number = number
             with suppress(OSError, RuntimeError):  # stdout may be closed, or another print may be in progress
                 print(
-                    "stopping at the next log point, after saving a checkpoint (press Ctrl-C again to stop at once)",
+                    "stopping after this micro-batch and saving a checkpoint (press Ctrl-C again to stop at once)",
                     flush=True,
                 )
         elif number == signal.SIGINT:

@@ -54,16 +54,7 @@ class TrainParams(Section):
     num_threads: int = Field(ge=1)
     logging_steps: int = Field(ge=1)
     save_steps: int = Field(ge=1)
-
-    @model_validator(mode="after")
-    def _steps_fit(self) -> "TrainParams":
-        if self.save_steps % self.logging_steps:
-            # A logged loss is the mean over the steps since the previous log point. Checkpoints do not store the
-            # running sum, so resuming from a checkpoint between two log points would lose part of the loss.
-            raise ValueError(
-                f"save_steps is {self.save_steps}, but must be a multiple of logging_steps ({self.logging_steps})"
-            )
-        return self
+    save_minutes: float = Field(gt=0, description="maximum time between two checkpoints")
 
     def num_steps(self, num_sequences: int) -> int:
         """Return the number of optimizer steps for `num_sequences` training sequences."""

@@ -1,31 +1,28 @@
-"""Extends TRL's SFTTrainer to compute logits only at loss positions, and to show, log and check training progress.
+"""Extends TRL's SFTTrainer to compute logits only at loss positions, and to save and check its complete state.
 
 The train stage imports this module inside a function, because torch and trl take seconds to load.
 """
 
 import math
-import sys
-import time
-from contextlib import suppress
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from tqdm import tqdm
-from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from recipe.core.errors import TrainingError
-from recipe.core.format import format_time
-from recipe.core.services import Log
+from recipe.core.io import read_json, write_json
 from recipe.model.chunked_loss import head_loss, logits_are_head_of_backbone
 from recipe.model.fused_lora import patch_lora_layers
 from recipe.model.packed_attention import CU_SEQLENS, NAME
 from recipe.model.processor import torch_dtype
-from recipe.report.loss_curve import CURVE
-from recipe.train.checkpoints import mark_complete
+from recipe.train.checkpoints import new_checkpoint
 from recipe.train.interrupt import Stop
 from recipe.train.params import TrainParams
+
+LOG_STATE = "log_state.json"  # the sums since the last log point, which transformers does not save
 
 
 def sft_config(params: TrainParams, max_length: int, checkpoints: Path) -> Any:
@@ -51,7 +48,7 @@ def sft_config(params: TrainParams, max_length: int, checkpoints: Path) -> Any:
         logging_steps=params.logging_steps,
         logging_nan_inf_filter=False,  # the filter would replace NaN with an average of earlier losses
         save_steps=params.save_steps,
-        save_total_limit=2,  # if the process is killed, the newest checkpoint may be incomplete
+        save_total_limit=None,  # new_checkpoint deletes old checkpoints
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=cuda,
@@ -60,6 +57,10 @@ def sft_config(params: TrainParams, max_length: int, checkpoints: Path) -> Any:
         remove_unused_columns=False,
         completion_only_loss=False,  # the completion mask is already applied to the labels
     )
+
+
+class StoppedWithinStep(Exception):
+    """A signal has stopped training before all micro-batches of a step were computed."""
 
 
 class PackedTrainer(SFTTrainer):
@@ -71,10 +72,15 @@ class PackedTrainer(SFTTrainer):
     TRL's own loss is used if there are several processes, if the model has an auxiliary loss, or if the model modifies
     the output of its head, for example with a soft cap or a scale. To detect such a modification, `__init__` compares
     logits.
+
+    A checkpoint is complete or absent. It contains everything that the remaining steps depend on, so training can
+    resume after any step. After a signal, training stops within one micro-batch.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, stop: Stop, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.stop, self.saved_step = stop, -1
+        self.after_step: dict[str, Any] | None = None  # what `_capture` returned after the last complete step
         patch_lora_layers(self.model)
         base = self.model.get_base_model()
         self.backbone, self.head = base.base_model, base.get_output_embeddings()
@@ -110,6 +116,18 @@ class PackedTrainer(SFTTrainer):
         self.num_scored += len(labels)
         return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute a micro-batch, unless a signal has arrived during the same optimizer step.
+
+        In that case, raise StoppedWithinStep, after saving a checkpoint of the state after the previous step.
+        """
+        if self.stop.signal_number:
+            if self.after_step is not None and self.saved_step < self.state.global_step:
+                self._restore(self.after_step)
+                self._save_checkpoint(self.model, None)
+            raise StoppedWithinStep
+        return super().training_step(*args, **kwargs)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the metrics, and the fraction of recent loss positions at which the model ranked the label first.
 
@@ -121,70 +139,72 @@ class PackedTrainer(SFTTrainer):
             self.num_scored = 0
         super().log(logs, start_time)
 
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Clip the gradients, and return their norm. Raises TrainingError if the norm or the loss is not finite.
 
-class Progress(TrainerCallback):
-    """Shows and logs progress, marks checkpoints as complete, and stops on a signal or a non-finite loss."""
-
-    def __init__(self, checkpoints: Path, log: Log, tokens_per_step: float, stop: Stop) -> None:
-        self.checkpoints, self.log, self.tokens_per_step, self.stop = checkpoints, log, tokens_per_step, stop
-        self.bar: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock. If stderr is a terminal, also start the progress bar."""
-        self.started = self.last_log = time.monotonic()
-        self.first_step = self.last_step = state.global_step
-        if sys.stderr.isatty():
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Advance the progress bar, and log after the last step.
-
-        After a signal, save a checkpoint and stop at the next log point.
+        The optimizer has not used the gradients yet, so the adapter and the last checkpoint are still valid.
         """
-        if self.bar:
-            self.bar.update(state.global_step - self.bar.n)
-        if state.global_step >= state.max_steps:
-            control.should_log = True
-        # A logged loss is the mean over the steps since the previous log point. Checkpoints do not store the running
-        # sum of the losses, so stop only at a log point.
-        if self.stop.signal_number and state.global_step % args.logging_steps == 0:
-            control.should_save = control.should_training_stop = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        """Log the metrics and the training speed since the previous log point.
-
-        Raises TrainingError if the loss or the gradient norm is not finite.
-        """
-        if "loss" not in logs:
-            return
-        if not math.isfinite(logs["loss"]) or not math.isfinite(logs["grad_norm"]):
+        norm = super()._clip_grad_norm(model)
+        if not (math.isfinite(norm) and math.isfinite(self._tr_loss)):
             raise TrainingError(
-                f"the loss is {logs['loss']} and the gradient norm is {logs['grad_norm']} at step {state.global_step}. "
-                "Lower train.learning_rate or raise train.warmup_ratio."
+                f"the loss is {self._tr_loss.item():g} and the gradient norm is {float(norm):g} in step "
+                f"{self.state.global_step + 1}, with a learning rate of {self._get_learning_rate():g}. Lower "
+                "train.learning_rate or raise train.warmup_ratio."
             )
-        now, step = time.monotonic(), state.global_step
-        tokens_per_second = (step - self.last_step) * self.tokens_per_step / (now - self.last_log)
-        self.last_log, self.last_step = now, step
-        metrics = {name: float(logs[name]) for name in CURVE[1:]}
-        self.log({**metrics, "tokens_per_second": tokens_per_second}, step)
-        tokens = step * self.tokens_per_step
-        text = f"loss {logs['loss']:.3f}, {tokens:,.0f} tokens, {tokens_per_second:,.0f} tokens/s"
-        if self.bar:
-            self.bar.set_postfix_str(text)
-        else:
-            left = (state.max_steps - step) * (now - self.started) / (step - self.first_step)
-            with suppress(OSError):  # after Ctrl-C in `dvc repro | tee log`, tee exits first
-                print(f"step {step}/{state.max_steps}: {text}, {format_time(left)} left", flush=True)
+        return norm
 
-    def on_save(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-        """Mark the checkpoint as complete. Raises TrainingError if an adapter weight is not finite."""
-        if not all(torch.isfinite(weight).all() for weight in model.parameters() if weight.requires_grad):
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.after_step = self._capture()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.checkpoint_folder)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a complete checkpoint or none. Raises TrainingError if a weight of the adapter is not finite."""
+        step = self.state.global_step
+        if not all(torch.isfinite(weight).all() for weight in self.model.parameters() if weight.requires_grad):
             raise TrainingError(
-                f"the adapter has NaN or infinite weights after step {state.global_step}. Lower train.learning_rate."
+                f"the adapter has NaN or infinite weights after step {step}. Lower train.learning_rate."
             )
-        mark_complete(self.checkpoints / f"checkpoint-{state.global_step}")
+        with new_checkpoint(Path(self.args.output_dir), step) as self.checkpoint_folder:
+            super()._save_checkpoint(model, trial)
+            state = self._capture()["log"]
+            write_json(self.checkpoint_folder / f"checkpoint-{step}" / LOG_STATE, state)
+        self.saved_step = step
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Close the progress bar."""
-        if self.bar:
-            self.bar.close()
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restore the generators and, from the same checkpoint, the sums since the last log point."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            self._restore({"log": read_json(Path(checkpoint) / LOG_STATE)})
+
+    def _capture(self) -> dict[str, Any]:
+        """Return the generators' states and the sums since the last log point."""
+        state = {
+            "log": {
+                "loss": self._tr_loss.item(),
+                "last_logged_step": self._globalstep_last_logged,
+                "num_correct": int(self.num_correct.item()),
+                "num_scored": self.num_scored,
+            },
+            "python": random.getstate(),
+            "numpy": np.random.get_state(),
+            "torch": torch.get_rng_state(),
+        }
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        return state
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Restore what `_capture` returned. Generators that `state` does not contain keep their state."""
+        log = state["log"]
+        self._tr_loss.fill_(log["loss"])
+        self._globalstep_last_logged, self.num_scored = log["last_logged_step"], log["num_scored"]
+        self.num_correct.fill_(log["num_correct"])
+        if "torch" in state:
+            random.setstate(state["python"])
+            np.random.set_state(state["numpy"])
+            torch.set_rng_state(state["torch"])
+        if "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"])

@@ -2,7 +2,7 @@
 
 The stage reads data/prepared/ and models/base/, and writes models/adapter/ (in PEFT's format), metrics/train.json and
 metrics/loss.csv. If a run is killed, the next run resumes from the last complete checkpoint in .recipe/checkpoints/ and
-produces the same bytes as an uninterrupted run. After SIGINT or SIGTERM, a run saves a checkpoint at the next log point
+produces the same bytes as an uninterrupted run. After SIGINT or SIGTERM, a run saves a checkpoint within a micro-batch
 and stops.
 
     recipe train
@@ -29,12 +29,13 @@ from recipe.model.untrained_tokens import prepare_rows, untrained_tokens
 from recipe.report.loss_curve import curve_text, last_loss
 from recipe.tokens.packing import add_loss_positions, collate, read_sequences
 from recipe.tokens.tokenizer import load_tokenizer
-from recipe.train.checkpoints import is_last, newest_complete
+from recipe.train.checkpoints import is_last, newest_complete, remove_others
 from recipe.train.interrupt import Stop
 from recipe.train.params import LoraParams, TrainParams
 
 if TYPE_CHECKING:
-    from recipe.train.sft import PackedTrainer, Progress
+    from recipe.train.progress import Progress
+    from recipe.train.sft import PackedTrainer
 
 
 def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path, log: Log) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
     """
     import torch
 
-    from recipe.train.sft import Progress
+    from recipe.train.progress import Progress
 
     # PEFT warns when it saves resized embeddings in a checkpoint. The warning is harmless: the embeddings are frozen.
     warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")
@@ -53,8 +54,8 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
     params.check_warmup(meta["sequences"]["train"])
     tokens_per_step = meta["tokens"]["train"] / meta["sequences"]["train"] * params.global_batch_size
-    progress = Progress(checkpoints, log, tokens_per_step, stop)
-    trainer = make_trainer(lora, params, paths, manifest, meta, progress)
+    progress = Progress(log, tokens_per_step, stop, params.save_minutes * 60)
+    trainer = make_trainer(lora, params, paths, manifest, meta, checkpoints, progress)
     started = time.monotonic()
     fit(trainer, params, checkpoints, stop)
     seconds = time.monotonic() - started
@@ -72,7 +73,7 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
 
 def make_trainer(
     lora: LoraParams, params: TrainParams, paths: Paths, manifest: dict[str, Any], meta: dict[str, Any],
-    progress: "Progress",
+    checkpoints: Path, progress: "Progress",
 ) -> "PackedTrainer":  # fmt: skip
     """Create a trainer with the base model, a new adapter and the packed sequences.
 
@@ -100,7 +101,7 @@ def make_trainer(
     check_count(paths.prepared / "train.arrow", len(sequences), meta["sequences"]["train"])
     tokens = [] if lora.untrained_tokens == "ignore" else tokens_to_train(lora, model, tokenizer, sequences)
     adapter_config = peft_config(lora, model, tokens)
-    config = sft_config(params, meta["max_length"], progress.checkpoints)
+    config = sft_config(params, meta["max_length"], checkpoints)
     if params.quantization != "none":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.activation_checkpointing)
     trainer = PackedTrainer(
@@ -111,6 +112,7 @@ def make_trainer(
         processing_class=tokenizer,
         peft_config=adapter_config,
         callbacks=[progress],
+        stop=progress.stop,
     )
     prepare_rows(trainer.model)
     trainer.remove_callback(PrinterCallback)  # Progress prints shorter lines
@@ -153,6 +155,8 @@ def fit(trainer: "PackedTrainer", params: TrainParams, checkpoints: Path, stop: 
     """
     import torch
 
+    from recipe.train.sft import StoppedWithinStep
+
     newest = newest_complete(checkpoints)
     if newest and is_last(newest):
         # If num_epochs is not an integer, resuming from the last step would make the Trainer run an extra step.
@@ -163,6 +167,8 @@ def fit(trainer: "PackedTrainer", params: TrainParams, checkpoints: Path, stop: 
     try:
         with stop:
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    except StoppedWithinStep:
+        pass
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise TrainingError(
@@ -203,6 +209,7 @@ def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
     with tracker.training() as log:
         cost = train(params["lora"], train_params, paths, paths.local / "checkpoints" / key, log)
         log(cost, 0)
+    remove_others(paths.local / "checkpoints", key)
     services.remember(cost)
     return f"adapter: {paths.adapter} ({cost['seconds']:.0f} s of training)"
 

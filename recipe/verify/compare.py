@@ -1,0 +1,106 @@
+"""Compares the outputs of a rebuild with the ones that dvc.lock records, and shows where they first differ.
+
+dvc.lock records an md5 of each output, so identical outputs need no second copy. If an output differs, the recorded
+file is looked for in the user's recipe folder, in git and in DVC's cache.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipe.core.io import write_text
+from recipe.verify.difference import Difference, difference
+from recipe.verify.rebuild import Rebuild, dvc_cache, show
+
+
+@dataclass(frozen=True)
+class Output:
+    """The result for one output. `files` is the number of files, and `differences` has a line for each that differs."""
+
+    stage: str
+    path: str
+    num_files: int
+    differences: tuple[Difference, ...]
+
+
+def changed_sources(rebuild: Rebuild) -> list[str]:
+    """Return the inputs that no stage produced, such as the rows, and whose content is not the recorded one."""
+    recorded, rebuilt = rebuild.lock("recorded"), rebuild.lock("rebuilt")
+    produced = {out["path"] for stage in recorded.values() for out in stage["outs"]}
+    return [
+        dep["path"]
+        for name, stage in recorded.items()
+        for dep in stage.get("deps", [])
+        if dep["path"] not in produced
+        and dep["md5"] not in {other["md5"] for other in rebuilt[name]["deps"] if other["path"] == dep["path"]}
+    ]
+
+
+def compare(rebuild: Rebuild, tolerance: float) -> list[Output]:
+    """Compare every output, in the order of the stages in dvc.lock. Numbers may differ by the fraction `tolerance`."""
+    rebuilt = rebuild.lock("rebuilt")
+    outputs = []
+    for name, stage in rebuild.lock("recorded").items():
+        found = {out["path"]: out for out in rebuilt[name]["outs"]}
+        for out in stage["outs"]:
+            path, other = out["path"], found[out["path"]]
+            differences = (
+                () if out["md5"] == other["md5"] else tuple(_differences(rebuild, path, out["md5"], tolerance))
+            )
+            outputs.append(Output(name, path, out.get("nfiles", 1), differences))
+    return outputs
+
+
+def _differences(rebuild: Rebuild, path: str, md5: str, tolerance: float) -> list[Difference]:
+    """Compare the files of one output whose md5 differs."""
+    cache, place = Path(dvc_cache(rebuild.folder)), rebuild.place / path
+    if not md5.endswith(".dir"):
+        return _file_differences(rebuild, path, md5, place, cache, tolerance)
+    listing = _cached(cache, md5)
+    if listing is None:
+        return [Difference(path, "the recorded folder is not in DVC's cache, so its files can't be compared", None)]
+    recorded = {entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_text(encoding="utf-8"))}
+    here = {file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file()}
+    differences = [
+        Difference(f"{path}/{name}", "is missing in the rebuild", None) for name in sorted(recorded.keys() - here)
+    ]
+    differences += [
+        Difference(f"{path}/{name}", "is not in the recorded output", None) for name in sorted(here - recorded.keys())
+    ]
+    for name in sorted(recorded.keys() & here):
+        differences += _file_differences(rebuild, f"{path}/{name}", recorded[name], place / name, cache, tolerance)
+    return differences
+
+
+def _file_differences(
+    rebuild: Rebuild, path: str, md5: str, rebuilt: Path, cache: Path, tolerance: float
+) -> list[Difference]:
+    if _md5(rebuilt) == md5:
+        return []
+    recorded = _recorded_file(rebuild, path, md5, cache)
+    if recorded is None:
+        return [Difference(path, "differs; the recorded file is neither here, nor in git, nor in DVC's cache", None)]
+    found = difference(path, recorded, rebuilt, tolerance)
+    return [] if found is None else [found]
+
+
+def _recorded_file(rebuild: Rebuild, path: str, md5: str, cache: Path) -> Path | None:
+    """Return a file with the recorded content, or None if there is none."""
+    from_git = rebuild.clone.parent / "recorded" / path
+    if text := show(rebuild.repository, rebuild.commit, rebuild.folder / path):
+        write_text(from_git, text)
+    candidates = (rebuild.folder / path, from_git, _cached(cache, md5))
+    return next((file for file in candidates if file and file.is_file() and _md5(file) == md5), None)
+
+
+def _cached(cache: Path, md5: str) -> Path | None:
+    """Return the file with this md5 in DVC's cache, or None if it is not there."""
+    path = cache / "files" / "md5" / md5[:2] / md5[2:]
+    return path if path.is_file() else None
+
+
+def _md5(path: Path) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
