@@ -76,7 +76,8 @@ class AddLora(torch.autograd.Function):
         mask = sample_dropout_mask(x, ctx.p, seed) if ctx.p else None
         dropped = x if mask is None else drop(x, mask)
         grad_low_rank = (grad @ b.to(grad.dtype)).to(x.dtype) * ctx.scaling  # (tokens, r)
-        grad_b = (grad.T @ low_rank.to(grad.dtype)).to(b.dtype) * ctx.scaling
+        # Not grad.T @ low_rank, because copying the small factor into another layout takes less time.
+        grad_b = (low_rank.to(grad.dtype).T @ grad).T.to(b.dtype) * ctx.scaling
         grad_a = (grad_low_rank.T @ dropped).to(a.dtype)
         grad_x = None
         if ctx.needs_input_grad[1]:

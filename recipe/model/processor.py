@@ -18,7 +18,9 @@ def pin_processor(dtype: Dtype = "auto") -> None:
     If `dtype` is bfloat16, oneDNN may also use AVX512-BF16 and AMX. ATen then uses its default instruction set, which
     is AVX512 on every processor that has AVX512-BF16 or AMX.
     """
-    os.environ["MKL_CBWR"] = "AVX2"
+    # COMPATIBLE is the only setting of MKL that also applies to AMD processors (MKL developer guide, section
+    # "Specifying Code Branches"). It halves MKL's speed, so be_deterministic routes most products to oneDNN.
+    os.environ["MKL_CBWR"] = "COMPATIBLE"
     if dtype == "bfloat16":
         os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_AMX"
         os.environ.pop("ATEN_CPU_CAPABILITY", None)
@@ -34,12 +36,15 @@ def pin_processor(dtype: Dtype = "auto") -> None:
 
 
 def be_deterministic(num_threads: int) -> None:
-    """Use deterministic kernels and a fixed number of CPU threads.
+    """Use deterministic and portable kernels and a fixed number of CPU threads in this process.
 
     The number of threads determines how sums are split.
     """
     import torch
 
+    from recipe.model.portable_kernels import use_portable_kernels
+
+    use_portable_kernels()
     torch.set_num_threads(num_threads)
     torch.use_deterministic_algorithms(True)
     # If this setting were True, torch would fill new tensors with NaN to expose reads of uninitialized memory.
