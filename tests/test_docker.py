@@ -213,7 +213,7 @@ def test_the_demo_produces_the_same_lock_after_stops_a_kill_and_a_concurrent_run
     line = r"^step 2\d0/541: loss \d\.\d{3}, [\d,]+ tokens, [\d,]+ tokens/s, \d+ (s|min) left$"
     assert re.search(line, logs, flags=re.MULTILINE) and not set(logs) & set("\r\x1b"), logs[-3000:]
     engine.docker("stop", run.container())
-    assert run.process.wait(60) != 0
+    assert run.process.wait(30) != 0
     stopped = re.search(r"training was stopped after step (\d+) of 541", run.output())
     assert stopped and "Error 143" in run.output(), run.output()[-3000:]
     assert list(cloned.glob(f".recipe/checkpoints/*/checkpoint-{stopped[1]}/complete.json"))

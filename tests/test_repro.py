@@ -34,9 +34,8 @@ def test_the_demo_learns_its_tasks_and_a_second_repro_runs_nothing(finished):
 def test_the_demo_is_rebuilt_identically_after_sigkill_for_dvc(finished):
     """`recipe verify` in another folder with a longer path and a separate cache; SIGKILL only for `dvc`."""
     run(finished, "git", "add", "-A")
-    run(
-        finished, "git", "commit", "-q", "-m", "The run", check=False
-    )  # nothing to commit if dvc.lock is the committed one
+    # There is nothing to commit if dvc.lock is the committed one.
+    run(finished, "git", "commit", "-q", "-m", "The run", check=False)
     process = subprocess.Popen(
         ["recipe", "verify"], cwd=finished, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -80,6 +79,8 @@ def test_a_change_reruns_only_the_stages_that_depend_on_it(quick, tmp_path):
 
     edit(quick, "  r: 16", "  r: 4")
     assert repro() == ["train", "evaluate", "register"]
+    edit(quick, "max_length: 256", "max_length: 200")
+    assert repro() == ["prepare", "analyze", "train", "evaluate", "register"]
     write_jsonl(tmp_path / "rows" / "train.jsonl", toy_rows(81))
     assert repro() == ["fetch@data", "prepare", "analyze", "train", "evaluate", "register"]
     # A comment changes in a file of analyze. Its outputs do not change, so no later stage runs.

@@ -1,6 +1,7 @@
 """`recipe verify`: which outputs are identical, what differs first, and what it leaves alone."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -120,6 +121,7 @@ def recorded(commit, tiny_base, tmp_path_factory):
     edit(folder, "max_generations: 450", "max_generations: 2")
     edit(folder, "max_new_tokens: 64", "max_new_tokens: 4")
     edit(folder, "num_epochs: 1 ", "num_epochs: 12")
+    edit(folder, "save_steps: 100", "save_steps: 10")
     assert "source: ../../../rows " in (folder / "params.yaml").read_text()
     run(folder, "dvc", "repro")
     run(folder, "git", "add", ".")
@@ -135,30 +137,53 @@ def verify(folder, *options, environment=None):
     return done.returncode, done.stdout
 
 
-@pytest.mark.slow
-def test_a_commit_is_rebuilt_after_sigterm_without_the_cache_and_the_store_of_the_user(recorded):
-    store = recorded.parents[1] / "mlflow" / "mlflow.db"
-    before = store.stat().st_mtime_ns
-    (recorded / "note.txt").write_text("not part of the commit")
+def interrupted(folder, interrupt):
+    """Start `recipe verify`, call `interrupt(process)` once training has a checkpoint; return the exit code and output.
+
+    Every process that was running ends as well.
+    """
     process = subprocess.Popen(
-        [*RECIPE, "verify"], cwd=recorded, env={**ENVIRONMENT, "MLFLOW_TRACKING_URI": "http://127.0.0.1:1"},
+        [*RECIPE, "verify"], cwd=folder, env={**ENVIRONMENT, "MLFLOW_TRACKING_URI": "http://127.0.0.1:1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not list(recorded.glob(".recipe/verify/**/.recipe/checkpoints/*")):
+    deadline, known = time.monotonic() + 300, set(checkpoints(folder))
+    while not set(checkpoints(folder)) - known:
         assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.02)
     descendants = children(process.pid)
-    process.send_signal(signal.SIGTERM)
-    text, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, text
-    assert "1 changed or untracked files of the working tree are not part of this commit" in text
+    interrupt(process)
+    text, _ = process.communicate(timeout=30)
     while any(Path(f"/proc/{pid}").exists() for pid in descendants):
         assert time.monotonic() < deadline, descendants
         time.sleep(0.1)
+    return process.returncode, text
+
+
+def checkpoints(folder):
+    return folder.glob(".recipe/verify/**/.recipe/checkpoints/*/checkpoint-*/complete.json")
+
+
+def kill_dvc(process):
+    """SIGKILL only for `dvc`, whose stage then saves a checkpoint and ends."""
+    [dvc] = [pid for pid in children(process.pid) if b"dvc" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(dvc, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_commit_is_rebuilt_after_sigterm_without_the_cache_and_the_store_of_the_user(recorded):
+    """Also after SIGKILL for `dvc`."""
+    store = recorded.parents[1] / "mlflow" / "mlflow.db"
+    before = store.stat().st_mtime_ns
+    (recorded / "note.txt").write_text("not part of the commit")
+    code, text = interrupted(recorded, lambda process: process.send_signal(signal.SIGTERM))
+    assert code == 143, text
+    assert "1 changed or untracked files of the working tree are not part of this commit" in text
+    code, text = interrupted(recorded, kill_dvc)
+    assert code == 4 and "resuming from checkpoint-" in text and "failed; see the messages above." in text, text
     code, text = verify(recorded, "--commit", "HEAD")
     assert code == 0, text
     assert "resuming the rebuild of " in text and "Stage 'prepare' didn't change, skipping" in text
+    assert "resuming from checkpoint-" in text
     assert "models/adapter " in text and "identical: the rebuild has the recorded bytes in all " in text
     (recorded / "note.txt").unlink()
     assert store.stat().st_mtime_ns == before
@@ -194,7 +219,7 @@ def test_one_stage_is_rebuilt_from_recorded_inputs_and_the_first_difference_is_s
     edit(recorded / FILE, '"threads": "2"', '"threads": "64"')
     run(recorded, "git", "commit", "-qam", "The record of a different machine")
     code, text = verify(recorded, "--stage", "train", "--tolerance", "0.01", environment=other_machine)
-    assert code == 0 and "identical within 0.01: all 3 outputs." in text, text
+    assert code == 0 and "identical: all numbers are within 0.01 of the recorded ones in all 3 outputs." in text, text
     code, text = verify(recorded, "--stage", "train", environment=other_machine)
     assert code == 1 and "threads: 64 (recorded), 2 (here)" in text
 

@@ -1,50 +1,20 @@
-"""Defines the command-line interface. Only this module converts errors to exit codes.
+"""Defines the command-line interface: the group of all commands, and the commands that are not stages.
 
 Commands import large packages only when they run, so `recipe --help` is fast.
 """
 
 import os
-import signal
 from pathlib import Path
-from typing import Any
 
 import click
 
 from recipe.cli import context
 from recipe.cli.context import HERE
+from recipe.cli.group import Commands
 from recipe.cli.stages import COMMANDS
 from recipe.core.environment import configure_libraries
-from recipe.core.errors import MachineError, RecipeError
 
 NETWORK = {"fetch", "pin", "plan"}  # commands that may access the Hub
-
-
-class Commands(click.Group):
-    """A command group that lists the stages in pipeline order and converts errors to messages and exit codes."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the command names in the order in which the commands were added, not in alphabetical order."""
-        return list(self.commands)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. If it raises RecipeError, print the message and exit with the error's code.
-
-        If an output of a stage is missing, print a one-line message without a traceback.
-        """
-        try:
-            return super().invoke(ctx)
-        except RecipeError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("stopped by Ctrl-C", err=True)
-            ctx.exit(128 + signal.SIGINT)
-        except FileNotFoundError as error:
-            problem = context.missing_output(error)
-            if problem is None:
-                raise
-            click.echo(f"error: {problem}", err=True)
-            ctx.exit(MachineError.exit_code)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -265,12 +235,9 @@ def verify(stage: str | None, tolerance: float, commit: str, keep: bool) -> None
         recipe verify --stage train --tolerance 0.001
         recipe verify --commit v1.2
     """
-    from recipe.cli.verify import verify as lines_of
+    from recipe.cli.verify import verify
 
-    line = ""
-    for line in lines_of(commit, stage, tolerance, keep=keep):
-        click.echo(line)
-    if line.startswith("different"):
+    if not verify(commit, stage, tolerance, click.echo, keep=keep):
         click.get_current_context().exit(1)
 
 

@@ -21,6 +21,12 @@ def installed_lock() -> str:
     return path.read_text(encoding="utf-8").split()[0] if path.is_file() else UNKNOWN
 
 
+def lock_name(requirements: Path, sha256: str) -> str | None:
+    """Return the name of the lock file in `requirements` that has this sha256, or None if there is none."""
+    paths = [requirements / name for name in LOCKS if (requirements / name).is_file()]
+    return next((path.name for path in paths if sha256_file(path) == sha256), None)
+
+
 def check_installed_lock(requirements: Path) -> None:
     """Raise MachineError if this environment was installed from a lock file that is not in `requirements`.
 

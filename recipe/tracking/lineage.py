@@ -1,11 +1,10 @@
 """Creates the tags that trace a run back to its code, environment and image."""
 
 import os
-import subprocess
 from pathlib import Path
 
-from recipe.core.environment import LOCKS, installed_lock
-from recipe.core.io import sha256_file
+from recipe.core.environment import installed_lock, lock_name
+from recipe.core.git import git
 
 # The git_changed tag says whether these files differ from the commit. Outputs of the stages are not listed.
 SOURCES = ("recipe", "dvc.yaml", "*params.yaml", "requirements", "demo")
@@ -18,22 +17,11 @@ def lineage(repository: Path) -> dict[str, str]:
     """
     tags = {"lock_sha256": installed_lock(), "image": os.environ.get("RECIPE_IMAGE", "none")}
     # If the code is in an unpacked archive inside a different repository, that repository's commit is unrelated.
-    commit = _git(repository, "rev-parse", "HEAD") if (repository / ".git").exists() else ""
+    commit = git(repository, "rev-parse", "HEAD", check=False).strip() if (repository / ".git").exists() else ""
     if commit:
-        changed = _git(repository, "status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
+        changed = git(repository, "status", "--porcelain", "--untracked-files=no", "--", *SOURCES, check=False)
         tags["git_commit"] = commit
         tags["git_changed"] = "yes" if changed else "no"
-    for name in LOCKS:
-        path = repository / "requirements" / name
-        if path.is_file() and sha256_file(path) == tags["lock_sha256"]:
-            tags["lock"] = path.name
+    if name := lock_name(repository / "requirements", tags["lock_sha256"]):
+        tags["lock"] = name
     return tags
-
-
-def _git(repository: Path, *arguments: str) -> str:
-    """Return the output of a git command, or an empty string if git is not installed or finds no repository."""
-    try:
-        done = subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip()

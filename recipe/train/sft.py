@@ -79,7 +79,7 @@ class PackedTrainer(SFTTrainer):
 
     def __init__(self, *args: Any, stop: Stop, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.stop, self.saved_step = stop, -1
+        self.stop, self.saved_step, self.checkpoint_folder = stop, -1, Path(self.args.output_dir)
         self.after_step: dict[str, Any] | None = None  # what `_capture` returned after the last complete step
         patch_lora_layers(self.model)
         base = self.model.get_base_model()

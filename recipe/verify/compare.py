@@ -4,6 +4,7 @@ dvc.lock records an md5 of each output, so identical outputs need no second copy
 file is looked for in the user's recipe folder, in git and in DVC's cache.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from recipe.verify.rebuild import Rebuild, dvc_cache, show
 
 @dataclass(frozen=True)
 class Output:
-    """The result for one output. `files` is the number of files, and `differences` has a line for each that differs."""
+    """The result for one output. `differences` contains an entry for each file that differs."""
 
     stage: str
     path: str
@@ -25,29 +26,24 @@ class Output:
 
 def changed_sources(rebuild: Rebuild) -> list[str]:
     """Return the inputs that no stage produced, such as the rows, and whose content is not the recorded one."""
-    recorded, rebuilt = rebuild.lock("recorded"), rebuild.lock("rebuilt")
-    produced = {out["path"] for stage in recorded.values() for out in stage["outs"]}
-    return [
-        dep["path"]
-        for name, stage in recorded.items()
-        for dep in stage.get("deps", [])
-        if dep["path"] not in produced
-        and dep["md5"] not in {other["md5"] for other in rebuilt[name]["deps"] if other["path"] == dep["path"]}
-    ]
+    produced = {out["path"] for stage in rebuild.recorded.values() for out in stage["outs"]}
+    rebuilt, changed = rebuild.rebuilt(), []
+    for name in rebuild.stages:
+        here = {dep["path"]: dep["md5"] for dep in rebuilt[name]["deps"]}
+        recorded = {dep["path"]: dep["md5"] for dep in rebuild.recorded[name]["deps"]}
+        changed += [path for path, md5 in recorded.items() if path not in produced and here[path] != md5]
+    return changed
 
 
 def compare(rebuild: Rebuild, tolerance: float) -> list[Output]:
-    """Compare every output, in the order of the stages in dvc.lock. Numbers may differ by the fraction `tolerance`."""
-    rebuilt = rebuild.lock("rebuilt")
-    outputs = []
-    for name, stage in rebuild.lock("recorded").items():
-        found = {out["path"]: out for out in rebuilt[name]["outs"]}
-        for out in stage["outs"]:
-            path, other = out["path"], found[out["path"]]
-            differences = (
-                () if out["md5"] == other["md5"] else tuple(_differences(rebuild, path, out["md5"], tolerance))
-            )
-            outputs.append(Output(name, path, out.get("nfiles", 1), differences))
+    """Compare every output of the rebuilt stages. Numbers may differ by the fraction `tolerance`."""
+    rebuilt, outputs = rebuild.rebuilt(), []
+    for name in rebuild.stages:
+        here = {out["path"]: out["md5"] for out in rebuilt[name]["outs"]}
+        for out in rebuild.recorded[name]["outs"]:
+            path, md5 = out["path"], out["md5"]
+            differences = [] if here[path] == md5 else _differences(rebuild, path, md5, tolerance)
+            outputs.append(Output(name, path, out.get("nfiles", 1), tuple(differences)))
     return outputs
 
 
@@ -100,7 +96,5 @@ def _cached(cache: Path, md5: str) -> Path | None:
 
 
 def _md5(path: Path) -> str:
-    import hashlib
-
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from recipe.core.adapter import WEIGHTS
-from recipe.core.environment import LOCKS, installed_lock
+from recipe.core.environment import installed_lock, lock_name
 from recipe.core.io import read_json, sha256_file, write_json
 from recipe.core.paths import Paths, repository
 
@@ -24,11 +24,7 @@ INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx
 
 def environment(repository: Path, num_threads: int) -> dict[str, str]:
     """Return what can change the bytes of a training run, as {name: value}. GPUs are included if torch is loaded."""
-    processor = _processor()
-    lock = installed_lock()
-    names = [
-        name for name in LOCKS if (path := repository / "requirements" / name).is_file() and sha256_file(path) == lock
-    ]
+    processor, lock = _processor(), installed_lock()
     facts = {
         "processor": processor.get("model name", platform.machine()),
         "instruction sets": " ".join(name for name in INSTRUCTION_SETS if name in processor.get("flags", "").split()),
@@ -36,7 +32,7 @@ def environment(repository: Path, num_threads: int) -> dict[str, str]:
         "threads": str(num_threads),
         "system": f"{platform.system()}, {' '.join(platform.libc_ver())}".rstrip(", "),
         "python": platform.python_version(),
-        "lock": f"{names[0]} {lock[:12]}" if names else lock[:12],
+        "lock": f"{lock_name(repository / 'requirements', lock) or 'another lock'} {lock[:12]}",
         "image": os.environ.get("RECIPE_IMAGE", "none"),
     }
     for name in PACKAGES:

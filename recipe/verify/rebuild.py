@@ -2,7 +2,7 @@
 
 with Rebuild.of(Path(), "HEAD", stage=None) as rebuild:
     rebuild.run()
-    rebuild.lock("recorded"), rebuild.lock("rebuilt")    # dvc.lock before and after
+    rebuild.recorded, rebuild.rebuilt()    # the stages in dvc.lock, in the commit and after the rebuild
 
 The clone is in .recipe/verify/ of the recipe folder. If the command is interrupted, the clone remains, and the next
 command resumes there.
@@ -23,6 +23,7 @@ from ruamel.yaml import YAML
 
 from recipe.core.config import load_yaml
 from recipe.core.errors import MachineError, ParamsError, Stopped
+from recipe.core.git import git
 from recipe.core.io import file_lock, write_text
 from recipe.core.paths import read_paths
 
@@ -38,7 +39,8 @@ class Rebuild:
     repository: Path  # the user's repository
     commit: str
     clone: Path
-    stages: tuple[str, ...]  # the stages to rebuild, or () for all stages
+    recorded: dict[str, Any]  # all stages in the commit's dvc.lock
+    stages: tuple[str, ...]  # the stages to rebuild
 
     @property
     def place(self) -> Path:
@@ -67,16 +69,16 @@ class Rebuild:
                 write_text(root / CLONED, "")
             else:
                 print(f"resuming the rebuild of {commit[:12]} in {os.path.relpath(clone)}")
-            stages = tuple(locked_stages(show(repository, commit, folder / "dvc.lock")))
-            chosen = tuple(name for name in stages if stage in (name, name.split("@")[0]))
-            if not stages:
+            recorded = locked_stages(show(repository, commit, folder / "dvc.lock"))
+            if not recorded:
                 raise ParamsError(
                     f"commit {commit[:12]} has no dvc.lock in {os.path.relpath(folder, repository)}, so there is "
                     "nothing to compare with. Run `dvc repro`, and commit dvc.lock and metrics/."
                 )
-            if stage and not chosen:
-                raise ParamsError(f"dvc.lock has no stage {stage!r}. The stages are {', '.join(stages)}.")
-            yield cls(folder, repository, commit, clone, chosen)
+            chosen = tuple(name for name in recorded if stage in (None, name, name.split("@")[0]))
+            if not chosen:
+                raise ParamsError(f"dvc.lock has no stage {stage!r}. The stages are {', '.join(recorded)}.")
+            yield cls(folder, repository, commit, clone, recorded, chosen)
 
     def changes(self) -> str:
         """Return the paths of changed and untracked files in the user's repository, one per line."""
@@ -85,26 +87,22 @@ class Rebuild:
     def run(self) -> None:
         """Rebuild the stages. Raises MachineError if a stage fails."""
         self._link_sources()
-        config = ["config", "--local", "cache.dir"]
-        if self.stages:
-            # The inputs of a single stage come from the user's cache. Nothing is written to it.
+        config, alone = ["config", "--local", "cache.dir"], self.stages != tuple(self.recorded)
+        if alone:
+            # The outputs of the other stages come from the user's cache. Nothing is written to it.
             self._dvc(*config, dvc_cache(self.folder))
-            inputs = self._other_outputs()
-            if inputs and self._dvc("checkout", "-q", *inputs, check=False):
+            outputs = self._other_outputs()
+            if outputs and self._dvc("checkout", "-q", *outputs, check=False):
                 raise MachineError(
                     f"the recorded inputs of {', '.join(self.stages)} are not in DVC's cache. Run `dvc pull` or "
                     "`dvc repro`, or run `recipe verify` without --stage."
                 )
         self._dvc(*config, str(self.clone / ".dvc" / "cache"))
-        self._dvc("repro", "--no-run-cache", *(["--single-item", *self.stages] if self.stages else []))
+        self._dvc("repro", "--no-run-cache", *(["--single-item", *self.stages] if alone else []))
 
-    def lock(self, which: str) -> dict[str, Any]:
-        """Return the stages in the `recorded` dvc.lock, or in the one that was `rebuilt`."""
-        if which == "recorded":
-            text = show(self.repository, self.commit, self.folder / "dvc.lock")
-        else:
-            text = (self.place / "dvc.lock").read_text(encoding="utf-8")
-        return {name: stage for name, stage in locked_stages(text).items() if not self.stages or name in self.stages}
+    def rebuilt(self) -> dict[str, Any]:
+        """Return all stages in the clone's dvc.lock."""
+        return locked_stages((self.place / "dvc.lock").read_text(encoding="utf-8"))
 
     def remove(self) -> None:
         """Delete the clone."""
@@ -112,8 +110,8 @@ class Rebuild:
 
     def _other_outputs(self) -> list[str]:
         """Return the outputs of the stages that are not rebuilt. Outputs that are in git are already in the clone."""
-        stages = locked_stages(show(self.repository, self.commit, self.folder / "dvc.lock"))
-        paths = [out["path"] for name, stage in stages.items() if name not in self.stages for out in stage["outs"]]
+        others = [stage for name, stage in self.recorded.items() if name not in self.stages]
+        paths = [out["path"] for stage in others for out in stage["outs"]]
         receipt = read_paths(self.place).receipt  # no stage reads it, and DVC does not store it
         return [path for path in paths if not (self.place / path).exists() and self.place / path != receipt]
 
@@ -160,9 +158,10 @@ class Rebuild:
         previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             code = process.wait()
-            if signals:
+            if signals or code < 0:  # `dvc` was killed, and its stage saves a checkpoint
                 with file_lock(self.place / ".recipe" / "lock", wait=True):  # the stage holds it until it ends
                     pass
+            if signals:
                 raise Stopped("the verification was stopped. Run the same command to resume.", signals[0])
         finally:
             for number, handler in previous.items():
@@ -187,15 +186,3 @@ def show(repository: Path, commit: str, path: Path) -> str:
     """Return the content of a file in a commit, or an empty string if the commit does not contain the file."""
     name = f"{commit}:{path.relative_to(repository).as_posix()}"
     return git(repository, "show", name, check=False)
-
-
-def git(folder: Path, *arguments: str, check: bool = True) -> str:
-    """Return the output of a git command. Raises MachineError if it fails and `check` is true."""
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise MachineError("git is not installed. `recipe verify` needs it to clone the commit.") from None
-    if done.returncode and check:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise MachineError(f"`git {arguments[0]}` failed in {folder}: {reason}")
-    return done.stdout if done.returncode == 0 else ""
