@@ -41,6 +41,7 @@ ELSEWHERE = {
     "make bench": ("test_bench", "test_every_arm_trains_and_tokens_are_counted_in_the_same_way"),
     "make bench-prepare": ("test_documented_commands", "test_the_benchmarks_run"),
     "make bench-pipeline": ("test_documented_commands", "test_the_benchmarks_run"),
+    "python -m bench.kernels": ("test_documented_commands", "test_the_kernels_are_compared"),
     "python -m bench.duplicates": ("test_bench", "test_both_ways_to_find_duplicates_find_the_same_rows"),
     "make docker-check": ("test_container", "test_a_complete_host_gets_no_message"),
     "make docker-demo": ("test_docker", "test_the_demo_produces_the_same_lock_after_stops_a_kill_and_a_concurrent_run"),
@@ -157,6 +158,13 @@ def test_mlflow_ui_starts_and_prints_the_link_to_the_last_run(finished):
 @pytest.mark.parametrize("target", ["bench-prepare", "bench-pipeline"])
 def test_the_benchmarks_run(finished, target):
     assert run(finished, *MAKE, target).count("\n| ") > 2
+
+
+@pytest.mark.slow
+def test_the_kernels_are_compared(finished):
+    output = run(finished, "python", "-m", "bench.kernels", "--rounds", "1", "--steps", "2")
+    assert "| torch | " in output and "| portable | " in output
+    assert re.search(r"the portable kernels take \d+% of the time of torch's own kernels", output)
 
 
 @pytest.mark.long
