@@ -236,7 +236,7 @@ def run_recipe(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on:
         max_grad_norm=1.0, dtype=plan["dtype"], quantization=plan["quantization"],
         activation_checkpointing="on" if plan["activation_checkpointing"] else "off", seed=plan["seed"],
         num_threads=plan["num_threads"], logging_steps=plan["logging_steps"], save_steps=plan["save_steps"],
-        save_minutes=1000,
+        save_minutes=1000, keep_checkpoints=False,
     )  # fmt: skip
     lora = stage.LoraParams(
         r=16, alpha=32, dropout=0.05, target_modules=targets if isinstance(targets, str) else tuple(targets),

@@ -54,7 +54,7 @@ def paths_in(out, **changes):
 
     names = {
         "local": ".recipe", "raw": "raw", "base": "base", "prepared": "prepared", "analysis": "report",
-        "adapter": "adapter", "train_metrics": "train.json", "loss_curve": "loss.csv",
+        "adapter": "adapter", "training": "training", "train_metrics": "train.json", "loss_curve": "loss.csv",
         "evaluate_metrics": "evaluate.json", "evaluation": "report", "receipt": "registered.json",
     }  # fmt: skip
     return Paths(**{"folder": Path("/"), **{name: out / path for name, path in names.items()}, **changes})
@@ -246,6 +246,7 @@ def train_params():
             "logging_steps": 2,
             "save_steps": 4,
             "save_minutes": 10,
+            "keep_checkpoints": False,
         }
         return TrainParams(**{**values, **changes})
 

@@ -27,11 +27,10 @@ pin_processor(settings["train"]["dtype"])
 import torch, trl, transformers, peft
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from peft import LoraConfig
-from recipe.model.packed_attention import add_cu_seqlens, register_attention
-from recipe.tokens.packing import collate, add_loss_positions
+from recipe.model.packed_attention import register_attention
 from recipe.train.params import TrainParams
 from recipe.train.interrupt import Stop
-from recipe.train.sft import PackedTrainer, sft_config
+from recipe.train.sft import PackedTrainer, make_batch, sft_config
 from datasets import Dataset
 from pathlib import Path
 import numpy as np
@@ -50,12 +49,13 @@ def run(config, length):
     dtype = torch.bfloat16 if settings["train"]["dtype"] == "bfloat16" else torch.float32
     model = AutoModelForCausalLM.from_config(config, attn_implementation=settings["attention"], dtype=dtype)
     mask = np.arange(length) % 10 < 10 * settings["fraction"]
-    row = {"input_ids": np.arange(length) % 500, "completion_mask": mask, "seq_lengths": [length // 4] * 4}
+    row = {"input_ids": np.arange(length) % 500, "completion_mask": mask, "seq_lengths": [length // 4] * 4,
+           "rows": [0, 1, 2, 3]}
     rows = Dataset.from_list([row] * micro * 2)
     params = TrainParams(**settings["train"])
     trainer = PackedTrainer(
         model=model, args=sft_config(params, length, Path(settings["folder"])), train_dataset=rows,
-        data_collator=lambda rows: add_cu_seqlens(add_loss_positions(collate(rows, 0))),
+        data_collator=lambda rows: make_batch(rows, 0), row_names=lambda rows: [], num_checkpoints=None,
         processing_class=AutoTokenizer.from_pretrained(settings["tokenizer"]), stop=Stop(),
         peft_config=LoraConfig(
             r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
@@ -107,7 +107,7 @@ def test_the_estimate_is_within_15_percent_of_the_measured_peak(family, dtype, c
         "num_epochs": 1, "global_batch_size": micro, "micro_batch_tokens": micro * length, "learning_rate": 1e-4,
         "lr_schedule": "linear", "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "dtype": dtype,
         "quantization": "none", "activation_checkpointing": "on" if checkpointing else "off", "seed": 1,
-        "num_threads": 2, "logging_steps": 10, "save_steps": 10, "save_minutes": 10,
+        "num_threads": 2, "logging_steps": 10, "save_steps": 10, "save_minutes": 10, "keep_checkpoints": False,
     }  # fmt: skip
     settings = {
         "config": family, "values": values, "small": small, "length": length, "micro": micro, "fraction": fraction,

@@ -5,7 +5,15 @@ from conftest import plain_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.tokens.packing import IGNORED, add_loss_positions, collate, pack_best_fit, read_sequences, write_sequences
+from recipe.tokens.packing import (
+    IGNORED,
+    add_loss_positions,
+    collate,
+    pack_best_fit,
+    read_sequences,
+    rows_of_loss_positions,
+    write_sequences,
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -43,19 +51,20 @@ def test_lengths_with_a_long_tail_fill_the_sequences():
     assert sum(lengths) / (len(packed) * 1024) > 0.99
 
 
-def example(length, mask_start, first_id=0):
-    return np.arange(first_id, first_id + length), np.arange(length) >= mask_start
+def example(length, mask_start, first_id=0, row=0):
+    return np.arange(first_id, first_id + length), np.arange(length) >= mask_start, row
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(400, "uint16"), (1 << 16, "uint16"), (70_000, "uint32")])
 def test_sequences_round_trip_through_arrow_in_the_narrowest_dtype(tmp_path, vocab_size, dtype):
     path = tmp_path / "s.arrow"
-    write_sequences(path, [[example(3, 1), example(2, 0, 9)], [example(4, 2)]], vocab_size)
+    write_sequences(path, [[example(3, 1), example(2, 0, 9, row=70_000)], [example(4, 2, row=5)]], vocab_size)
     rows = read_sequences(path)
     assert rows[0]["input_ids"].tolist() == [0, 1, 2, 9, 10]
     assert rows.features["input_ids"].feature.dtype == dtype
     assert rows[0]["completion_mask"].tolist() == [False, True, True, True, True]
     assert rows[1]["seq_lengths"].tolist() == [4]
+    assert [row["rows"].tolist() for row in rows] == [[0, 70_000], [5]]
 
 
 def test_collate_marks_borders_and_ignores_first_tokens(tmp_path):
@@ -67,6 +76,14 @@ def test_collate_marks_borders_and_ignores_first_tokens(tmp_path):
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]]
     assert add_loss_positions(batch)["loss_positions"].tolist() == [0, 1, 3, 5]  # each before a label
     assert {tensor.dtype for tensor in add_loss_positions(batch).values()} == {torch.int64}
+
+
+def test_the_row_of_each_loss_position_is_known(tmp_path):
+    examples = [[example(3, 1, row=4), example(2, 0, 9, row=7)], [example(2, 0, 5, row=2)]]
+    write_sequences(tmp_path / "s.arrow", examples, 400)
+    sequences = [*read_sequences(tmp_path / "s.arrow")]
+    batch = add_loss_positions(collate(sequences, pad_token_id=7))
+    assert rows_of_loss_positions(sequences, 5, batch["loss_positions"]).tolist() == [4, 4, 7, 2]
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["by_document", "sdpa"])

@@ -18,15 +18,18 @@ STAGES = {name: entry.get("do", entry) for name, entry in PIPELINE["stages"].ite
 RUNS = ["fetch data", "fetch model", "prepare", "analyze", "train", "evaluate", "register"]
 OUTPUTS = {  # what each run writes
     "fetch data": ["raw"], "fetch model": ["base"], "prepare": ["prepared"], "analyze": ["analysis"],
-    "train": ["adapter", "train_metrics", "loss_curve"], "evaluate": ["evaluate_metrics", "evaluation"],
+    "train": ["adapter", "training", "train_metrics", "loss_curve"], "evaluate": ["evaluate_metrics", "evaluation"],
     "register": ["receipt"],
 }  # fmt: skip
 QUESTIONS = ["plan", "params", "params lora.r", "pin", "show", "chat", "chat --base", "link", "summary", "new other"]
+QUESTIONS += ["ledger", "ledger --step 1", "replay --step 1"]
 SLOW_QUESTIONS = {  # the outputs that they read; the other questions are asked in every state
     "plan": {"raw", "base", "prepared"},
     "chat": {"base", "prepared", "adapter", "train_metrics"},
     "chat --base": {"base", "prepared"},
     "new other": set(),
+    "ledger --step 1": {"prepared", "training", "train_metrics"},
+    "replay --step 1": {"training", "train_metrics"},
 }
 
 
@@ -109,9 +112,9 @@ ROWS = ("rows.arrow", "quarantine.jsonl", "train.arrow", "unused.json", "validat
 NOT_READ = {
     "prepare": ("base/manifest.json",),
     "analyze": ("base/manifest.json", "quarantine.jsonl", "validation.arrow", "prepared/validation.jsonl"),
-    "train": ("rows.arrow", "quarantine.jsonl", "unused.json", "forms.json", "validation.arrow", "validation.jsonl"),
+    "train": ("quarantine.jsonl", "unused.json", "forms.json", "validation.arrow", "validation.jsonl"),
     "evaluate": ("rows.arrow", "quarantine.jsonl", "train.arrow", "unused.json", "forms.json"),
-    "register": (*ROWS, "forms.json", ".svg", ".html", "lengths.csv", "summary.json"),
+    "register": (*ROWS, "forms.json", "ledger.jsonl", ".svg", ".html", "lengths.csv", "summary.json"),
 }
 DAMAGE = {
     "deleted": delete,

@@ -90,7 +90,7 @@ def train(
         num_epochs=1, global_batch_size=4, micro_batch_tokens=TOKENS, learning_rate=2e-4, lr_schedule="linear",
         warmup_ratio=0.1, weight_decay=0.0, max_grad_norm=1.0, dtype="auto", quantization=quantization,
         activation_checkpointing="on" if checkpointing else "off", seed=1, num_threads=os.cpu_count() or 1,
-        logging_steps=1000, save_steps=1000, save_minutes=1000,
+        logging_steps=1000, save_steps=1000, save_minutes=1000, keep_checkpoints=False,
     )  # fmt: skip
     lora = stage.LoraParams(r=16, alpha=32, dropout=0.05, target_modules="all-linear", untrained_tokens="train")
     plain = list(trainer.DEFAULT_CALLBACKS)

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from recipe.cli import context
+from recipe.cli.checks import CHECKS
 from recipe.cli.context import HERE
 from recipe.cli.group import Commands
 from recipe.cli.stages import COMMANDS
@@ -34,13 +35,14 @@ def main(ctx: click.Context) -> None:
         dvc repro                  run the pipeline
         recipe summary             print the results and where to find them
         recipe verify              rebuild the commit and compare every output
+        recipe ledger              print each step of the training; with --step, its rows
         recipe chat                chat with the trained adapter
         recipe new my-recipe --data rows.jsonl
     """
     configure_libraries(network=ctx.invoked_subcommand in NETWORK)
 
 
-for command in COMMANDS:
+for command in (*COMMANDS, *CHECKS):
     main.add_command(command)
 
 
@@ -213,32 +215,6 @@ def link(server: str) -> None:
     run, server = read_notes(context.paths().local).get("register", {}), server.rstrip("/")
     known = {"experiment_id", "run_id"} <= run.keys()
     click.echo(run_address(server, run["experiment_id"], run["run_id"]) if known else f"{server}/#/experiments")
-
-
-@main.command()
-@click.option("--stage", help="Rebuild only this stage, from the recorded outputs of the other stages.")
-@click.option(
-    "--tolerance", default=0.0, type=click.FloatRange(0), help="Accept numbers that differ by at most this fraction."
-)
-@click.option("--commit", default="HEAD", show_default=True, help="The commit to rebuild.")
-@click.option("--keep", is_flag=True, help="Keep the rebuild. By default, it is deleted if it is identical.")
-def verify(stage: str | None, tolerance: float, commit: str, keep: bool) -> None:
-    """Rebuild a commit, and compare each output with dvc.lock byte for byte.
-
-    Clones the commit into .recipe/verify/ and runs every stage there, without DVC's cache and without your MLflow
-    server. Prints which outputs are identical. For the others, prints the row, the tensor or the number that differs
-    first, and how this environment differs from that of the recorded run. If the command is interrupted, run it again
-    to resume. The exit code is 0 only if all outputs are identical.
-
-    \b
-        recipe verify
-        recipe verify --stage train --tolerance 0.001
-        recipe verify --commit v1.2
-    """
-    from recipe.cli.verify import verify
-
-    if not verify(commit, stage, tolerance, click.echo, keep=keep):
-        click.get_current_context().exit(1)
 
 
 @main.command()

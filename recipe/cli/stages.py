@@ -75,6 +75,16 @@ def services(stage: str, params: dict[str, Any], paths: Any, *, force: bool) -> 
     )  # fmt: skip
 
 
+def replay_step(step: int) -> bool:
+    """Compute a step of the last training again, and return whether it is identical to its record."""
+    from recipe.cli.replay import replay
+    from recipe.model.processor import pin_processor
+
+    params, paths = context.params(), context.paths()
+    pin_processor(params["train"].dtype)
+    return replay(step, params, paths, services("train", params, paths, force=True).fit_to_memory)
+
+
 def stage_command(stage: str) -> click.Command:
     """Return the command for a stage. Its help text is the docstring of the stage's package."""
     parts = PARTS.get(stage)

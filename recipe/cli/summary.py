@@ -51,6 +51,7 @@ def summary_text(paths: Paths, model_name: str) -> str:
     lines += [
         "",
         f"The data         {paths.analysis / 'index.html'}",
+        f"The training     {paths.training / 'index.html'}",
         f"The result       {paths.evaluation / 'index.html'}",
         "The experiments  make mlflow-ui",
         f"The model        models:/{model_name}@champion",

@@ -31,6 +31,7 @@ class Paths(SimpleNamespace):
     prepared: Path
     analysis: Path
     adapter: Path
+    training: Path
     train_metrics: Path
     loss_curve: Path
     evaluate_metrics: Path

@@ -2,7 +2,7 @@
 
 The full logits, which have shape (tokens, vocabulary), are never in memory.
 
-loss, num_correct = head_loss(hidden, head, labels)    # the summed cross-entropy, and the number of correct predictions
+loss, token_losses, num_correct = head_loss(hidden, head, labels)
 """
 
 from typing import Any
@@ -36,12 +36,13 @@ class _HeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor,
         rows: torch.Tensor | None, ids: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
         device = hidden.device.type
         # The head of a quantized base model is in fp32. Cast the weight once, not for every chunk.
         if torch.is_autocast_enabled(device):
             weight = weight.to(torch.get_autocast_dtype(device))
         loss = torch.zeros((), device=hidden.device)
+        token_losses = torch.empty(len(labels), device=hidden.device)
         num_correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
         grad = torch.empty_like(hidden) if hidden.requires_grad else None
         grad_rows = None if rows is None else torch.zeros_like(rows, dtype=torch.float32)
@@ -59,7 +60,8 @@ class _HeadLoss(torch.autograd.Function):
             del logits
             # The negative log softmax at the label equals the gap minus the log of the largest probability. The largest
             # probability can't underflow.
-            loss += (gap - probabilities.amax(-1).log()).sum()
+            token_losses[start : start + size] = gap - probabilities.amax(-1).log()
+            loss += token_losses[start : start + size].sum()
             if grad is not None or grad_rows is not None:
                 probabilities[indices, targets] -= 1  # d loss / d logits is the softmax, minus 1 at the label
             if grad is not None:
@@ -67,17 +69,19 @@ class _HeadLoss(torch.autograd.Function):
             if grad_rows is not None:
                 grad_rows += torch.mm(probabilities[:, ids].T, chunk.float())
         ctx.save_for_backward(grad, grad_rows)
-        ctx.mark_non_differentiable(num_correct)
-        return loss, num_correct
+        ctx.mark_non_differentiable(token_losses, num_correct)
+        return loss, token_losses, num_correct
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         grad, grad_rows = (None if saved is None else saved * grad_loss.to(saved.dtype) for saved in ctx.saved_tensors)
         return grad, None, None, None, grad_rows, None
 
 
-def head_loss(hidden: torch.Tensor, head: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the summed loss in fp32, and the number of tokens for which the label has the largest logit.
+def head_loss(hidden: torch.Tensor, head: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the summed loss, the loss of each token, and the number of tokens whose label has the largest logit.
+
+    The losses are in fp32 and in nats. The losses of the tokens, which have shape (tokens,), have no gradient.
 
     `hidden` has shape (tokens, hidden), and `labels` has shape (tokens,). The head is a linear layer, or PEFT's wrapper
     around a frozen linear layer in which some rows are trained. Other heads are not computed in chunks.
@@ -89,12 +93,13 @@ def head_loss(hidden: torch.Tensor, head: Any, labels: torch.Tensor) -> tuple[to
         rows, head = layer.trainable_tokens_delta[adapter], layer.base_layer
         ids = torch.tensor(layer.token_indices[adapter], device=rows.device)
     if is_frozen_linear(head):
-        loss, num_correct = _HeadLoss.apply(hidden.to(head.weight.dtype), head.weight, head.bias, labels, rows, ids)
-        return loss, num_correct
+        hidden = hidden.to(head.weight.dtype)
+        loss, token_losses, num_correct = _HeadLoss.apply(hidden, head.weight, head.bias, labels, rows, ids)
+        return loss, token_losses, num_correct
     assert rows is None, type(head)
     logits = head(hidden)
-    loss = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
-    return loss, (logits.detach().argmax(-1) == labels).sum()
+    token_losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    return token_losses.sum(), token_losses.detach(), (logits.detach().argmax(-1) == labels).sum()
 
 
 def logits_are_head_of_backbone(model: Any, backbone: Any, head: Any) -> bool:

@@ -1,10 +1,11 @@
 """Implements the prepare stage, which converts rows to token sequences.
 
 The stage reads data/raw/ and models/base/tokenizer/, and writes data/prepared/:
-    train.arrow         the packed sequences: input_ids, completion_mask (the tokens in the loss), seq_lengths
+    train.arrow         the packed sequences: input_ids, completion_mask (the tokens in the loss), seq_lengths, rows
     validation.arrow    the validation examples, one per sequence, in the order of validation.jsonl
     validation.jsonl    the prompts, completions and categories of the validation examples
-    rows.arrow          facts about each valid row: split, file, place, category, num_chars, num_tokens, num_before
+    rows.arrow          facts about each valid row: split, file, place, category, num_chars, num_tokens, num_before.
+                        The training rows come first; `rows` in train.arrow contains their numbers, counted from 0.
     quarantine.jsonl    the malformed rows that were dropped (with on_bad_row: drop), each with the reason
     unused.json         the columns and message keys that the template does not use, with row counts and examples
     forms.json          an example row for each form, showing which tokens are in the loss
@@ -123,7 +124,7 @@ def counts_meta(rows: TokenizedRows, num_sequences: int, max_length: int) -> dic
         "validation_sha256": sha256_bytes(
             b"".join(
                 ids.astype("<u4").tobytes() + completion_mask.tobytes()
-                for [(ids, completion_mask)] in validation_examples
+                for [(ids, completion_mask, _)] in validation_examples
             )
         ),
     }

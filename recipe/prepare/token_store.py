@@ -10,7 +10,7 @@ import numpy as np
 from recipe.core.errors import DataError
 from recipe.prepare.examples import SHOWN_MISTAKES, Example
 from recipe.prepare.tokenize import ROLES, Tokens
-from recipe.tokens.packing import token_dtype
+from recipe.tokens.packing import PackedExample, token_dtype
 
 
 class SplitTokens:
@@ -29,6 +29,7 @@ class SplitTokens:
         self.num_split = 0
         self._by_role = np.zeros((len(ROLES), 2), np.int64)  # the numbers of tokens and of loss tokens per role
         self._ids, self._completion_mask, self._ends = bytearray(), bytearray(), array("q", [0])
+        self._rows = array("I")  # the number of each kept row, counted from 0 and including the dropped rows
         self._files: list[str] = []
         self._places: list[str] = []
         self._categories: list[str] = []
@@ -64,6 +65,7 @@ class SplitTokens:
         self._ids += input_ids.astype(self.dtype).data
         self._completion_mask += completion_mask.data
         self._ends.append(self._ends[-1] + len(input_ids))
+        self._rows.append(len(self._files) - 1)
         return True
 
     @property
@@ -91,15 +93,15 @@ class SplitTokens:
         completion_mask, starts = np.frombuffer(self._completion_mask, bool), np.frombuffer(self._ends, np.int64)[:-1]
         return int(np.count_nonzero(completion_mask) - np.count_nonzero(completion_mask[starts]))
 
-    def sequences(self, packed: list[list[int]]) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-        """Yield each sequence as a list of rows, where a row is a pair (input_ids, completion_mask).
+    def sequences(self, packed: list[list[int]]) -> Iterator[list[PackedExample]]:
+        """Yield each sequence as a list of rows, each as (input_ids, completion_mask, number).
 
-        `packed` contains a list of row numbers for each sequence.
+        The number is the row's place in `facts`. `packed` contains the indices of kept rows for each sequence.
         """
         ids, completion_mask = np.frombuffer(self._ids, self.dtype), np.frombuffer(self._completion_mask, bool)
         for indices in packed:
-            places = [slice(self._ends[index], self._ends[index + 1]) for index in indices]
-            yield [(ids[place], completion_mask[place]) for place in places]
+            places = [(slice(self._ends[index], self._ends[index + 1]), self._rows[index]) for index in indices]
+            yield [(ids[place], completion_mask[place], row) for place, row in places]
 
     def facts(self, split: str) -> Any:
         """Return an Arrow table with the split, file, place, category and lengths of all rows, including dropped rows.

@@ -41,6 +41,7 @@ class Adapter:
     training: Path
     report: Path
     analysis: Path
+    ledger: Path
     template: str
     headline: str
     generations: list[dict[str, Any]]
@@ -148,6 +149,7 @@ def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], regi
             training=paths.train_metrics,
             report=paths.evaluation,
             analysis=paths.analysis,
+            ledger=paths.training,
             headline=headline(scores),
             generations=[answer_row(row) for row in generations],
             template=meta["template"],

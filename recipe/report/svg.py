@@ -13,6 +13,8 @@ from recipe.core.format import shorten
 LONGEST_LABEL = 60
 LONG_TAIL = 10
 CURVE_POINTS = 200
+SMOOTHED = 20
+MOST_POINTS = 2000  # a browser draws more points slowly, and nobody sees them
 BLUE, RED, INK, GRAY = "#3b6fb6", "#b3261e", "#3d4248", "#9aa2ab"
 
 
@@ -87,6 +89,31 @@ def pairs_of_bars(
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel(label)
         axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.spines["right"].set_visible(False)
+    return text.getvalue()
+
+
+def step_curve(steps: Sequence[int], values: Sequence[float], label: str, marked: Sequence[int] = ()) -> str:
+    """Draw a value by training step: a point per step, and the mean of the last SMOOTHED steps as a line.
+
+    The values at the indices in `marked` are circled and labeled with their step.
+    """
+    import numpy as np
+
+    with _drawing(7.5, 2.4) as (axes, text):
+        sums = np.cumsum([0.0, *values])
+        ends = np.arange(1, len(values) + 1)
+        starts = np.maximum(ends - SMOOTHED, 0)
+        shown = np.unique(np.linspace(0, len(values) - 1, MOST_POINTS).astype(int))
+        at = np.asarray(steps)
+        axes.plot(at[shown], np.asarray(values)[shown], ".", color=GRAY, markersize=3)
+        axes.plot(at[shown], ((sums[ends] - sums[starts]) / (ends - starts))[shown], color=BLUE, linewidth=1.4)
+        for index in marked:
+            axes.plot(steps[index], values[index], "o", color=RED, markersize=6, fillstyle="none")
+            axes.text(steps[index], values[index], f" step {steps[index]:,}", color=RED, va="center", fontsize=8)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel(label)
         axes.spines["right"].set_visible(False)
     return text.getvalue()
 

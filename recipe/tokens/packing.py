@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 IGNORED = -100  # the label that torch's cross entropy ignores
+PackedExample = tuple[np.ndarray, np.ndarray, int]  # input_ids, completion_mask and the number of the row
 
 
 def pack_best_fit(lengths: list[int], max_length: int) -> list[list[int]]:
@@ -49,12 +50,12 @@ def pack_best_fit(lengths: list[int], max_length: int) -> list[list[int]]:
     return sequences
 
 
-def write_sequences(path: Path, sequences: Iterable[list[tuple[np.ndarray, np.ndarray]]], vocab_size: int) -> None:
-    """Write sequences of (input_ids, completion_mask) examples as an Arrow stream that `datasets` can memory-map.
+def write_sequences(path: Path, sequences: Iterable[list[PackedExample]], vocab_size: int) -> None:
+    """Write sequences of examples as an Arrow stream that `datasets` can memory-map.
 
     Each column contains lists. `input_ids` is uint16, or uint32 if the vocabulary has more than 65,536 tokens.
-    `completion_mask` is bool and has the same length as `input_ids`. `seq_lengths` is uint32 and contains the lengths
-    of the examples.
+    `completion_mask` is bool and has the same length as `input_ids`. `seq_lengths` and `rows` are uint32 and contain
+    the lengths and the row numbers of the examples.
     """
     import pyarrow as pa
 
@@ -64,18 +65,21 @@ def write_sequences(path: Path, sequences: Iterable[list[tuple[np.ndarray, np.nd
             ("input_ids", pa.list_(ids)),
             ("completion_mask", pa.list_(pa.bool_())),
             ("seq_lengths", pa.list_(pa.uint32())),
+            ("rows", pa.list_(pa.uint32())),
         ]
     )
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for batch in batched(sequences, 1000):
             examples = [example for sequence in batch for example in sequence]
-            sizes = [sum(len(ids) for ids, _ in sequence) for sequence in batch]
+            sizes = [sum(len(ids) for ids, _, _ in sequence) for sequence in batch]
             values = [
-                np.concatenate([ids for ids, _ in examples]),
-                np.concatenate([completion_mask for _, completion_mask in examples]),
-                np.array([len(ids) for ids, _ in examples]),
+                np.concatenate([ids for ids, _, _ in examples]),
+                np.concatenate([completion_mask for _, completion_mask, _ in examples]),
+                np.array([len(ids) for ids, _, _ in examples]),
+                np.array([row for _, _, row in examples]),
             ]
-            counts = [sizes, sizes, [len(sequence) for sequence in batch]]
+            num_examples = [len(sequence) for sequence in batch]
+            counts = [sizes, sizes, num_examples, num_examples]
             arrays = [
                 pa.ListArray.from_arrays(
                     pa.array(np.concatenate([[0], np.cumsum(count)]), pa.int32()),
@@ -131,6 +135,21 @@ def add_loss_positions(batch: "dict[str, torch.Tensor]") -> "dict[str, torch.Ten
     completion_mask = batch["labels"].new_zeros(batch["labels"].shape, dtype=bool)
     completion_mask[:, :-1] = batch["labels"][:, 1:] != IGNORED
     return {**batch, "loss_positions": completion_mask.flatten().nonzero().flatten()}
+
+
+def rows_of_loss_positions(
+    sequences: list[dict[str, Any]], width: int, loss_positions: "torch.Tensor"
+) -> "torch.Tensor":
+    """Return the row number of each loss position of a batch, as an int64 tensor of shape (num_loss_positions,).
+
+    `sequences` are the sequences of the batch, and `width` is the length to which `collate` padded them.
+    """
+    import torch
+
+    rows = np.full((len(sequences), width), -1, dtype=np.int64)
+    for number, sequence in enumerate(sequences):
+        rows[number, : len(sequence["input_ids"])] = np.repeat(sequence["rows"], sequence["seq_lengths"])
+    return torch.from_numpy(rows).flatten()[loss_positions]
 
 
 def token_dtype(vocab_size: int) -> type:

@@ -58,6 +58,7 @@ class MlflowRegistry(Tracker):
                 mlflow.log_metrics(adapter.metrics)
                 mlflow.log_artifacts(str(adapter.report), "evaluation")
                 mlflow.log_artifacts(str(adapter.analysis), "analysis")
+                mlflow.log_artifacts(str(adapter.ledger), "training")
                 # log_table appends rows. If an earlier attempt failed after this step, the run already has the table.
                 logged = {artifact.path for artifact in self.client.list_artifacts(run_id)}
                 if adapter.generations and GENERATIONS not in logged:

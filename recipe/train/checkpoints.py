@@ -17,14 +17,16 @@ from recipe.core.io import read_json, sha256_file, write_json
 
 LIST = "complete.json"
 SAVING = "saving"  # the temporary folder
-KEPT = 2  # if the newest checkpoint is damaged, training resumes from the one before
+KEPT = "kept"  # the folder in .recipe for the checkpoints of a complete training
+NUM_KEPT = 2  # if the newest checkpoint is damaged, training resumes from the one before
 
 
 @contextmanager
-def new_checkpoint(folder: Path, step: int) -> Iterator[Path]:
+def new_checkpoint(folder: Path, step: int, num_kept: int | None = NUM_KEPT) -> Iterator[Path]:
     """Yield a temporary folder, in which the block must create `checkpoint-STEP`, and move the result to `folder`.
 
-    Deletes all but the newest checkpoints. If the block fails, `folder` keeps its checkpoints.
+    Deletes all but the newest `num_kept` checkpoints, unless it is None. If the block fails, `folder` keeps its
+    checkpoints.
     """
     saving, name = folder / SAVING, f"checkpoint-{step}"
     shutil.rmtree(saving, ignore_errors=True)
@@ -37,8 +39,9 @@ def new_checkpoint(folder: Path, step: int) -> Iterator[Path]:
         _sync(folder)
     finally:
         shutil.rmtree(saving, ignore_errors=True)
-    for old in _checkpoints(folder)[KEPT:]:
-        shutil.rmtree(old)
+    if num_kept is not None:
+        for old in checkpoints_in(folder)[num_kept:]:
+            shutil.rmtree(old)
 
 
 def mark_complete(checkpoint: Path) -> None:
@@ -71,13 +74,25 @@ def is_last(checkpoint: Path) -> bool:
 
 def newest_complete(folder: Path) -> Path | None:
     """Return the newest complete checkpoint, or None, after deleting any newer damaged checkpoints."""
-    for checkpoint in _checkpoints(folder):
+    for checkpoint in checkpoints_in(folder):
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint
         print(f"{checkpoint.name} can't be used, because {problem}; deleting it")
         shutil.rmtree(checkpoint)
     return None
+
+
+def keep(checkpoints: Path, kept: Path, wanted: bool) -> None:
+    """Delete the checkpoints of a complete training, or move them to the folder `kept` if they are wanted.
+
+    Deletes the kept checkpoints of earlier trainings.
+    """
+    shutil.rmtree(kept, ignore_errors=True)
+    if wanted and checkpoints.is_dir():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        checkpoints.rename(kept)
+    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def remove_others(folder: Path, key: str) -> None:
@@ -95,7 +110,7 @@ def remove_others(folder: Path, key: str) -> None:
     print(f"deleted the checkpoints of {count} with other settings ({size / 1e6:,.0f} MB)")
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def checkpoints_in(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder. The newest one is first."""
     paths = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)

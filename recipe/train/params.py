@@ -55,6 +55,7 @@ class TrainParams(Section):
     logging_steps: int = Field(ge=1)
     save_steps: int = Field(ge=1)
     save_minutes: float = Field(gt=0, description="maximum time between two checkpoints")
+    keep_checkpoints: bool = Field(description="keep all checkpoints after training, for `recipe replay`")
 
     def num_steps(self, num_sequences: int) -> int:
         """Return the number of optimizer steps for `num_sequences` training sequences."""

@@ -5,6 +5,7 @@ The train stage imports this module inside a function, because torch and trl tak
 
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from recipe.core.errors import TrainingError
 from recipe.core.io import read_json, write_json
 from recipe.model.chunked_loss import head_loss, logits_are_head_of_backbone
 from recipe.model.fused_lora import patch_lora_layers
-from recipe.model.packed_attention import CU_SEQLENS, NAME
+from recipe.model.packed_attention import CU_SEQLENS, NAME, add_cu_seqlens
 from recipe.model.processor import torch_dtype
+from recipe.tokens.packing import add_loss_positions, collate, rows_of_loss_positions
 from recipe.train.checkpoints import new_checkpoint
 from recipe.train.interrupt import Stop
+from recipe.train.ledger import Ledger, worst_rows
 from recipe.train.params import TrainParams
 
+NAMED_ROWS = 5  # in an error message
 LOG_STATE = "log_state.json"  # the sums since the last log point, which transformers does not save
 
 
@@ -59,6 +63,16 @@ def sft_config(params: TrainParams, max_length: int, checkpoints: Path) -> Any:
     )
 
 
+def make_batch(sequences: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
+    """Return the inputs of PackedTrainer for a micro-batch of sequences: what `collate` returns and more.
+
+    The other inputs are `loss_positions`, `rows` (the row number of each loss position), and those of the attention.
+    """
+    batch = add_loss_positions(collate(sequences, pad_token_id))
+    rows = rows_of_loss_positions(sequences, batch["input_ids"].shape[1], batch["loss_positions"])
+    return {**add_cu_seqlens(batch), "rows": rows}
+
+
 class StoppedWithinStep(Exception):
     """A signal has stopped training before all micro-batches of a step were computed."""
 
@@ -75,10 +89,18 @@ class PackedTrainer(SFTTrainer):
 
     A checkpoint is complete or absent. It contains everything that the remaining steps depend on, so training can
     resume after any step. After a signal, training stops within one micro-batch.
+
+    `ledger` records every step. `row_names` returns the files and places of the rows with the given numbers, for error
+    messages. Only the newest `num_checkpoints` checkpoints are kept, or all checkpoints if it is None.
     """
 
-    def __init__(self, *args: Any, stop: Stop, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, stop: Stop, row_names: Callable[[list[int]], list[str]], num_checkpoints: int | None,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs)
+        self.ledger, self.row_names, self.num_checkpoints = Ledger(), row_names, num_checkpoints
+        self.micro_batch: tuple[torch.Tensor, torch.Tensor | None] | None = None  # the rows and the token losses
         self.stop, self.saved_step, self.checkpoint_folder = stop, -1, Path(self.args.output_dir)
         self.after_step: dict[str, Any] | None = None  # what `_capture` returned after the last complete step
         patch_lora_layers(self.model)
@@ -102,8 +124,9 @@ class PackedTrainer(SFTTrainer):
         """
         cu_seqlens = {name: inputs.pop(name) for name in CU_SEQLENS if name in inputs}
         attention_inputs = cu_seqlens if self.model.config._attn_implementation == NAME else {}
-        positions = inputs.pop("loss_positions")
+        positions, rows = inputs.pop("loss_positions"), inputs.pop("rows")
         if not self.loss_positions_only:
+            self.micro_batch = (rows, None)
             inputs.update(attention_inputs)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         assert not return_outputs
@@ -111,7 +134,8 @@ class PackedTrainer(SFTTrainer):
             options = {"position_ids": inputs["position_ids"], "use_cache": False, **attention_inputs}
             hidden = self.backbone(inputs["input_ids"], **options)[0]
             labels = inputs["labels"].flatten()[positions + 1]
-            loss, num_correct = head_loss(hidden.flatten(0, 1)[positions], self.head, labels)
+            loss, token_losses, num_correct = head_loss(hidden.flatten(0, 1)[positions], self.head, labels)
+        self.micro_batch = (rows, token_losses)
         self.num_correct += num_correct
         self.num_scored += len(labels)
         return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
@@ -126,7 +150,10 @@ class PackedTrainer(SFTTrainer):
                 self._restore(self.after_step)
                 self._save_checkpoint(self.model, None)
             raise StoppedWithinStep
-        return super().training_step(*args, **kwargs)
+        loss = super().training_step(*args, **kwargs)
+        assert self.micro_batch is not None
+        self.ledger.add(loss, *self.micro_batch)
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the metrics, and the fraction of recent loss positions at which the model ranked the label first.
@@ -145,13 +172,23 @@ class PackedTrainer(SFTTrainer):
         The optimizer has not used the gradients yet, so the adapter and the last checkpoint are still valid.
         """
         norm = super()._clip_grad_norm(model)
-        if not (math.isfinite(norm) and math.isfinite(self._tr_loss)):
+        step, loss, rate = self.state.global_step + 1, self.ledger.step_loss(), self._get_learning_rate()
+        if not (math.isfinite(norm) and math.isfinite(loss)):
             raise TrainingError(
-                f"the loss is {self._tr_loss.item():g} and the gradient norm is {float(norm):g} in step "
-                f"{self.state.global_step + 1}, with a learning rate of {self._get_learning_rate():g}. Lower "
-                "train.learning_rate or raise train.warmup_ratio."
+                f"the loss is {loss:g} and the gradient norm is {float(norm):g} in step {step}, with a learning rate "
+                f"of {rate:g}. Lower train.learning_rate or raise train.warmup_ratio.{self._describe_worst_rows()}"
             )
+        self.ledger.end_step(step, float(norm), rate)
         return norm
+
+    def _describe_worst_rows(self) -> str:
+        """Return a list of the rows of the current step with the highest losses, or an empty string if unknown."""
+        records = worst_rows(self.ledger.step_rows(), NAMED_ROWS)
+        if not records:
+            return ""
+        names = self.row_names([row for row, _, _ in records])
+        lines = [f"\n  {name}: {loss:g}" for name, (_, loss, _) in zip(names, records, strict=True)]
+        return " The rows with the highest loss in this step:" + "".join(lines)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -167,17 +204,19 @@ class PackedTrainer(SFTTrainer):
             raise TrainingError(
                 f"the adapter has NaN or infinite weights after step {step}. Lower train.learning_rate."
             )
-        with new_checkpoint(Path(self.args.output_dir), step) as self.checkpoint_folder:
+        with new_checkpoint(Path(self.args.output_dir), step, self.num_checkpoints) as self.checkpoint_folder:
             super()._save_checkpoint(model, trial)
-            state = self._capture()["log"]
-            write_json(self.checkpoint_folder / f"checkpoint-{step}" / LOG_STATE, state)
+            folder = self.checkpoint_folder / f"checkpoint-{step}"
+            write_json(folder / LOG_STATE, self._capture()["log"])
+            self.ledger.write(folder)
         self.saved_step = step
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Restore the generators and, from the same checkpoint, the sums since the last log point."""
+        """Restore the generators and, from the same checkpoint, the ledger and the sums since the last log point."""
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
             self._restore({"log": read_json(Path(checkpoint) / LOG_STATE)})
+            self.ledger.read(Path(checkpoint))
 
     def _capture(self) -> dict[str, Any]:
         """Return the generators' states and the sums since the last log point."""

@@ -1,9 +1,13 @@
 """Implements the train stage, which trains a LoRA adapter on the packed sequences with TRL's SFTTrainer.
 
-The stage reads data/prepared/ and models/base/, and writes models/adapter/ (in PEFT's format), metrics/train.json and
-metrics/loss.csv. If a run is killed, the next run resumes from the last complete checkpoint in .recipe/checkpoints/ and
-produces the same bytes as an uninterrupted run. After SIGINT or SIGTERM, a run saves a checkpoint within a micro-batch
-and stops.
+The stage reads data/prepared/ and models/base/, and writes:
+    models/adapter/       the adapter in PEFT's format
+    reports/training/     the report, and ledger.jsonl with a record of each step
+    metrics/train.json    the last loss and the sizes
+    metrics/loss.csv      the loss curve
+
+If a run is killed, the next run resumes from the last complete checkpoint in .recipe/checkpoints/ and produces the same
+bytes as an uninterrupted run. After SIGINT or SIGTERM, a run saves a checkpoint within a micro-batch and stops.
 
     recipe train
 """
@@ -22,16 +26,17 @@ from recipe.core.paths import Paths
 from recipe.core.quantized import check_quantization
 from recipe.core.services import Log, Services
 from recipe.model.load import find_base, load_base, save_adapter
-from recipe.model.packed_attention import add_cu_seqlens
 from recipe.model.processor import be_deterministic, pin_processor, torch_dtype
 from recipe.model.targets import peft_config
 from recipe.model.untrained_tokens import prepare_rows, untrained_tokens
 from recipe.report.loss_curve import curve_text, last_loss
-from recipe.tokens.packing import add_loss_positions, collate, read_sequences
+from recipe.tokens.packing import read_sequences
 from recipe.tokens.tokenizer import load_tokenizer
-from recipe.train.checkpoints import is_last, newest_complete, remove_others
+from recipe.train.checkpoints import KEPT, NUM_KEPT, is_last, keep, newest_complete, remove_others
 from recipe.train.interrupt import Stop
+from recipe.train.ledger import row_names
 from recipe.train.params import LoraParams, TrainParams
+from recipe.train.report import write_report
 
 if TYPE_CHECKING:
     from recipe.train.progress import Progress
@@ -47,8 +52,6 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
 
     from recipe.train.progress import Progress
 
-    # PEFT warns when it saves resized embeddings in a checkpoint. The warning is harmless: the embeddings are frozen.
-    warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")
     be_deterministic(params.num_threads)
     stop = Stop()
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
@@ -64,9 +67,12 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
         if not is_trained(target):
             raise TrainingError("training did not change the adapter. Raise train.learning_rate or train.num_epochs.")
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    with new_folder(paths.training) as target:
+        trainer.ledger.write(target)
+        write_report(target, trainer, paths.prepared / "rows.arrow")
     write_text(paths.loss_curve, curve_text(history))
     write_json(paths.train_metrics, train_metrics(trainer, history, params, meta))
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    keep(checkpoints, paths.local / KEPT, params.keep_checkpoints)
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_memory()
     return {"seconds": round(seconds, 2), "peak_memory_bytes": peak}
 
@@ -82,8 +88,10 @@ def make_trainer(
     from peft import prepare_model_for_kbit_training
     from transformers import PrinterCallback
 
-    from recipe.train.sft import PackedTrainer, sft_config
+    from recipe.train.sft import PackedTrainer, make_batch, sft_config
 
+    # PEFT warns when it saves resized embeddings in a checkpoint. The warning is harmless: the embeddings are frozen.
+    warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")
     assert params.activation_checkpointing != "auto"  # `run` has already replaced `auto` with on or off
     source = find_base(manifest, paths.folder)
     check_quantization(read_json(source / "config.json"), manifest["id"], params.quantization)
@@ -99,6 +107,7 @@ def make_trainer(
         )
     sequences = read_sequences(paths.prepared / "train.arrow")
     check_count(paths.prepared / "train.arrow", len(sequences), meta["sequences"]["train"])
+    check_rows(paths.prepared, meta)
     tokens = [] if lora.untrained_tokens == "ignore" else tokens_to_train(lora, model, tokenizer, sequences)
     adapter_config = peft_config(lora, model, tokens)
     config = sft_config(params, meta["max_length"], checkpoints)
@@ -107,16 +116,24 @@ def make_trainer(
     trainer = PackedTrainer(
         model=model,
         args=config,
-        data_collator=lambda rows: add_cu_seqlens(add_loss_positions(collate(rows, meta["pad_token_id"]))),
+        data_collator=lambda rows: make_batch(rows, meta["pad_token_id"]),
         train_dataset=sequences,
         processing_class=tokenizer,
         peft_config=adapter_config,
         callbacks=[progress],
         stop=progress.stop,
+        row_names=lambda rows: row_names(paths.prepared / "rows.arrow", rows),
+        num_checkpoints=None if params.keep_checkpoints else NUM_KEPT,
     )
     prepare_rows(trainer.model)
     trainer.remove_callback(PrinterCallback)  # Progress prints shorter lines
     return trainer
+
+
+def check_rows(prepared: Path, meta: dict[str, Any]) -> None:
+    """Raise DataError if rows.arrow, which contains the files and lines of the rows, is damaged."""
+    path, rows = prepared / "rows.arrow", meta["rows"]
+    check_count(path, len(read_sequences(path)), rows["read"] - rows["quarantined"])
 
 
 def tokens_to_train(lora: LoraParams, model: Any, tokenizer: Any, sequences: Any) -> list[int]:
@@ -210,7 +227,7 @@ def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
         cost = train(params["lora"], train_params, paths, paths.local / "checkpoints" / key, log)
         log(cost, 0)
     remove_others(paths.local / "checkpoints", key)
-    services.remember(cost)
+    services.remember({**cost, "training": key})
     return f"adapter: {paths.adapter} ({cost['seconds']:.0f} s of training)"
 
 
