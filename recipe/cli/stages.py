@@ -13,6 +13,7 @@ import click
 from recipe.cli import context
 from recipe.cli.context import HERE, STAGES
 
+HUNGRY = ("train", "evaluate")  # the stages that need much memory
 PARTS = {"fetch": ("data", "model")}  # DVC runs these stages once for each part
 
 
@@ -22,17 +23,23 @@ def run_stage(stage: str, part: str | None, *, force: bool) -> None:
     Raises RecipeError if the stage fails or can't start, for example because another stage is running in this folder.
     """
     from recipe.cli.run_metadata import die_with_parent, end_if_asked, record_stage
+    from recipe.cli.supervise import supervise
+    from recipe.core.disk import disk_space
     from recipe.core.environment import check_installed_lock
     from recipe.core.io import file_lock
     from recipe.core.paths import repository
+    from recipe.planning.output_size import output_bytes
     from recipe.verify.environment import record_environment
 
     params, paths = context.params(), context.paths()
     check_installed_lock(repository(HERE) / "requirements")
     die_with_parent()
+    if stage in HUNGRY:
+        supervise(f"the {stage} stage", params[stage].memory_advice(), die_with_parent)
     name = f"{stage}@{part}" if part else stage
     run = getattr(import_module(f"recipe.{stage}.stage"), f"run_{part}" if part else "run")
-    with file_lock(paths.local / "lock", "a stage"), record_stage(paths.local, name):
+    space = disk_space(paths.folder, output_bytes(stage, params, paths), f"The {stage} stage")
+    with space, file_lock(paths.local / "lock", "a stage"), record_stage(paths.local, name):
         end_if_asked()
         click.echo(run(params, paths, services(stage, params, paths, force=force)))
         if stage == "train":

@@ -24,6 +24,7 @@ from recipe.evaluate.report import about, pictures, report_page
 from recipe.evaluate.score import Scores, batches, score
 from recipe.model.generate import answer, max_positions
 from recipe.model.load import load_trained
+from recipe.model.memory import out_of_memory
 from recipe.model.processor import be_deterministic, pin_processor
 from recipe.report.comparison import VARIANTS, Groups, ScoredRow, by_group, headline, overall
 from recipe.tokens.packing import read_sequences
@@ -67,7 +68,15 @@ def compared_rows(
 
 
 def evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[str, Any]:
-    """Score the base model and the adapter, write the metrics and the report, and return the metrics."""
+    """Score the base model and the adapter, write the metrics and the report, and return the metrics.
+
+    Raises TrainingError if memory runs out.
+    """
+    with out_of_memory("the evaluation", params.memory_advice()):
+        return _evaluate(params, paths, progress)
+
+
+def _evaluate(params: EvaluateParams, paths: Paths, progress: Progress) -> dict[str, Any]:
     tasks = load_tasks(params.tasks) if params.tasks else {}
     be_deterministic(NUM_THREADS)
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")

@@ -57,6 +57,13 @@ class TrainParams(Section):
     save_minutes: float = Field(gt=0, description="maximum time between two checkpoints")
     keep_checkpoints: bool = Field(description="keep all checkpoints after training, for `recipe replay`")
 
+    def memory_advice(self) -> str:
+        """Return a sentence that says which keys to change if training runs out of memory."""
+        return (
+            f"Lower train.micro_batch_tokens (now {self.micro_batch_tokens}), or set train.activation_checkpointing: "
+            f"on (now {self.activation_checkpointing}) or train.quantization: nf4 (now {self.quantization})."
+        )
+
     def num_steps(self, num_sequences: int) -> int:
         """Return the number of optimizer steps for `num_sequences` training sequences."""
         return math.ceil(math.ceil(num_sequences / self.global_batch_size) * self.num_epochs)

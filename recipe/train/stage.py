@@ -15,10 +15,12 @@ bytes as an uninterrupted run. After SIGINT or SIGTERM, a run saves a checkpoint
 import shutil
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.core.adapter import is_trained
+from recipe.core.disk import disk_space
 from recipe.core.environment import installed_lock
 from recipe.core.errors import ParamsError, Stopped, TrainingError
 from recipe.core.io import check_count, new_folder, read_json, write_json, write_text
@@ -26,6 +28,7 @@ from recipe.core.paths import Paths
 from recipe.core.quantized import check_quantization
 from recipe.core.services import Log, Services
 from recipe.model.load import find_base, load_base, save_adapter
+from recipe.model.memory import out_of_memory, peak_memory
 from recipe.model.processor import be_deterministic, pin_processor, torch_dtype
 from recipe.model.targets import peft_config
 from recipe.model.untrained_tokens import prepare_rows, untrained_tokens
@@ -58,23 +61,35 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
     params.check_warmup(meta["sequences"]["train"])
     tokens_per_step = meta["tokens"]["train"] / meta["sequences"]["train"] * params.global_batch_size
     progress = Progress(log, tokens_per_step, stop, params.save_minutes * 60)
-    trainer = make_trainer(lora, params, paths, manifest, meta, checkpoints, progress)
+    with out_of_memory("training", params.memory_advice()):
+        trainer = make_trainer(lora, params, paths, manifest, meta, checkpoints, progress)
     started = time.monotonic()
-    fit(trainer, params, checkpoints, stop)
-    seconds = time.monotonic() - started
+    with disk_space(paths.folder, needed_bytes(trainer, params), "The train stage"):
+        fit(trainer, params, checkpoints, stop)
+        seconds = time.monotonic() - started
+        write_outputs(trainer, params, paths, manifest, meta)
+    keep(checkpoints, paths.local / KEPT, params.keep_checkpoints)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory()
+    return {"seconds": round(seconds, 2), "peak_memory_bytes": peak}
+
+
+def write_outputs(
+    trainer: "PackedTrainer", params: TrainParams, paths: Paths, manifest: dict[str, Any], meta: dict[str, Any]
+) -> None:
+    """Write the adapter, the report, the loss curve and the metrics.
+
+    Raises TrainingError if training did not change the adapter.
+    """
     with new_folder(paths.adapter) as target:
         save_adapter(trainer.model, target, manifest)
         if not is_trained(target):
             raise TrainingError("training did not change the adapter. Raise train.learning_rate or train.num_epochs.")
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
     with new_folder(paths.training) as target:
         trainer.ledger.write(target)
         write_report(target, trainer, paths.prepared / "rows.arrow")
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
     write_text(paths.loss_curve, curve_text(history))
     write_json(paths.train_metrics, train_metrics(trainer, history, params, meta))
-    keep(checkpoints, paths.local / KEPT, params.keep_checkpoints)
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_memory()
-    return {"seconds": round(seconds, 2), "peak_memory_bytes": peak}
 
 
 def make_trainer(
@@ -130,6 +145,17 @@ def make_trainer(
     return trainer
 
 
+def needed_bytes(trainer: "PackedTrainer", params: TrainParams) -> int:
+    """Return about how many bytes the checkpoints and the adapter need on the disk.
+
+    A checkpoint contains the adapter and the two moments of AdamW for each of its weights.
+    """
+    weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    steps = params.num_steps(len(trainer.train_dataset))
+    num_checkpoints = NUM_KEPT + 1 if not params.keep_checkpoints else steps // params.save_steps + 2
+    return sum(weight.numel() * weight.element_size() for weight in weights) * (1 + 3 * num_checkpoints)
+
+
 def check_rows(prepared: Path, meta: dict[str, Any]) -> None:
     """Raise DataError if rows.arrow, which contains the files and lines of the rows, is damaged."""
     path, rows = prepared / "rows.arrow", meta["rows"]
@@ -170,8 +196,6 @@ def fit(trainer: "PackedTrainer", params: TrainParams, checkpoints: Path, stop: 
 
     Raises Stopped if a signal stopped training before the last step, and TrainingError if training ran out of memory.
     """
-    import torch
-
     from recipe.train.sft import StoppedWithinStep
 
     newest = newest_complete(checkpoints)
@@ -181,18 +205,8 @@ def fit(trainer: "PackedTrainer", params: TrainParams, checkpoints: Path, stop: 
         newest = newest_complete(checkpoints)
     if newest:
         print(f"resuming from {newest.name}")
-    try:
-        with stop:
-            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    except StoppedWithinStep:
-        pass
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise TrainingError(
-                f"training ran out of memory with {params.micro_batch_tokens} tokens per micro-batch. Lower "
-                "train.micro_batch_tokens, or set train.activation_checkpointing: on or train.quantization: nf4."
-            ) from None
-        raise
+    with suppress(StoppedWithinStep), out_of_memory("training", params.memory_advice()), stop:
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if stop.signal_number and trainer.state.global_step < trainer.state.max_steps:
         done = f"{trainer.state.global_step} of {trainer.state.max_steps}"
         raise Stopped(f"training was stopped after step {done}. Run `dvc repro` to resume.", stop.signal_number)
@@ -229,10 +243,3 @@ def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
     remove_others(paths.local / "checkpoints", key)
     services.remember({**cost, "training": key})
     return f"adapter: {paths.adapter} ({cost['seconds']:.0f} s of training)"
-
-
-def _peak_memory() -> int:
-    """Return the peak resident memory of this process so far, in bytes."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
