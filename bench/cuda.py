@@ -68,11 +68,13 @@ def isolation(base: Path) -> float:
     """
     import torch
 
+    from recipe.core.io import sha256_file
     from recipe.model.load import load_base
     from recipe.model.packed_attention import add_cu_seqlens
     from recipe.tokens.packing import collate
 
-    manifest = {"id": "x", "path": str(base), "converted": False, "remote_code": False, "files": []}
+    files = [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in base.iterdir()]
+    manifest = {"id": "x", "path": str(base), "converted": False, "remote_code": False, "files": files}
     model = load_base(manifest, Path("/"), 0, packed=True)
     print(f"attention: {model.config._attn_implementation}, on {model.device}")
     torch.manual_seed(0)

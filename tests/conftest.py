@@ -41,10 +41,13 @@ def write_jsonl(path, rows):
 
 
 def plain_base(folder, num_tokens=0, **options):
-    """Load the base model in a folder without a check of its files."""
+    """Load the base model in a folder from the files that are in it."""
+    from recipe.core.io import sha256_file
     from recipe.model.load import load_base
 
-    manifest = {"id": "tiny", "path": str(folder), "converted": False, "remote_code": False, "files": []}
+    manifest = {"id": "tiny", "path": str(folder), "converted": False, "remote_code": False, "files": [
+        {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in folder.iterdir()
+    ]}  # fmt: skip
     return load_base(manifest, Path("/"), num_tokens, **options)
 
 

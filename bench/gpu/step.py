@@ -47,6 +47,7 @@ def prepared_rows() -> Path:
     """
     from recipe.cli.context import sections
     from recipe.core.config import read_params
+    from recipe.core.io import sha256_file
     from recipe.fetch.stage import base_tokenizer, fetch_data
     from recipe.prepare.stage import prepare
     from recipe.tokens.tokenizer import give_padding_token
@@ -63,7 +64,12 @@ def prepared_rows() -> Path:
     give_padding_token(tokenizer)
     tokenizer.save_pretrained(folder / "base/tokenizer")
     manifest = {"id": "shape", "revision": None, "sha256": "0" * 64, "path": str(WORK / "base"), "converted": False}
-    (folder / "base/manifest.json").write_text(json.dumps({**manifest, "remote_code": False, "files": []}))
+    files = [
+        {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in (WORK / "base").iterdir()
+        if path.is_file()
+    ]
+    (folder / "base/manifest.json").write_text(json.dumps({**manifest, "remote_code": False, "files": files}))
     params = read_params(ROOT / "params.yaml", sections())
     from_folder = {"source": str(folder / "rows"), "sha256": None, "validation_split": None}
     data = params["data"].model_copy(update=from_folder)

@@ -1,22 +1,27 @@
 """Checks that a base model matches its config, and that this recipe can train the model.
 
-    check_architecture(Path("models/llama"), "my/llama")    # raises DataError if a tensor is missing
+    check_architecture(Path("models/llama"), ["config.json", "model.safetensors"], "my/llama")
+    # raises DataError if a tensor is missing
 
 The model is loaded on the meta device, so that only the headers of the weight files are read. Weights that are already
 quantized are an exception: they are read completely, because bitsandbytes needs their values to load them.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from recipe.core.errors import DataError
 from recipe.core.format import first_line
 from recipe.core.io import read_json
+from recipe.core.listed_files import only_files
 from recipe.core.loading import describe_mismatches, mismatches
 from recipe.core.quantized import stored_quantization
 
 
-def check_architecture(folder: Path, name: str) -> None:
+def check_architecture(folder: Path, files: Iterable[str], name: str) -> None:
     """Check the names and shapes of the weights in a model's folder against the architecture in its config.
+
+    Only `files` are read.
 
     Raises DataError if a tensor is missing, has a different shape, or is not part of the model. For example, a tensor
     would be left over if the config had fewer layers than the weights.
@@ -31,9 +36,11 @@ def check_architecture(folder: Path, name: str) -> None:
     logging.set_verbosity(logging.CRITICAL)  # otherwise transformers prints a table of the differences
     logging.disable_progress_bar()
     try:
-        _, info = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, device_map=device, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with only_files(folder, files) as listed:
+            _, info = AutoModelForCausalLM.from_pretrained(
+                listed, local_files_only=True, device_map=device, output_loading_info=True,
+                ignore_mismatched_sizes=True, use_safetensors=True,
+            )  # fmt: skip
     except (OSError, ValueError, ImportError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
         raise DataError(f"transformers can't load the base model in {folder}: {first_line(error)}") from None
     finally:

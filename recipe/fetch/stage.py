@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from recipe.core.adapter import CONFIG as ADAPTER_CONFIG
 from recipe.core.errors import DataError, ParamsError
 from recipe.core.hub_cache import HUB, converted_folder
 from recipe.core.io import new_folder, read_json, sha256_file, sha256_listing, sha256_tree, write_json
@@ -122,6 +123,11 @@ def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapsho
         converted = False
     if not (source / "config.json").is_file():
         raise DataError(f"model.source: {params.source} is not a model: it has no config.json.")
+    if params.source != HUB and (source / ADAPTER_CONFIG).exists():
+        raise DataError(
+            f"model.source: {params.source} contains {ADAPTER_CONFIG}, so it is unclear whether the adapter belongs to "
+            "the base model. Merge the adapter into the base model, or move the adapter's files to another folder."
+        )
     config = read_json(source / "config.json")
     stored_quantization(config, params.id)  # raises an error if the weights can't be used for training
     code = reject_code(params.id, snapshot, allowed=params.trust_remote_code)
@@ -135,7 +141,7 @@ def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapsho
     files = {name: sha256_file(source / name) for name in names}
     check_weights(source, [source / name for name in names if name.endswith(".safetensors")])
     if not code:  # remote code runs only in later stages, which repeat this check
-        check_architecture(source, params.id)
+        check_architecture(source, names, params.id)
     tokenizer = base_tokenizer(snapshot, code=params.trust_remote_code)
     give_padding_token(tokenizer)
     with new_folder(paths.base) as target:

@@ -12,11 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from recipe.core.adapter import ADAPTER_FILES, base_name, check_adapter
+from recipe.core.adapter import ADAPTER_FILES, CONFIG, base_name, check_adapter
 from recipe.core.errors import DataError, MachineError, ParamsError
 from recipe.core.format import first_line
 from recipe.core.hub_cache import base_folder
 from recipe.core.io import read_json, sha256_file, write_json
+from recipe.core.listed_files import only_files
 from recipe.core.loading import describe_mismatches, mismatches
 from recipe.core.quantized import stored_quantization
 from recipe.model.packed_attention import choose_attention, packing_is_isolated, register_attention
@@ -56,6 +57,7 @@ def load_base(
     """Check the base model's files against a manifest, and load the model in `torch_dtype(dtype)`.
 
     A local path in the manifest is relative to `folder`. Weights that are already quantized are loaded as they are.
+    Files that the manifest does not list are not read.
 
     Set `packed` for training on packed sequences. The model then uses `by_document` attention if possible.
     Raises ParamsError if the model can't keep the examples of a packed sequence apart.
@@ -72,6 +74,9 @@ def load_base(
     cuda = torch.cuda.is_available()
     options: dict[str, Any] = {"dtype": torch_dtype(dtype)}
     source = find_base(manifest, folder)
+    names = [file["name"] for file in manifest["files"]]
+    if (source / CONFIG).is_file():
+        print(f"note: {source / CONFIG} is ignored, because it is not part of the base model {manifest['id']}")
     attention = None
     if packed:
         attention = choose_attention(SimpleNamespace(**read_json(source / "config.json")), cuda=cuda)
@@ -85,10 +90,10 @@ def load_base(
     model = None
     if attention is not None:
         with suppress(KeyError):  # some model families look up attention functions in their own table
-            model = _from_pretrained(source, options)
+            model = _from_pretrained(source, names, options)
     if model is None or (packed and not packing_is_isolated(model)):
         model = None  # free the model before loading it again, because two copies may not fit in memory
-        model = _from_pretrained(source, {**options, "attn_implementation": None})
+        model = _from_pretrained(source, names, {**options, "attn_implementation": None})
     if packed and not packing_is_isolated(model):
         raise ParamsError(
             f"params.yaml: sequence.packing is true, but {type(model).__name__} can't keep the examples of a packed "
@@ -106,20 +111,23 @@ def load_base(
     return model
 
 
-def _from_pretrained(source: Path, options: dict[str, Any]) -> Any:
-    """Load the model with transformers, in evaluation mode. Raises DataError if loading fails."""
+def _from_pretrained(source: Path, names: list[str], options: dict[str, Any]) -> Any:
+    """Load the model from the named files with transformers, in evaluation mode. Raises DataError if loading fails."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source, local_files_only=True, output_loading_info=True, **options
-        )
+        with only_files(source, names) as listed:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                listed, local_files_only=True, output_loading_info=True, use_safetensors=True, **options
+            )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise DataError(f"transformers can't load the base model in {source}: {first_line(error)}") from None
     if found := mismatches(info):  # transformers would fill missing tensors with random numbers
         raise DataError(f"the weights in {source} do not fit the model: {describe_mismatches(found)}.")
+    # PEFT reads the vocabulary's size from this folder when it saves an adapter. `listed` no longer exists then.
+    model.name_or_path = model.config._name_or_path = str(source)
     model.eval()
     for module in model.modules():
         # Weights that were quantized elsewhere may specify another dtype. With float16, training can overflow.

@@ -53,7 +53,7 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None if every listed file is present and unchanged."""
+    """Return what is wrong with a checkpoint, or None if it has exactly the listed files, and they are unchanged."""
     try:
         listed = json.loads((checkpoint / LIST).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -63,6 +63,10 @@ def damage(checkpoint: Path) -> str | None:
             return f"{name} is missing"
         if sha256_file(checkpoint / name) != sha256:
             return f"{name} is damaged"
+    for file in sorted(checkpoint.rglob("*")):  # transformers might read a file merely because it exists
+        name = file.relative_to(checkpoint).as_posix()
+        if not file.is_dir() and name not in (LIST, *listed):
+            return f"{name} is not in {LIST}"
     return None
 
 

@@ -12,6 +12,7 @@ bytes as an uninterrupted run. After SIGINT or SIGTERM, a run saves a checkpoint
     recipe train
 """
 
+import pickle
 import shutil
 import time
 import warnings
@@ -22,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from recipe.core.adapter import is_trained
 from recipe.core.disk import disk_space
 from recipe.core.environment import installed_lock
-from recipe.core.errors import ParamsError, Stopped, TrainingError
+from recipe.core.errors import DataError, ParamsError, Stopped, TrainingError
+from recipe.core.format import first_line
 from recipe.core.io import check_count, new_folder, read_json, write_json, write_text
 from recipe.core.paths import Paths
 from recipe.core.quantized import check_quantization
@@ -194,7 +196,8 @@ def tokens_to_train(lora: LoraParams, model: Any, tokenizer: Any, sequences: Any
 def fit(trainer: "PackedTrainer", params: TrainParams, checkpoints: Path, stop: Stop) -> None:
     """Train to the last step, resuming from the newest complete checkpoint if there is one.
 
-    Raises Stopped if a signal stopped training before the last step, and TrainingError if training ran out of memory.
+    Raises Stopped if a signal stopped training before the last step, TrainingError if training ran out of memory, and
+    DataError if the checkpoint contains a pickle that would run code.
     """
     from recipe.train.sft import StoppedWithinStep
 
@@ -205,8 +208,14 @@ def fit(trainer: "PackedTrainer", params: TrainParams, checkpoints: Path, stop: 
         newest = newest_complete(checkpoints)
     if newest:
         print(f"resuming from {newest.name}")
-    with suppress(StoppedWithinStep), out_of_memory("training", params.memory_advice()), stop:
-        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    try:
+        with suppress(StoppedWithinStep), out_of_memory("training", params.memory_advice()), stop:
+            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    except pickle.UnpicklingError as error:  # torch.load with weights_only, which transformers uses, runs no code
+        raise DataError(
+            f"{newest} contains a file that is more than plain data ({first_line(error, 120)}), and was not written by "
+            "this recipe. Delete this checkpoint, and run `dvc repro` to resume from the one before."
+        ) from None
     if stop.signal_number and trainer.state.global_step < trainer.state.max_steps:
         done = f"{trainer.state.global_step} of {trainer.state.max_steps}"
         raise Stopped(f"training was stopped after step {done}. Run `dvc repro` to resume.", stop.signal_number)
