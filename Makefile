@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help env demo plan repro verify test test-all test-long browser pictures lint types format bench bench-prepare bench-pipeline mlflow-ui lock docs presets clean
+.PHONY: help env demo plan repro verify test test-all test-long browser pictures lint types format bench bench-prepare bench-pipeline mlflow-ui lock docs presets clean audit
 .PHONY: docker-train docker-demo docker-shell docker-build docker-check docker-pin docker-test docker-test-cuda
 .PHONY: services-up services-down services-train services-backup services-restore
 
@@ -146,6 +146,9 @@ lock: env  ## Compile the hashed lock files from requirements/*.in
 	  -o requirements/tasks.lock requirements/tasks.in
 	$(COMPILE) -o requirements/server.lock requirements/server.in
 	$(COMPILE) -o requirements/uv.lock requirements/uv.in
+
+audit: env  ## Look up known vulnerabilities of the packages in the lock files (OSV=URL of another OSV service)
+	python requirements/audit.py $(if $(OSV),--osv-url $(OSV))
 
 docs: env  ## Generate docs/cli.md from the commands' help texts
 	python docs/cli_reference.py
