@@ -219,6 +219,8 @@ def test_a_missing_build_plugin_is_reported(host):
 
 def test_a_tracking_server_on_loopback_is_refused(host):
     assert "make services-train" in check(host, MLFLOW_TRACKING_URI="http://127.0.0.1:5000").stderr
+    output = check(host, MLFLOW_TRACKING_URI="http://user:planted@127.0.0.1:5000").stderr
+    assert "http://127.0.0.1:5000 would refer to the container itself" in output and "planted" not in output
 
 
 def test_training_on_a_gpu_is_planned_and_run_as_the_caller_without_privileges(host, tmp_path):

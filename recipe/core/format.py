@@ -5,6 +5,8 @@ format_time(19_200)             # 5 h 20 min
 shorten("a long sentence", 7)   # a long…
 """
 
+import re
+
 
 def format_bytes(count: float) -> str:
     """Format a number of bytes in decimal units (powers of 1000), as disk vendors and the Hub do: `27.6 GB`."""
@@ -28,13 +30,18 @@ def format_time(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
+def without_credentials(text: str) -> str:
+    """Return a text without the user names and passwords in its URLs: `http://user:password@host` -> `http://host`."""
+    return re.sub(r"//[^/\s]*@", "//", text)
+
+
 def first_line(error: BaseException, limit: int = 200) -> str:
-    """Return the first non-empty line of an error's message, cut to `limit` characters.
+    """Return the first non-empty line of an error's message, without credentials, cut to `limit` characters.
 
     If the message is empty, return the name of the error's class.
     """
     lines = str(error).strip().splitlines()
-    return lines[0].strip()[:limit] if lines else type(error).__name__
+    return without_credentials(lines[0]).strip()[:limit] if lines else type(error).__name__
 
 
 def shorten(text: str, width: int) -> str:

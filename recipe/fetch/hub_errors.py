@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recipe.core.errors import MachineError, ParamsError, RecipeError
-from recipe.core.format import first_line
+from recipe.core.format import first_line, without_credentials
 from recipe.fetch.download import RepoType
 
 
@@ -30,7 +30,8 @@ def explained(repo_type: RepoType, name: str, revision: str, cache: Path | None 
     )
 
     section = "model" if repo_type == "model" else "data"
-    page = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{name}"
+    hub = without_credentials(constants.ENDPOINT)
+    page = f"{hub}/{'datasets/' if repo_type == 'dataset' else ''}{name}"
     token = "HF_TOKEN is set, but does not give access" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
     kept = f" The received data is kept in {cache}. Run this command again to resume." if cache else ""
     try:
@@ -52,19 +53,17 @@ def explained(repo_type: RepoType, name: str, revision: str, cache: Path | None 
             "(such as main), and run `recipe pin`."
         ) from None
     except RemoteEntryNotFoundError as error:
-        raise MachineError(
-            f"{constants.ENDPOINT} lists a file of {name}, but the file does not exist: {error.response.url}."
-        ) from None
+        address = without_credentials(str(error.response.url).partition("?")[0])  # the query may contain a signature
+        raise MachineError(f"{hub} lists a file of {name}, but the file does not exist: {address}.") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         hint = f" ({token})" if status in {401, 403} else ""
         raise MachineError(
-            f"{constants.ENDPOINT} returned HTTP status {status} for {name}{hint}.{kept or ' Try again later.'}"
+            f"{hub} returned HTTP status {status} for {name}{hint}.{kept or ' Try again later.'}"
         ) from None
     except (httpx2.TransportError, LocalEntryNotFoundError, ConnectionError) as error:
         raise MachineError(
-            f"{constants.ENDPOINT} is unreachable: {first_line(error, 120)}.{kept} Set HF_HUB_OFFLINE=1 to use only "
-            "the cache."
+            f"{hub} is unreachable: {first_line(error, 120)}.{kept} Set HF_HUB_OFFLINE=1 to use only the cache."
         ) from None
     except OSError as error:
         raise MachineError(f"{name} could not be saved: {error}.{kept}") from None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import Stopped, TrackingError
+from recipe.core.format import first_line, without_credentials
 from recipe.core.io import read_json
 from recipe.core.paths import Paths, fingerprint, repository
 from recipe.tracking.address import run_address
@@ -29,7 +30,7 @@ from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 
-from recipe.tracking.failures import AWAY, shown, without_credentials
+from recipe.tracking.failures import AWAY
 
 # These tags describe the experiment, and make the UI show runs and charts instead of agent traces.
 EXPERIMENT_TAGS = {
@@ -173,8 +174,8 @@ class Tracker:
         def report_failure(error: Exception) -> None:
             nonlocal alive
             alive = False
-            reason = without_credentials(error)
-            print(f"MLflow at {shown(self.uri)} is unreachable ({reason}). The register stage will log this run.")
+            server, reason = without_credentials(self.uri), first_line(error)
+            print(f"MLflow at {server} is unreachable ({reason}). The register stage will log this run.")
 
         def log(values: dict[str, float], step: int) -> None:
             if not alive:
@@ -208,7 +209,7 @@ class Tracker:
     def link(self, run_id: str) -> str:
         """Return the URL of a run or, if the store has no HTTP server, text that says how to open the run."""
         if self.uri.startswith("http"):
-            return run_address(shown(self.uri), self.experiment_id(), run_id)
+            return run_address(without_credentials(self.uri), self.experiment_id(), run_id)
         return f"{self.facts['name']} in experiment {self.experiment} (run `make mlflow-ui` to open it)"
 
 

@@ -4,9 +4,11 @@ Import this module before MLflow, because MLflow reads some environment variable
 """
 
 import os
+import re
 from pathlib import Path
 
 from recipe.core.errors import TrackingError
+from recipe.core.format import without_credentials
 from recipe.core.paths import home
 
 URI = "MLFLOW_TRACKING_URI"
@@ -51,13 +53,13 @@ def database_uri(store: Path) -> str:
 
 def check_uri(uri: str) -> None:
     """Raise TrackingError if the URI points to a folder of files, which MLflow 3 no longer supports as a store."""
-    scheme, _, rest = uri.partition(":")
-    folder = rest.removeprefix("//") if scheme == "file" else uri
-    is_folder = scheme == "file" or ("://" not in uri and not uri.startswith(("databricks", "uc")))
+    is_folder = uri.startswith("file:") or ("://" not in uri and not uri.startswith(("databricks", "uc")))
     if not is_folder or os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1"):
         return
+    shown = re.sub(r"^[^/@]*:[^/]*@", "", without_credentials(uri))  # `http://` may have been forgotten
+    folder = shown.removeprefix("file:").removeprefix("//")
     raise TrackingError(
-        f"{URI}={uri} names a folder of files, which MLflow no longer supports as a store. To keep the runs in it, "
+        f"{URI}={shown} names a folder of files, which MLflow no longer supports as a store. To keep the runs in it, "
         f"convert it with `mlflow migrate-filestore --source {folder} --target sqlite:///mlflow.db`, and set "
         f"{URI}=sqlite:///mlflow.db. To use the project's own store, unset {URI}."
     )
