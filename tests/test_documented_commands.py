@@ -38,6 +38,9 @@ ELSEWHERE = {
     "make env": ("test_install", "test_python_311_is_downloaded_if_it_is_missing"),
     "make env PYTHON=/path/python3.11": ("test_install", "test_another_version_given_as_python_is_refused"),
     "make mlflow-ui": ("test_documented_commands", "test_mlflow_ui_starts_and_prints_the_link_to_the_last_run"),
+    **dict.fromkeys(
+        ("make audit", "make audit OSV=URL"), ("test_locks", "test_all_packages_of_all_lock_files_are_looked_up")
+    ),
     "make bench": ("test_bench", "test_every_arm_trains_and_tokens_are_counted_in_the_same_way"),
     "make bench-prepare": ("test_documented_commands", "test_the_benchmarks_run"),
     "make bench-pipeline": ("test_documented_commands", "test_the_benchmarks_run"),

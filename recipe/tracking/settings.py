@@ -34,6 +34,8 @@ def prepare_environment() -> list[str]:
         del os.environ[name]
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    # MLflow would print the URL of each run with the user name and the password that MLFLOW_TRACKING_URI contains.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     os.environ["MLFLOW_UV_AUTO_DETECT"] = "false"  # otherwise, a version may include another project's lock file
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
