@@ -116,7 +116,10 @@ REAL = {
 MOST_ROWS = 1500  # of the 7,473 in GSM8K: all rows take 12 minutes (docs/RESULTS.md)
 
 
-@pytest.fixture(scope="session", params=REAL)
+@pytest.fixture(
+    scope="session",
+    params=["alpaca_en_999.json", pytest.param("gsm8k_train.json", marks=pytest.mark.long)],
+)
 def real(request, finished, tmp_path_factory):
     """A finished recipe for a real dataset, in the presets of the finished demo."""
     from conftest import SHARED, edit

@@ -11,6 +11,7 @@ from bench.duplicates import ARMS, signatures
 from bench.train import seconds_to, table
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_arm_trains_and_tokens_are_counted_in_the_same_way(tmp_path):
     names = ["tutorial", "trl-default", "trl-packed", "recipe", "recipe-deterministic"]

@@ -100,6 +100,7 @@ def test_a_secret_in_a_layer_is_detected(engine, image):
     engine.docker("rmi", "-f", "recipe-careless")
 
 
+@pytest.mark.long
 @pytest.mark.docker
 def test_two_builds_contain_the_same_files(engine, image, files, place, wheel):
     """The second build uses another clone and umask, and no build cache except pip's downloads."""

@@ -121,7 +121,9 @@ def test_the_base_is_the_expected_one(smollm2):
     assert config["tie_word_embeddings"] and tokenizer["pad_token"] == tokenizer["eos_token"] == "<|im_end|>"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.long) if "nf4" in kind else kind for kind in KINDS]
+)
 def test_all_stages_improve_the_pretrained_model(smollm2, kind, tmp_path, monkeypatch):
     import mlflow
 

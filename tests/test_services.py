@@ -140,6 +140,7 @@ def bucket(services, engine, place):
     engine.docker("rm", "-f", "recipe-s3", check=False)
 
 
+@pytest.mark.long
 def test_artifacts_are_stored_in_a_bucket_and_loaded_from_it(services, bucket, place):
     s3 = {"MLFLOW_ARTIFACTS": "s3://runs/mlflow", "MLFLOW_S3_ENDPOINT_URL": "http://s3:9000"}
     s3 |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
