@@ -210,7 +210,7 @@ def run_recipe(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on:
     columns = {"instruction": "instruction", "input": "input", "output": "output"}
     paths = Paths(
         folder=Path("/"), raw=out / "raw", base=out / "base", prepared=out / "prepared", adapter=out / "adapter",
-        train_metrics=out / "train.json", loss_curve=out / "loss.csv",
+        train_metrics=out / "train.json", loss_curve=out / "loss.csv", training=out / "training", local=out / "local",
     )  # fmt: skip
     data = DataParams(
         source=plan["rows"],

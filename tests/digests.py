@@ -99,7 +99,14 @@ def training(folder: Path) -> dict[str, str]:
     params, paths = context.params(), context.paths()
     train(params["lora"], params["train"], paths, paths.local / "checkpoints", lambda values, step: None)
     evaluate(params["evaluate"], paths, partial(lambda items, *_, **__: items))
-    outputs = (paths.adapter, paths.train_metrics, paths.loss_curve, paths.evaluate_metrics, paths.evaluation)
+    outputs = (
+        paths.adapter,
+        paths.training,
+        paths.train_metrics,
+        paths.loss_curve,
+        paths.evaluate_metrics,
+        paths.evaluation,
+    )
     return {str(path): sha256_tree(path)[:16] for path in outputs}
 
 

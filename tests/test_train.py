@@ -348,7 +348,7 @@ def test_logits_that_are_more_than_a_linear_head_are_detected(tiny_base):
 
 def test_training_interrupted_after_its_last_step_runs_no_further_step(trained, tmp_path, monkeypatch):
     """With a fractional number of epochs, transformers would run one more step from the last checkpoint."""
-    import recipe.train.stage
+    import recipe.train.outputs
 
     uninterrupted = outputs(trained(folder=tmp_path / "a", num_epochs=1.5))
 
@@ -359,7 +359,7 @@ def test_training_interrupted_after_its_last_step_runs_no_further_step(trained, 
         raise Interrupted
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(recipe.train.stage, "save_adapter", interrupt)
+        patch.setattr(recipe.train.outputs, "save_adapter", interrupt)
         trained(folder=tmp_path / "b", num_epochs=1.5)
     trained(folder=tmp_path / "b", num_epochs=1.5)
     assert outputs(tmp_path / "b") == uninterrupted

@@ -37,6 +37,7 @@ def paths_in(folder: Path) -> Any:
     return Paths(
         folder=Path("/"), raw=folder / "raw", base=folder / "base", prepared=folder / "prepared",
         adapter=folder / "adapter", train_metrics=folder / "train.json", loss_curve=folder / "loss.csv",
+        training=folder / "training", local=folder / "local",
     )  # fmt: skip
 
 

@@ -20,28 +20,26 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe.core.adapter import is_trained
 from recipe.core.disk import disk_space
 from recipe.core.environment import installed_lock
-from recipe.core.errors import DataError, ParamsError, Stopped, TrainingError
+from recipe.core.errors import DataError, ParamsError, Stopped
 from recipe.core.format import first_line
-from recipe.core.io import check_count, new_folder, read_json, write_json, write_text
+from recipe.core.io import check_count, read_json
 from recipe.core.paths import Paths
 from recipe.core.quantized import check_quantization
 from recipe.core.services import Log, Services
-from recipe.model.load import find_base, load_base, save_adapter
+from recipe.model.load import find_base, load_base
 from recipe.model.memory import out_of_memory, peak_memory
-from recipe.model.processor import be_deterministic, pin_processor, torch_dtype
+from recipe.model.processor import be_deterministic, pin_processor
 from recipe.model.targets import peft_config
 from recipe.model.untrained_tokens import prepare_rows, untrained_tokens
-from recipe.report.loss_curve import curve_text, last_loss
 from recipe.tokens.packing import read_sequences
 from recipe.tokens.tokenizer import load_tokenizer
 from recipe.train.checkpoints import KEPT, NUM_KEPT, is_last, keep, newest_complete, remove_others
 from recipe.train.interrupt import Stop
 from recipe.train.ledger import row_names
+from recipe.train.outputs import needed_bytes, write_outputs
 from recipe.train.params import LoraParams, TrainParams
-from recipe.train.report import write_report
 
 if TYPE_CHECKING:
     from recipe.train.progress import Progress
@@ -73,25 +71,6 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
     keep(checkpoints, paths.local / KEPT, params.keep_checkpoints)
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory()
     return {"seconds": round(seconds, 2), "peak_memory_bytes": peak}
-
-
-def write_outputs(
-    trainer: "PackedTrainer", params: TrainParams, paths: Paths, manifest: dict[str, Any], meta: dict[str, Any]
-) -> None:
-    """Write the adapter, the report, the loss curve and the metrics.
-
-    Raises TrainingError if training did not change the adapter.
-    """
-    with new_folder(paths.adapter) as target:
-        save_adapter(trainer.model, target, manifest)
-        if not is_trained(target):
-            raise TrainingError("training did not change the adapter. Raise train.learning_rate or train.num_epochs.")
-    with new_folder(paths.training) as target:
-        trainer.ledger.write(target)
-        write_report(target, trainer, paths.prepared / "rows.arrow")
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    write_text(paths.loss_curve, curve_text(history))
-    write_json(paths.train_metrics, train_metrics(trainer, history, params, meta))
 
 
 def make_trainer(
@@ -145,17 +124,6 @@ def make_trainer(
     prepare_rows(trainer.model)
     trainer.remove_callback(PrinterCallback)  # Progress prints shorter lines
     return trainer
-
-
-def needed_bytes(trainer: "PackedTrainer", params: TrainParams) -> int:
-    """Return about how many bytes the checkpoints and the adapter need on the disk.
-
-    A checkpoint contains the adapter and the two moments of AdamW for each of its weights.
-    """
-    weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
-    steps = params.num_steps(len(trainer.train_dataset))
-    num_checkpoints = NUM_KEPT + 1 if not params.keep_checkpoints else steps // params.save_steps + 2
-    return sum(weight.numel() * weight.element_size() for weight in weights) * (1 + 3 * num_checkpoints)
 
 
 def check_rows(prepared: Path, meta: dict[str, Any]) -> None:
@@ -219,25 +187,6 @@ def fit(trainer: "PackedTrainer", params: TrainParams, checkpoints: Path, stop: 
     if stop.signal_number and trainer.state.global_step < trainer.state.max_steps:
         done = f"{trainer.state.global_step} of {trainer.state.max_steps}"
         raise Stopped(f"training was stopped after step {done}. Run `dvc repro` to resume.", stop.signal_number)
-
-
-def train_metrics(
-    trainer: "PackedTrainer", history: list[dict[str, float]], params: TrainParams, meta: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the contents of metrics/train.json. `history` contains the trainer's log entries that have a loss."""
-    weights = list(trainer.model.parameters())
-    return {
-        "last_loss": round(last_loss(history, params.logging_steps), 6) if history else None,
-        "first_loss": round(history[0]["loss"], 6) if history else None,
-        "steps": trainer.state.global_step,
-        "sequences": len(trainer.train_dataset),
-        "dtype": str(torch_dtype(params.dtype)).removeprefix("torch."),
-        "quantization": params.quantization,
-        "tokens": meta["tokens"]["train"],
-        "trained_token_fraction": round(meta["tokens"]["train_loss_tokens"] / meta["tokens"]["train"], 6),
-        "trainable_parameters": sum(weight.numel() for weight in weights if weight.requires_grad),
-        "parameters": sum(weight.numel() for weight in weights),
-    }
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
