@@ -15,7 +15,7 @@ export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
 export PATH := $(BIN):$(PATH)
 
 .PHONY: help env demo plan repro verify test test-all test-long browser pictures lint types format bench bench-prepare bench-pipeline mlflow-ui lock docs presets clean audit
-.PHONY: docker-train docker-demo docker-shell docker-build docker-check docker-pin docker-test docker-test-cuda
+.PHONY: docker-train docker-demo docker-verify docker-shell docker-build docker-check docker-pin docker-test docker-test-cuda
 .PHONY: services-up services-down services-train services-backup services-restore
 
 help:  ## List the targets
@@ -96,6 +96,9 @@ docker-train:  ## Check the host, build the image, and plan and run a recipe on 
 
 docker-demo:  ## Run the demo in a container on any Linux x86-64 host with Docker; no GPU is needed
 	@LOCK=cpu RECIPE=. docker/host train
+
+docker-verify:  ## Rebuild the commit in a container, and compare every output (RECIPE=..., OPTIONS="--stage train", LOCK=cpu)
+	@docker/host verify $(OPTIONS)
 
 docker-shell:  ## Open a shell in the image, in the recipe folder (LOCK=cpu without a GPU)
 	@docker/host shell

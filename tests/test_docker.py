@@ -237,6 +237,9 @@ def test_the_demo_produces_the_same_lock_after_stops_a_kill_and_a_concurrent_run
     if (cloned / "dvc.lock").read_bytes() != expected:  # this processor is not of the committed run's type
         expected = lock_outside(cloned)
     assert (cloned / "dvc.lock").read_bytes() == expected
+    # A rebuild of one stage within a container; the long test rebuilds all.
+    output = make(engine, cloned, "docker-verify", LOCK="cpu", RECIPE=".", OPTIONS="--stage prepare")
+    assert "identical: the rebuild has the recorded bytes" in output, output[-3000:]
     owners = {path.lstat().st_uid for path in cloned.rglob("*")}
     assert owners == {USER} if os.geteuid() == 0 else {os.getuid()}
 
@@ -244,6 +247,13 @@ def test_the_demo_produces_the_same_lock_after_stops_a_kill_and_a_concurrent_run
     with sqlite3.connect(cloned / "mlflow" / "mlflow.db") as store:
         for table in ("tags", "model_version_tags"):
             assert store.execute(f"select value from {table} where key = 'image'").fetchall() == [(image_id,)], table
+
+
+@pytest.mark.long
+@pytest.mark.docker
+def test_a_commit_is_rebuilt_identically_in_a_container(engine, image, cloned):
+    output = make(engine, cloned, "docker-verify", LOCK="cpu", RECIPE=".")
+    assert "identical: the rebuild has the recorded bytes" in output, output[-3000:]
 
 
 def lock_outside(folder):

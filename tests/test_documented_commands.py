@@ -48,6 +48,9 @@ ELSEWHERE = {
     "python -m bench.duplicates": ("test_bench", "test_both_ways_to_find_duplicates_find_the_same_rows"),
     "make docker-check": ("test_container", "test_a_complete_host_gets_no_message"),
     "make docker-demo": ("test_docker", "test_the_demo_produces_the_same_lock_after_stops_a_kill_and_a_concurrent_run"),
+    "make docker-verify": (
+        "test_docker", "test_the_demo_produces_the_same_lock_after_stops_a_kill_and_a_concurrent_run"
+    ),
     "make docker-shell": ("test_container", "test_the_shell_starts_in_the_recipe_folder"),
     **dict.fromkeys(
         ("make services-up", "make services-train", "make services-down", "make services-backup BACKUP=mlflow.backup",
