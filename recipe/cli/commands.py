@@ -13,6 +13,7 @@ from recipe.cli.checks import CHECKS
 from recipe.cli.context import HERE
 from recipe.cli.group import Commands
 from recipe.cli.stages import COMMANDS
+from recipe.cli.tracking import link
 from recipe.core.environment import configure_libraries
 
 NETWORK = {"fetch", "pin", "plan"}  # commands that may access the Hub
@@ -194,27 +195,7 @@ def chat(base: bool) -> None:
     talk(reply)
 
 
-@main.command()
-@click.option("--server", default="http://127.0.0.1:5000", show_default=True, help="URL of the MLflow UI.")
-def link(server: str) -> None:
-    """Print the MLflow URL of this recipe's last registered run.
-
-    If this recipe has no registered run, prints the URL of the experiment list. If the repository was moved, this
-    command also corrects the artifact paths in the repository's MLflow database.
-
-    \b
-        make mlflow-ui     # run in the repository root; also prints this URL
-        recipe link --server http://gpu-host:5000
-    """
-    from recipe.cli.run_metadata import read_notes
-    from recipe.tracking.address import run_address
-    from recipe.tracking.moved_store import correct_paths
-    from recipe.tracking.settings import default_store
-
-    correct_paths(default_store(HERE))
-    run, server = read_notes(context.paths().local).get("register", {}), server.rstrip("/")
-    known = {"experiment_id", "run_id"} <= run.keys()
-    click.echo(run_address(server, run["experiment_id"], run["run_id"]) if known else f"{server}/#/experiments")
+main.add_command(link)
 
 
 @main.command()
