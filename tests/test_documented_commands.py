@@ -19,7 +19,7 @@ LOGS = {"RESULTS.md", "CHANGELOG.md", "CONTRIBUTING.md", "cli.md"}  # the comman
 IN_THE_DEMO = [
     "recipe --help", "recipe params", "recipe params lora.r", "recipe plan", "recipe summary", "recipe chat",
     "recipe pin", "recipe pin --update", "recipe fetch model", "recipe prepare", "recipe show --mask",
-    "recipe evaluate", "recipe register",
+    "recipe evaluate", "recipe register", "recipe sync",
 ]  # fmt: skip
 SWEEP = [
     'git add presets/my-recipe && git commit -m "My recipe"',
@@ -75,6 +75,7 @@ ELSEWHERE = {
     "cd presets/smollm2-135m-cpu && recipe pin && dvc repro": (
         "test_pretrained", "test_all_stages_improve_the_pretrained_model"
     ),
+    "recipe sync --all": ("test_sync", "test_a_journal_for_another_server_or_with_damage_is_kept_and_named"),
     "recipe train": ("test_cli", "test_the_stages_by_hand_then_summary_and_chat"),
     "recipe new": ("test_cli", "test_a_new_recipe_without_options_uses_the_same_files"),
     "recipe new my-recipe --data rows.jsonl": ("test_documented_commands", "test_a_recipe_of_ones_own_and_a_sweep"),

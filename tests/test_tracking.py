@@ -15,6 +15,8 @@ from recipe.core.paths import home
 from recipe.model.generate import answer_rows
 from recipe.model.load import load_adapter
 from recipe.tokens.tokenizer import load_tokenizer
+from recipe.tracking import replay
+from recipe.tracking.replay import Replay, first_sweep_run, sweep_run
 
 
 def test_a_training_is_one_run_with_params_datasets_and_curve(store):
@@ -34,10 +36,10 @@ def test_a_training_is_one_run_with_params_datasets_and_curve(store):
 
 def test_a_killed_training_resumes_in_its_run_and_a_failed_one_is_marked(store):
     mlflow_tracker = tracker(store)
-    killed = mlflow_tracker.start(None, system_metrics=False)  # never ended
-    import mlflow
-
-    mlflow.tracking.fluent._active_run_stack.get().clear()
+    journal = mlflow_tracker.new_journal()
+    Replay(mlflow_tracker.server, journal, live=True).send()
+    journal.close()  # never ended
+    killed = mlflow_tracker.find_run(finished=False)
     with mlflow_tracker.training() as log:
         log({"loss": 1.0}, 1)
     assert mlflow_tracker.find_run(finished=True) == killed and mlflow_tracker.find_run(finished=False) is None
@@ -75,14 +77,13 @@ def test_experiments_from_one_commit_are_children_of_one_sweep(store, monkeypatc
 
 
 def test_experiments_that_start_concurrently_share_one_sweep(store, monkeypatch):
-    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "b" * 40)
-    first, second = tracker(store, fingerprint="1" * 64), tracker(store, fingerprint="2" * 64)
-    parent = first._sweep_tags()["mlflow.parentRunId"]
-    results = iter([None])  # the first lookup of `second` happened before `first` created the sweep
-    real_sweep = second._sweep
-    monkeypatch.setattr(second, "_sweep", lambda baseline: next(results, real_sweep(baseline)))
-    assert second._sweep_tags()["mlflow.parentRunId"] == parent
-    assert len(first.client.search_runs([first.experiment_id()], "tags.sweep LIKE '%'")) == 1
+    mlflow_tracker = tracker(store)
+    client, experiment_id = mlflow_tracker.client, mlflow_tracker.experiment_id()
+    parent = sweep_run(client, experiment_id, "b" * 40)
+    results = iter([None])  # the first lookup of the second experiment happened before the first one created the sweep
+    monkeypatch.setattr(replay, "first_sweep_run", lambda *given: next(results, first_sweep_run(*given)))
+    assert sweep_run(client, experiment_id, "b" * 40) == parent
+    assert len(client.search_runs([experiment_id], "tags.sweep LIKE '%'")) == 1
 
 
 def test_an_experiment_uses_the_store_of_the_repository_that_started_it(store):
@@ -99,7 +100,9 @@ def test_training_continues_if_the_server_is_unreachable(store, monkeypatch, cap
     with tracker(store).training() as log:
         log({"loss": 1.0}, 1)
     output = capsys.readouterr().out
-    assert "The register stage will log this run." in output and "secret" not in output
+    assert "`recipe sync` and the register stage send it." in output and "secret" not in output
+    [journal] = (store / "mlflow" / "pending").iterdir()
+    assert "secret" not in journal.read_text()
 
 
 def test_the_adapter_is_registered_once_and_answers_as_before(evaluated, fetched_base, store, monkeypatch, tmp_path):
@@ -216,24 +219,6 @@ def test_registering_fails_in_one_line_if_the_server_is_unreachable(evaluated, f
     with pytest.raises(TrackingError, match=r"could not register the adapter.*The adapter is safe"):
         run_register(folder, fetched_base, tracker(store))
     assert not (folder / "registered.json").exists()
-
-
-def test_a_run_with_a_gap_is_not_a_finished_run(store, monkeypatch):
-    """The server is unreachable for a while in the middle; register logs a complete run later."""
-    import mlflow
-
-    mlflow_tracker = tracker(store)
-    log_metrics = mlflow.log_metrics
-
-    def fail(*_, **__):
-        raise mlflow.exceptions.MlflowException("gone")
-
-    with mlflow_tracker.training() as log:
-        log({"loss": 1.0}, 1)
-        monkeypatch.setattr(mlflow, "log_metrics", fail)
-        log({"loss": 0.9}, 2)
-        monkeypatch.setattr(mlflow, "log_metrics", log_metrics)
-    assert mlflow_tracker.find_run(finished=True) is None
 
 
 @pytest.mark.parametrize("uri", ["ftp://example.invalid", "postgresql://user@127.0.0.1/x", "sqlite:////proc/none/x.db"])

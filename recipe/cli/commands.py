@@ -13,7 +13,7 @@ from recipe.cli.checks import CHECKS
 from recipe.cli.context import HERE
 from recipe.cli.group import Commands
 from recipe.cli.stages import COMMANDS
-from recipe.cli.tracking import link
+from recipe.cli.tracking import link, sync
 from recipe.core.environment import configure_libraries
 
 NETWORK = {"fetch", "pin", "plan"}  # commands that may access the Hub
@@ -196,6 +196,7 @@ def chat(base: bool) -> None:
 
 
 main.add_command(link)
+main.add_command(sync)
 
 
 @main.command()

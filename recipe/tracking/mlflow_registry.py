@@ -9,15 +9,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import mlflow
+from mlflow.entities import Metric
+
 from recipe.register.promotion import ALIAS
 from recipe.register.stage import Adapter
 from recipe.text.templates import TEMPLATES
-from recipe.tracking.failures import explained
+from recipe.tracking.journal import now
 from recipe.tracking.mlflow_run import Tracker
+from recipe.tracking.replay import log_missing
+from recipe.tracking.server import explained
 from recipe.tracking.signature import python_environment, requirements, signature
-
-# isort: split
-import mlflow
+from recipe.tracking.sync import send, send_pending
 
 GENERATIONS = "generations.json"  # the artifact that the UI shows as a table
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -36,7 +39,8 @@ class MlflowRegistry(Tracker):
 
         If the adapter is already registered, only update the tags of its newest version.
         """
-        with explained(self.uri):
+        self.check_server()
+        with explained(self.server):
             versions = self.client.search_model_versions(
                 f"name = '{adapter.name}' and tags.adapter_sha256 = '{adapter.tags['adapter_sha256']}'"
             )
@@ -46,16 +50,14 @@ class MlflowRegistry(Tracker):
                 for tag, value in adapter.tags.items():
                     self.client.set_model_version_tag(adapter.name, version.version, tag, value)
                 return str(version.version)
-            run_id = self.find_run(finished=True)
-            untracked = run_id is None
-            run_id = self.start(run_id, system_metrics=False)
-            self.run = {"experiment_id": self.experiment_id(), "run_id": run_id}
+            run = self.client.get_run(self.find_run(finished=True) or self._untracked_run(adapter))
+            run_id = run.info.run_id
+            self.run = {"experiment_id": run.info.experiment_id, "run_id": run_id}
+            log_missing(self.client, run, curve_points(adapter.curve))
+            scores = {name: value for name, value in adapter.metrics.items() if run.data.metrics.get(name) != value}
+            mlflow.start_run(run_id, log_system_metrics=False)
             try:
-                if untracked:
-                    for point in adapter.curve:
-                        step = int(point["step"])
-                        mlflow.log_metrics({f"train/{k}": v for k, v in point.items() if k != "step"}, step=step)
-                mlflow.log_metrics(adapter.metrics)
+                mlflow.log_metrics(scores)
                 mlflow.log_artifacts(str(adapter.report), "evaluation")
                 mlflow.log_artifacts(str(adapter.analysis), "analysis")
                 mlflow.log_artifacts(str(adapter.ledger), "training")
@@ -68,6 +70,24 @@ class MlflowRegistry(Tracker):
             finally:
                 mlflow.end_run()
             return version
+
+    def check_server(self) -> None:
+        """Send what MLflow does not have of earlier trainings. Raises TrackingError if the server does not answer."""
+        with explained(self.server):
+            self.server.check_answer()
+            for error in send_pending(self.server, print)[1]:
+                print(f"note: {error}")
+
+    def _untracked_run(self, adapter: Adapter) -> str:
+        """Return the run of a training that MLflow has only in part or, if the adapter is from a cache, not at all."""
+        if run_id := self.find_run(finished=False):
+            return run_id
+        journal = self.new_journal()
+        journal.end("FINISHED")
+        send(self.server, journal)
+        run_id = self.find_run(finished=True)
+        assert run_id
+        return run_id
 
     def _log_model(self, adapter: Adapter) -> str:
         with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +119,7 @@ class MlflowRegistry(Tracker):
 
     def champion(self, name: str) -> tuple[str, dict[str, str]] | None:
         """Return the number and tags of the version with the alias `champion`, or None if no version has the alias."""
-        with explained(self.uri):
+        with explained(self.server):
             if ALIAS not in self.client.get_registered_model(name).aliases:
                 return None
             version = self.client.get_model_version_by_alias(name, ALIAS)
@@ -110,7 +130,7 @@ class MlflowRegistry(Tracker):
 
         The sentence says why the alias moves or stays.
         """
-        with explained(self.uri):
+        with explained(self.server):
             self.client.set_model_version_tag(name, version, "promotion", sentence)
             if moves:
                 self.client.set_registered_model_alias(name, ALIAS, version)
@@ -122,6 +142,14 @@ def only_python(folder: str, names: list[str]) -> list[str]:
     Only Python files and package folders are copied.
     """
     return [name for name in names if not name.endswith(".py") and ("." in name or name == "__pycache__")]
+
+
+def curve_points(curve: list[dict[str, float]]) -> list[Metric]:
+    """Return the points of a loss curve, which a complete run contains."""
+    return [
+        Metric(f"train/{name}", value, now(), int(point["step"]))
+        for point in curve for name, value in point.items() if name != "step"
+    ]  # fmt: skip
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

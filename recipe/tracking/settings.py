@@ -1,6 +1,6 @@
 """Selects the MLflow store, and prevents other programs' settings from changing what is logged or where.
 
-Import this module before MLflow, because MLflow reads some environment variables when it is imported.
+The package calls `prepare_environment` before MLflow is imported, because MLflow then reads some of the variables.
 """
 
 import os
