@@ -141,6 +141,7 @@ def test_versions_load_and_new_ones_are_stored_in_the_new_place_after_a_move(
     store.rename(moved)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # MLflow sets this variable itself
     registry = tracker(moved, fingerprint="2" * 64)
+    assert registry.client  # its first use corrects the paths
     model = mlflow.pyfunc.load_model("models:/tiny@champion")
     assert len(model.predict([{"instruction": "Go."}], {"max_new_tokens": 2})) == 1
     shutil.rmtree(folder / "adapter")
