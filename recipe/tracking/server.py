@@ -131,8 +131,8 @@ def explained(server: Server) -> Iterator[None]:
     except AWAY as error:
         raise TrackingError(
             f"MLflow at {without_credentials(server.uri)} could not register the adapter: {first_line(error)}. The "
-            f"adapter is safe in the recipe folder. {server.remedy()} Then run `dvc repro`, which continues with the register "
-            "stage."
+            f"adapter is safe in the recipe folder. {server.remedy()} Then run `dvc repro`, which continues with the "
+            "register stage."
         ) from None
 
 
