@@ -5,9 +5,11 @@ adapter was confirmed.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -24,13 +26,15 @@ def other_vendor():
     return INTEL if "AuthenticAMD" in Path("/proc/cpuinfo").read_text() else AMD
 
 
-def digests(*arguments, processor=None):
+def digests(*arguments, processor=None, before=(), program=PROGRAM, **environment):
+    """Run tests/digests.py; `before` are words before its command, and `program` is the command."""
     if processor and not shutil.which("qemu-x86_64"):
         pytest.skip("qemu-x86_64 is not installed (Debian and Ubuntu: apt-get install qemu-user)")
-    emulator = ["qemu-x86_64", "-cpu", processor] if processor else []
+    emulator = ["qemu-x86_64", "-cpu", processor] if processor else before
     done = subprocess.run(
-        [*emulator, *PROGRAM, *map(str, arguments)], capture_output=True, text=True, check=False, env=ENVIRONMENT
-    )
+        [*map(str, emulator), *program, *map(str, arguments)], capture_output=True, text=True, check=False,
+        env={**ENVIRONMENT, **environment},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout[done.stdout.index("{") :])
 
@@ -85,3 +89,50 @@ def test_training_and_evaluation_agree_with_a_processor_of_the_other_vendor(reci
 @pytest.mark.parametrize("processor", [INTEL, AMD, *MORE])
 def test_training_and_evaluation_agree_with_every_emulated_processor(recipe, trained_here, processor):
     assert digests(recipe, processor=processor) == trained_here
+
+
+@pytest.mark.slow
+def test_training_and_evaluation_agree_on_a_single_core(recipe, trained_here):
+    """The number of threads is that of params.yaml, whatever the number of cores."""
+    assert digests(recipe, before=["taskset", "--cpu-list", "0"]) == trained_here
+
+
+@pytest.fixture(scope="module")
+def other_glibc(tmp_path_factory):
+    """The command that starts a program with the C library of Debian 13 (2.41); this machine has a different one."""
+    if os.geteuid() or not shutil.which("debootstrap"):
+        pytest.skip("Debian 13 can be installed into a folder only by root with debootstrap")
+    folder = tmp_path_factory.mktemp("glibc") / "trixie"
+    command = ["debootstrap", "--variant=minbase", "--foreign", "trixie", folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"Debian 13 can't be downloaded: {done.stdout[-300:]}")
+    libraries = folder / "usr" / "lib" / "x86_64-linux-gnu"
+    starter = [str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries)]
+    code = "import os; print(os.confstr('CS_GNU_LIBC_VERSION'))"
+    version = subprocess.run([*starter, sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert version.strip() == "glibc 2.41" != os.confstr("CS_GNU_LIBC_VERSION")
+    return starter
+
+
+@pytest.mark.long
+def test_operations_training_and_evaluation_agree_with_another_c_library(native, recipe, trained_here, other_glibc):
+    assert digests(before=other_glibc) == native
+    assert digests(recipe, before=other_glibc) == trained_here
+
+
+@pytest.mark.long
+def test_operations_training_and_evaluation_agree_with_another_python_patch_version(native, recipe, trained_here):
+    major, minor, patch = sys.version_info[:3]
+    own = Path.home().glob(f".pyenv/versions/{major}.{minor}.*/bin/python")
+    candidates = [Path(f"/usr/bin/python{major}.{minor}"), *own]
+    for python in filter(Path.is_file, candidates):
+        code = "import platform; print(platform.python_version())"
+        version = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        if version != f"{major}.{minor}.{patch}":
+            break
+    else:
+        pytest.skip(f"there is no Python {major}.{minor} of another patch version")
+    program, packages = [str(python), *PROGRAM[1:]], sysconfig.get_path("purelib")
+    assert digests(program=program, PYTHONPATH=packages) == native
+    assert digests(recipe, program=program, PYTHONPATH=packages) == trained_here
