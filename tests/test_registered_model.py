@@ -198,6 +198,17 @@ print(tracker.client._registry_uri == tracker.uri)
     assert done.stdout.splitlines()[-2:] == ["1.0 tests", "True"]
 
 
+@pytest.mark.parametrize("module", ["mlflow_run", "mlflow_registry"])
+def test_telemetry_is_disabled_before_mlflow_is_imported(module):
+    """With telemetry, MLflow sets a variable when it is imported, and the note about ignored variables names it."""
+    code = f"import recipe.tracking.{module}; from recipe.tracking.mlflow_run import IGNORED; print(IGNORED)"
+    environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}  # no CI, no pytest
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, capture_output=True, check=False
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
 @pytest.mark.parametrize("uri", ["file:./mlruns", "file:///tmp/mlruns", "./mlruns", "mlruns"])
 def test_a_store_of_files_is_refused_with_mlflows_way_out(store, monkeypatch, uri):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
