@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help env demo plan repro verify test test-all test-long browser pictures lint types format bench bench-prepare bench-pipeline mlflow-ui lock docs presets clean audit
+.PHONY: help env demo plan repro verify sbom test test-all test-long browser pictures lint types format bench bench-prepare bench-pipeline mlflow-ui lock docs presets clean audit
 .PHONY: docker-train docker-demo docker-verify docker-shell docker-build docker-check docker-pin docker-test docker-test-cuda
 .PHONY: services-up services-down services-train services-backup services-restore
 
@@ -43,6 +43,9 @@ repro: env  ## Run the outdated stages of a recipe folder (RECIPE=presets/NAME)
 
 verify: env  ## Rebuild the current commit, and compare every output with dvc.lock (RECIPE=presets/NAME)
 	cd $(or $(RECIPE),.) && recipe verify
+
+sbom: env  ## Write a CycloneDX bill of materials of the installed packages (SBOM=FILE)
+	recipe sbom $(if $(SBOM),"$(SBOM)")
 
 test: env  ## Run the fast tests, offline and on a CPU (takes up to 8 minutes)
 	pytest -n 2 --dist loadgroup -m "not slow and not docker and not browser and not gpu and not cuda_image" --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90

@@ -198,7 +198,7 @@ print(tracker.client._registry_uri == tracker.uri)
     assert done.stdout.splitlines()[-2:] == ["1.0 tests", "True"]
 
 
-@pytest.mark.parametrize("module", ["mlflow_run", "mlflow_registry"])
+@pytest.mark.parametrize("module", ["mlflow_registry", "versions"])
 def test_telemetry_is_disabled_before_mlflow_is_imported(module):
     """With telemetry, MLflow sets a variable when it is imported, and the note about ignored variables names it."""
     code = f"import recipe.tracking.{module}; from recipe.tracking.mlflow_run import IGNORED; print(IGNORED)"

@@ -64,4 +64,4 @@ def replay(step: int) -> None:
         click.get_current_context().exit(1)
 
 
-CHECKS = [verify, ledger, replay]
+COMMANDS = [verify, ledger, replay]

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import click
 
-from recipe.cli import context
-from recipe.cli.checks import CHECKS
+from recipe.cli import checks, context, provenance_commands, stages, tracking
 from recipe.cli.context import HERE
 from recipe.cli.group import Commands
-from recipe.cli.stages import COMMANDS
-from recipe.cli.tracking import link, sync
 from recipe.core.environment import configure_libraries
 
 NETWORK = {"fetch", "pin", "plan"}  # commands that may access the Hub
@@ -37,14 +34,16 @@ def main(ctx: click.Context) -> None:
         recipe summary             print the results and where to find them
         recipe verify              rebuild the commit and compare every output
         recipe ledger              print each step of the training; with --step, its rows
+        recipe provenance VERSION  trace a registered version back to its sources
         recipe chat                chat with the trained adapter
         recipe new my-recipe --data rows.jsonl
     """
     configure_libraries(network=ctx.invoked_subcommand in NETWORK)
 
 
-for command in (*COMMANDS, *CHECKS):
-    main.add_command(command)
+for module in (stages, checks, provenance_commands, tracking):
+    for command in module.COMMANDS:
+        main.add_command(command)
 
 
 @main.command()
@@ -193,10 +192,6 @@ def chat(base: bool) -> None:
 
     reply = open_chat(HERE, context.paths(), with_adapter=not base)
     talk(reply)
-
-
-main.add_command(link)
-main.add_command(sync)
 
 
 @main.command()

@@ -71,10 +71,14 @@ def services(stage: str, params: dict[str, Any], paths: Any, *, force: bool) -> 
         return Tracker(*run_facts(params, paths))
 
     def registry() -> Any:
+        from recipe.cli.provenance import make_evidence
         from recipe.tracking.mlflow_registry import MlflowRegistry
         from recipe.tracking.mlflow_run import run_facts
 
-        return MlflowRegistry(*run_facts(params, paths))
+        repository, experiment, facts = run_facts(params, paths)
+        evidence = make_evidence(params, paths, facts)
+        facts["tags"] |= evidence.record.tags()
+        return MlflowRegistry(repository, experiment, facts, evidence)
 
     return Services(
         progress=context.progress, check_model=check_model, fit_to_memory=fit_to_memory, tracker=tracker,

@@ -52,3 +52,6 @@ def sync(every: bool) -> None:
     )
     for error in damaged:
         raise error
+
+
+COMMANDS = [link, sync]

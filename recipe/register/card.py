@@ -12,7 +12,7 @@ def model_card(
     scores: dict[str, Any],
     tags: dict[str, str],
 ) -> str:
-    """Return the model card in Markdown, with the result, base model, data, training, scores and lineage."""
+    """Return the model card in Markdown: the result, base model, data, scores, intended use, rebuild and lineage."""
     base, adapter = scores["base"], scores["adapter"]
     revision = f", revision {manifest['revision']}" if manifest["revision"] else ""
     lines = [
@@ -25,6 +25,24 @@ def model_card(
         f"- Training: {train_metrics['steps']:,} steps, {train_metrics['tokens']:,} tokens per epoch",
         "", "| | base | adapter |", "|---|---|---|",
         *[f"| {name.replace('_', ' ')} | {base[name]} | {adapter[name]} |" for name in base],
+        "", "## Intended use", "", *_intended_use(meta, scores), "", "## How to rebuild", "", *_rebuild(tags),
         "", "## Lineage", "", *[f"- {name}: {value}" for name, value in sorted(tags.items())], "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _intended_use(meta: dict[str, Any], scores: dict[str, Any]) -> list[str]:
+    return [
+        f"The adapter answers prompts like those of its training rows, written with the template {meta['template']}. "
+        f"It was evaluated only on {scores['rows']:,} validation rows of the same data, and not for other tasks, other "
+        "languages, or safety. The licenses of the base model and the data apply.",
+    ]
+
+
+def _rebuild(tags: dict[str, str]) -> list[str]:
+    if "git_commit" not in tags:
+        return ["The adapter was registered outside a git repository, so no commit to rebuild is known."]
+    return [
+        "In a clone of the repository, with the environment from `make env`:", "", "```console",
+        f"$ cd {tags.get('recipe_folder', '.')}", f"$ recipe verify --commit {tags['git_commit']}", "```",
+    ]  # fmt: skip

@@ -124,16 +124,13 @@ class Server:
 
 
 @contextmanager
-def explained(server: Server) -> Iterator[None]:
-    """Convert MLflow's errors to a TrackingError with a one-line message."""
+def explained(server: Server, problem: str, advice: str) -> Iterator[None]:
+    """Convert MLflow's errors to a TrackingError with a one-line message, which contains `problem` and `advice`."""
     try:
         yield
     except AWAY as error:
-        raise TrackingError(
-            f"MLflow at {without_credentials(server.uri)} could not register the adapter: {first_line(error)}. The "
-            f"adapter is safe in the recipe folder. {server.remedy()} Then run `dvc repro`, which continues with the "
-            "register stage."
-        ) from None
+        address = without_credentials(server.uri)
+        raise TrackingError(f"MLflow at {address} {problem}: {first_line(error)}. {advice}") from None
 
 
 def in_time(seconds: float, question: Callable[[], Any]) -> None:

@@ -1,0 +1,1 @@
+"""Traces a registered version back to its sources: records them at registration, and checks the record later."""
