@@ -70,6 +70,20 @@ ELSEWHERE = {
         ("test_verify", "test_one_stage_is_rebuilt_from_recorded_inputs_and_the_first_difference_is_shown"),
     ),
     **dict.fromkeys(
+        ("recipe provenance", "recipe provenance models:/recipe-demo@champion",
+         "recipe provenance models:/recipe-demo@champion --public-key key.pub"),
+        ("test_provenance", "test_the_chain_of_a_registered_version_is_whole"),
+    ),
+    "recipe provenance models:/recipe-demo/1 --rebuild": (
+        "test_provenance", "test_rebuild_says_whether_the_bytes_are_those_of_the_registry"
+    ),
+    **dict.fromkeys(
+        ("RECIPE_SIGNING_KEY=key.pem recipe register",
+         "openssl ecparam -name prime256v1 -genkey -noout -out key.pem && openssl ec -in key.pem -pubout -out key.pub"),
+        ("test_provenance", "test_a_version_registered_from_a_changed_tree_becomes_whole_once_all_is_committed"),
+    ),
+    "make sbom": ("test_provenance", "test_make_sbom_writes_a_valid_bill_of_materials"),
+    **dict.fromkeys(
         ("recipe migrate", "recipe migrate lora.yml"), ("test_migrate", "test_an_axolotl_file_becomes_a_recipe")
     ),
     "cd presets/smollm2-135m-cpu && recipe pin && dvc repro": (
