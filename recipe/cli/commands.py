@@ -196,7 +196,12 @@ def chat(base: bool) -> None:
 
 @main.command()
 def summary() -> None:
-    """Print the results of the last `dvc repro` and where to find them."""
-    from recipe.cli.summary import summary_text
+    """Print the results of the last `dvc repro` and where to find them.
 
+    Also checks every output, and prints a note if one differs from dvc.lock.
+    """
+    from recipe.cli.summary import summary_text
+    from recipe.verify.integrity import note_damages
+
+    note_damages(HERE)
     click.echo(summary_text(context.paths(), context.params()["registry"].name))

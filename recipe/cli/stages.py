@@ -30,6 +30,7 @@ def run_stage(stage: str, part: str | None, *, force: bool) -> None:
     from recipe.core.paths import repository
     from recipe.planning.output_size import output_bytes
     from recipe.verify.environment import record_environment
+    from recipe.verify.integrity import check_inputs
 
     params, paths = context.params(), context.paths()
     check_installed_lock(repository(HERE) / "requirements")
@@ -41,6 +42,7 @@ def run_stage(stage: str, part: str | None, *, force: bool) -> None:
     space = disk_space(paths.folder, output_bytes(stage, params, paths), f"The {stage} stage")
     with space, file_lock(paths.local / "lock", "a stage"), record_stage(paths.local, name):
         end_if_asked()
+        check_inputs(HERE, stage)
         click.echo(run(params, paths, services(stage, params, paths, force=force)))
         if stage == "train":
             record_environment(paths, params["train"].num_threads)

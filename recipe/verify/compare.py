@@ -4,13 +4,13 @@ dvc.lock records an md5 of each output, so identical outputs need no second copy
 file is looked for in the user's recipe folder, in git and in DVC's cache.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from recipe.core.io import write_text
 from recipe.verify.difference import Difference, difference
+from recipe.verify.integrity import cached_file, md5_file
 from recipe.verify.rebuild import Rebuild, dvc_cache, show
 
 
@@ -52,7 +52,7 @@ def _differences(rebuild: Rebuild, path: str, md5: str, tolerance: float) -> lis
     cache, place = Path(dvc_cache(rebuild.folder)), rebuild.place / path
     if not md5.endswith(".dir"):
         return _file_differences(rebuild, path, md5, place, cache, tolerance)
-    listing = _cached(cache, md5)
+    listing = cached_file(cache, md5)
     if listing is None:
         return [Difference(path, "the recorded folder is not in DVC's cache, so its files can't be compared", None)]
     recorded = {entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_text(encoding="utf-8"))}
@@ -71,7 +71,7 @@ def _differences(rebuild: Rebuild, path: str, md5: str, tolerance: float) -> lis
 def _file_differences(
     rebuild: Rebuild, path: str, md5: str, rebuilt: Path, cache: Path, tolerance: float
 ) -> list[Difference]:
-    if _md5(rebuilt) == md5:
+    if md5_file(rebuilt) == md5:
         return []
     recorded = _recorded_file(rebuild, path, md5, cache)
     if recorded is None:
@@ -85,16 +85,5 @@ def _recorded_file(rebuild: Rebuild, path: str, md5: str, cache: Path) -> Path |
     from_git = rebuild.clone.parent / "recorded" / path
     if text := show(rebuild.repository, rebuild.commit, rebuild.folder / path):
         write_text(from_git, text)
-    candidates = (rebuild.folder / path, from_git, _cached(cache, md5))
-    return next((file for file in candidates if file and file.is_file() and _md5(file) == md5), None)
-
-
-def _cached(cache: Path, md5: str) -> Path | None:
-    """Return the file with this md5 in DVC's cache, or None if it is not there."""
-    path = cache / "files" / "md5" / md5[:2] / md5[2:]
-    return path if path.is_file() else None
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    candidates = (rebuild.folder / path, from_git, cached_file(cache, md5))
+    return next((file for file in candidates if file and file.is_file() and md5_file(file) == md5), None)
