@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import DataError
-from recipe.core.io import read_json, reading
+from recipe.core.io import read_json_object, reading
 
 CONFIG, WEIGHTS = ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -35,7 +35,7 @@ def check_adapter(folder: Path, manifest: dict[str, Any]) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    config = read_json(folder / CONFIG)
+    config = read_json_object(folder / CONFIG)
     if config["base_model_name_or_path"] != base_name(manifest):
         raise DataError(
             f"the adapter in {folder} was trained for {config['base_model_name_or_path']}, but the base model is "
@@ -44,3 +44,6 @@ def check_adapter(folder: Path, manifest: dict[str, Any]) -> None:
     with reading(folder / WEIGHTS, SafetensorError), safe_open(folder / WEIGHTS, "numpy") as weights:
         if not list(weights.keys()):
             raise ValueError("it contains no weights")
+        ranks = {weights.get_slice(name).get_shape()[0] for name in weights.keys() if ".lora_A" in name}  # noqa: SIM118
+    if ranks and config.get("r") not in list(ranks):  # with a very large value, PEFT would allocate terabytes
+        raise DataError(f"{folder / CONFIG} is damaged (r is {config.get('r')!r}, but the weights have {ranks}).")

@@ -13,9 +13,13 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from recipe.core.errors import ParamsError
+from recipe.core.format import first_line
+
+MAX_BYTES = 1_000_000  # ruamel needs minutes to read larger files
 
 
 class Section(BaseModel):
@@ -25,16 +29,29 @@ class Section(BaseModel):
     RENAMED: ClassVar[dict[str, str]] = {}  # maps key names from earlier versions to the current names
 
 
+class _Constructor(RoundTripConstructor):
+    """ruamel's constructor, which also remembers the line of the value that it constructs."""
+
+    line = 1
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        self.line = node.start_mark.line + 1
+        return super().construct_object(node, deep)
+
+
 def load_yaml(path: Path) -> CommentedMap:
     """Load a YAML 1.2 file that contains a mapping. Comments and line numbers are kept.
 
     This function does not use PyYAML, which reads `2e-4` as a string. Raises ParamsError if the file is missing or
     invalid.
     """
+    yaml, text = YAML(typ="rt"), ""
+    yaml.preserve_quotes, yaml.Constructor = True, _Constructor
     try:
-        yaml = YAML(typ="rt")
-        yaml.preserve_quotes = True
-        value = yaml.load(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_BYTES:
+            raise ParamsError(f"{path} is too large ({path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read).")
+        text = path.read_text(encoding="utf-8")
+        value = yaml.load(text)
     except FileNotFoundError:
         raise ParamsError(
             f"{path} is missing. Run this command in a recipe folder, which contains params.yaml and dvc.yaml "
@@ -51,6 +68,13 @@ def load_yaml(path: Path) -> CommentedMap:
         raise ParamsError(f"{path}{where}: not valid YAML: {problem}.") from None
     except YAMLError as error:
         raise ParamsError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
+    except RecursionError:
+        lines = text.splitlines()
+        deepest = max(range(len(lines)), key=lambda number: sum(map(lines[number].count, "[{-")))
+        raise ParamsError(f"{path}, line {deepest + 1}: not readable YAML: the values are nested too deeply.") from None
+    except (ValueError, TypeError, KeyError) as error:  # ruamel raises these for `!!int x`, 2026-99-99 and `{[a]: b}`
+        line = yaml.constructor.line
+        raise ParamsError(f"{path}, line {line}: not readable YAML: {first_line(error)}.") from None
     if not isinstance(value, CommentedMap):
         raise ParamsError(f"{path}: expected a mapping, found {type(value).__name__}.")
     return value
@@ -78,8 +102,8 @@ def read_params(path: Path, sections: dict[str, type[Section]]) -> dict[str, Any
     mistakes: list[tuple[int, str]] = []
     parsed: dict[str, Section] = {}
     mistakes += [
-        (_line(document, [name]), f"{name}: no such section{_nearest([name], sections)}")
-        for name in map(str, document)
+        (_line(document, [name]), f"{name}: no such section{_nearest([str(name)], sections)}")
+        for name in document
         if name not in sections
     ]
     for name, section in sections.items():
@@ -162,7 +186,8 @@ def _line(document: CommentedMap, place: list[Any]) -> int:
     for part in place:
         if not isinstance(node, CommentedMap) or part not in node:
             break
-        line = node.lc.key(part)[0] + 1
+        if part in (node.lc.data or {}):  # a key that `<<` merges into the mapping has no line
+            line = node.lc.key(part)[0] + 1
         node = node[part]
     return line
 

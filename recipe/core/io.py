@@ -82,6 +82,14 @@ def read_json(path: Path) -> Any:
     return _parse_json(_read_output(path), path)
 
 
+def read_json_object(path: Path) -> JsonObject:
+    """Return the object in a JSON file. Raises DataError if the file contains a different value, such as a list."""
+    value = read_json(path)
+    if not isinstance(value, JsonObject):
+        raise DataError(f"{path} contains {json.dumps(value)[:40]}, but it must contain a JSON object.")
+    return value
+
+
 def read_json_lines(path: Path) -> list[Any]:
     """Return the values in a file that contains one JSON value per line."""
     # Do not use `splitlines`, because it would also split at U+2028 inside a string.
@@ -131,7 +139,7 @@ def _read_output(path: Path) -> str:
 def _parse_json(text: str, path: Path) -> Any:
     try:
         return json.loads(text, object_hook=lambda values: JsonObject(values, path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: the values are nested too deeply
         raise DataError(f"{path} is not valid JSON: {error}.") from None
 
 

@@ -16,6 +16,8 @@ def stored_quantization(config: dict[str, Any], name: str) -> Quantized:
     stored = config.get("quantization_config")
     if not stored:
         return "none"
+    if not isinstance(stored, dict):
+        raise DataError(f"config.json of {name}: quantization_config is {stored!r}, but it must be an object.")
     method = stored.get("quant_method", "an unknown method")
     if method == "bitsandbytes" and stored.get("load_in_8bit"):
         return "int8"

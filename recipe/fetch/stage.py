@@ -19,7 +19,7 @@ from typing import Any
 from recipe.core.adapter import CONFIG as ADAPTER_CONFIG
 from recipe.core.errors import DataError, ParamsError
 from recipe.core.hub_cache import HUB, converted_folder
-from recipe.core.io import new_folder, read_json, sha256_file, sha256_listing, sha256_tree, write_json
+from recipe.core.io import new_folder, read_json_object, sha256_file, sha256_listing, sha256_tree, write_json
 from recipe.core.paths import Paths
 from recipe.core.quantized import stored_quantization
 from recipe.core.services import Services
@@ -128,7 +128,7 @@ def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapsho
             f"model.source: {params.source} contains {ADAPTER_CONFIG}, so it is unclear whether the adapter belongs to "
             "the base model. Merge the adapter into the base model, or move the adapter's files to another folder."
         )
-    config = read_json(source / "config.json")
+    config = read_json_object(source / "config.json")
     stored_quantization(config, params.id)  # raises an error if the weights can't be used for training
     code = reject_code(params.id, snapshot, allowed=params.trust_remote_code)
     try:
@@ -145,7 +145,10 @@ def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapsho
     tokenizer = base_tokenizer(snapshot, code=params.trust_remote_code)
     give_padding_token(tokenizer)
     with new_folder(paths.base) as target:
-        tokenizer.save_pretrained(target / "tokenizer")
+        try:
+            tokenizer.save_pretrained(target / "tokenizer")
+        except UnicodeEncodeError as error:
+            raise DataError(f"the tokenizer in {snapshot} contains text that is not valid UTF-8: {error}.") from None
         manifest: dict[str, Any] = {
             "id": params.id,
             "revision": params.revision,
@@ -190,7 +193,7 @@ def model_from_hub(name: str, revision: str, check: Check, *, code: bool) -> tup
         raise DataError(f"model.id: {name}: {error}") from None
     # Reject the model before gigabytes are downloaded.
     if (snapshot / "config.json").is_file():
-        stored_quantization(read_json(snapshot / "config.json"), name)
+        stored_quantization(read_json_object(snapshot / "config.json"), name)
     reject_code(name, snapshot, allowed=code)
     check(snapshot)
     if not any(path.endswith(".bin") for path in weights):
@@ -212,7 +215,7 @@ def reject_code(name: str, snapshot: Path, *, allowed: bool) -> list[str]:
     required, because recipe/fetch/xgen_tokenizer.py replaces that code.
     """
     configs = configs_with_remote_code(snapshot)
-    if "tokenizer_config.json" in configs and is_xgen(read_json(snapshot / "tokenizer_config.json")):
+    if "tokenizer_config.json" in configs and is_xgen(read_json_object(snapshot / "tokenizer_config.json")):
         configs.remove("tokenizer_config.json")
     if configs and not allowed:
         raise ParamsError(
@@ -229,7 +232,7 @@ def base_tokenizer(snapshot: Path, *, code: bool) -> Any:
     XGen's tokenizer is built from GPT-2's files. If the snapshot does not contain these files, they are downloaded.
     """
     config = snapshot / "tokenizer_config.json"
-    if config.is_file() and is_xgen(read_json(config)):
+    if config.is_file() and is_xgen(read_json_object(config)):
         if all((snapshot / name).is_file() for name in GPT2_FILES):
             return build_tokenizer(snapshot)
         files = list_repository("model", GPT2, GPT2_REVISION).files

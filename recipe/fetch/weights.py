@@ -9,7 +9,7 @@ from typing import Any
 
 from recipe.core.errors import DataError
 from recipe.core.format import first_line
-from recipe.core.io import new_folder, read_json, sha256_file, write_json
+from recipe.core.io import new_folder, read_json, read_json_object, sha256_file, write_json
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 SUMS = "sha256.json"  # records the sha256 of each file that `convert` wrote
@@ -64,7 +64,7 @@ def check_weights(folder: Path, files: list[Path]) -> None:
 def check_index(index: Path, files: list[Path]) -> None:
     """Raise DataError if the index exists and names a file that is not in `files`."""
     if index.is_file():
-        missing = sorted(set(read_json(index).get("weight_map", {}).values()) - {file.name for file in files})
+        missing = sorted(set(read_json_object(index).get("weight_map", {}).values()) - {file.name for file in files})
         if missing:
             raise DataError(f"model.source: {index} names {', '.join(missing)}, which {index.parent} does not contain.")
 
@@ -138,6 +138,6 @@ def configs_with_remote_code(folder: Path) -> list[str]:
     names = []
     for name in ("config.json", "tokenizer_config.json"):
         path = folder / name
-        if path.is_file() and "auto_map" in read_json(path):
+        if path.is_file() and "auto_map" in read_json_object(path):
             names.append(name)
     return names

@@ -186,7 +186,10 @@ def load_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> Any:
     from peft import PeftModel
 
     check_adapter(folder, manifest)  # if the weights were missing, PEFT would look for them on the Hub
-    return PeftModel.from_pretrained(model, folder).eval()
+    try:
+        return PeftModel.from_pretrained(model, folder).eval()
+    except Exception as error:  # noqa: BLE001 - for an invalid config, PEFT raises errors of many classes
+        raise DataError(f"PEFT can't load the adapter in {folder}: {first_line(error)}") from None
 
 
 def load_trained(

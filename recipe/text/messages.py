@@ -138,7 +138,8 @@ def _read_message(where: str, message: dict[str, Any]) -> Message:
     stated = message.get("role", message.get("from"))
     role = ROLE_NAMES.get(str(stated), stated)
     if role not in ROLES:
-        raise Invalid(f"{where} has the unknown role {stated!r}. Valid roles are {', '.join((*ROLES, *ROLE_NAMES))}")
+        found = shorten(repr(stated), SHOWN_CHARS)
+        raise Invalid(f"{where} has the unknown role {found}. Valid roles are {', '.join((*ROLES, *ROLE_NAMES))}")
     where = f"{where} ({role})"
     content = message.get("content", message.get("value"))
     calls = message.get("tool_calls") or []
@@ -223,7 +224,8 @@ def _is_trained(where: str, message: dict[str, Any]) -> bool:
     marks = {name: message[name] for name in MARKS if message.get(name) is not None}
     for name, value in marks.items():
         if value not in (0, 1):
-            raise Invalid(f"{where} has {name}: {value!r}, but the value must be 0 (not trained) or 1 (trained)")
+            found = shorten(repr(value), SHOWN_CHARS)
+            raise Invalid(f"{where} has {name}: {found}, but the value must be 0 (not trained) or 1 (trained)")
     return all(map(bool, marks.values()))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from recipe.core.errors import DataError
+from recipe.core.format import first_line
 from recipe.text.file_shape import describe_bytes, describe_lines, describe_object, separator
 from recipe.text.rows import BadRow, Row, describe_type, safe
 
@@ -60,7 +61,8 @@ def _json(path: Path, name: str) -> Iterator[Row | BadRow]:
         yield from _json_lines(path, name)
         return
     if text[position : position + 1] != "[":
-        raise DataError(f"{name}: expected a list of objects, found {text[position : position + 20]!r}.")
+        line = text.count("\n", 0, position) + 1
+        raise DataError(f"{name}, line {line}: expected a list of objects, found {text[position : position + 20]!r}.")
     decoder = json.JSONDecoder()
     begin = position = _skip(text, position + 1)
     counted, line, number, last_line = 0, 1, 0, 0
@@ -191,7 +193,7 @@ def _parquet(path: Path, name: str) -> Iterator[Row | BadRow]:
                 number += 1
                 yield Row(values, name, f"row {number}")
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{name}: not a readable Parquet file: {error}.") from None
+        raise DataError(f"{name}: not a readable Parquet file: {first_line(error).rstrip('.')}.") from None
 
 
 def _row(file: str, place: str, value: object) -> Row | BadRow:
