@@ -1,6 +1,7 @@
 """A click group whose commands end with the exit codes of recipe/core/errors.py. No other module converts errors."""
 
 import signal
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command. If it raises RecipeError, print the message and exit with the error's code.
 
-        If an output of a stage is missing, print a one-line message without a traceback.
+        If an output of a stage is missing, or the user has no permission, print a one-line message without a traceback.
         """
         try:
             return super().invoke(ctx)
@@ -34,4 +35,11 @@ class Commands(click.Group):
             if problem is None:
                 raise
             click.echo(f"error: {problem}", err=True)
+            ctx.exit(MachineError.exit_code)
+        except OSError as error:
+            from recipe.cli.permissions import DENIED, denied
+
+            if error.errno not in DENIED or not error.filename:
+                raise
+            click.echo(f"error: {denied(Path(error.filename))}", err=True)
             ctx.exit(MachineError.exit_code)

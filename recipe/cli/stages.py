@@ -22,6 +22,7 @@ def run_stage(stage: str, part: str | None, *, force: bool) -> None:
 
     Raises RecipeError if the stage fails or can't start, for example because another stage is running in this folder.
     """
+    from recipe.cli.permissions import check_writable, written_by
     from recipe.cli.run_metadata import die_with_parent, end_if_asked, record_stage
     from recipe.cli.supervise import supervise
     from recipe.core.disk import disk_space
@@ -34,6 +35,7 @@ def run_stage(stage: str, part: str | None, *, force: bool) -> None:
 
     params, paths = context.params(), context.paths()
     check_installed_lock(repository(HERE) / "requirements")
+    check_writable(written_by(paths, stage, part))
     die_with_parent()
     if stage in HUNGRY:
         supervise(f"the {stage} stage", params[stage].memory_advice(), die_with_parent)
