@@ -8,7 +8,7 @@ from pathlib import Path
 from recipe.core.errors import DataError
 from recipe.prepare.unused import Unused
 from recipe.text.readers import read_rows
-from recipe.text.rows import BadRow, safe
+from recipe.text.rows import BadRow, list_columns, safe
 from recipe.text.templates import Template
 from recipe.text.turns import Turn, text_of
 
@@ -91,7 +91,7 @@ def check_columns(required: tuple[str, ...], columns: dict[str, str | None], see
         if column is not None and column not in seen and (name != column or name in required) and seen:
             raise DataError(
                 f"sequence.columns.{name} is {column!r}, but no row of {', '.join(files)} has that column. "
-                f"Columns found: {', '.join(sorted(map(repr, seen)))}. Set this key to the column with the {name}."
+                f"Columns found: {list_columns(sorted(seen))}. Set this key to the column with the {name}."
             )
 
 

@@ -15,7 +15,7 @@ from recipe.text.chat_templates import ChatTemplate
 from recipe.text.messages import Chat as Messages
 from recipe.text.messages import message_list, parse_json, read_chat
 from recipe.text.plain_templates import Alpaca, alpaca_sample, bad_row, pick, require
-from recipe.text.rows import BadRow, Row, is_missing
+from recipe.text.rows import BadRow, Row, is_missing, list_columns
 from recipe.text.turns import Conversion, Sample
 
 # The keys of an input row for inference. All are optional, because a row has either messages or an instruction.
@@ -189,7 +189,7 @@ def _values(
     return (
         [values.get(columns[name]) for name in template.REQUIRED],
         {name: None if is_missing(value) else value for name, value in optional.items()},
-        missing and f"the column {missing!r} is missing. Columns found: {', '.join(map(repr, values))}",
+        missing and f"the column {missing!r} is missing. Columns found: {list_columns(values)}",
     )
 
 

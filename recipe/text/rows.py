@@ -5,9 +5,13 @@ pick_columns(row, {"instruction": "question"}, {"input": "context"})
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from recipe.core.format import shorten
+
+COLUMNS_CHARS = 1000
 MISSING = "nan"  # the text that pandas creates when it converts a missing value to a string
 
 
@@ -48,7 +52,7 @@ def pick_columns(row: Row, required: dict[str, str], optional: dict[str, str]) -
             picked[name] = ""
             continue
         if column not in row.values:
-            reason = f"the column {column!r} is missing. Columns found: {', '.join(map(repr, row.values)) or 'none'}"
+            reason = f"the column {column!r} is missing. Columns found: {list_columns(row.values)}"
         elif not isinstance(value, str):
             reason = f"{column!r} is {describe_type(value)}, not a string"
         elif name in required and not value.strip():
@@ -61,6 +65,11 @@ def pick_columns(row: Row, required: dict[str, str], optional: dict[str, str]) -
             return BadRow(row.file, row.place, reason, json.dumps(row.values, default=str))
         picked[name] = str(value)
     return picked
+
+
+def list_columns(names: Iterable[str]) -> str:
+    """Return the names of columns for a message, shortened, because a damaged file can have names of any length."""
+    return shorten(", ".join(map(repr, names)), COLUMNS_CHARS) or "none"
 
 
 def is_missing(value: object) -> bool:
