@@ -4,7 +4,7 @@ import torch
 from conftest import plain_base
 from transformers import Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
-from recipe.core.errors import ParamsError
+from recipe.core.errors import DataError, ParamsError
 from recipe.model.packed_attention import (
     CU_SEQLENS,
     _attend_varlen,
@@ -75,6 +75,14 @@ def test_running_out_of_memory_is_not_reported_as_a_leak(tiny_base, monkeypatch)
 
     monkeypatch.setattr(model, "forward", run_out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
+        packing_is_isolated(model)
+
+
+def test_a_model_that_computes_nan_is_reported_as_damaged_and_not_as_a_leak(tiny_base):
+    model = plain_base(tiny_base, 0)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    with pytest.raises(DataError, match="the base model computes NaN"):
         packing_is_isolated(model)
 
 

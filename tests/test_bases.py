@@ -1,6 +1,7 @@
 """A base model is what its config says, or fetch refuses it, with the name of the tensor."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ from recipe.cli.commands import main
 from recipe.core.errors import DataError
 from recipe.fetch.params import ModelParams
 from recipe.fetch.stage import fetch_model
+from recipe.model.load import check_finite
 
 FAMILIES = (
     "Llama", "Mistral", "Qwen3", "Qwen3-tied", "Gemma3Text", "Phi3", "GPTNeoX", "GPT2", "Qwen3Moe", "Mixtral", "Olmoe",
@@ -116,6 +118,44 @@ def test_weights_are_checked_again_when_they_are_loaded(fetched_base, tiny_base,
         file.update(bytes=path.stat().st_size, sha256=sha256_file(path))
     with pytest.raises(DataError, match=r"do not fit the model: model\.layers\.0\.mlp\.down_proj\.weight is missing"):
         load_base(manifest, tmp_path, 10)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused_with_the_tensor_and_the_file(base, value):
+    def damage(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"][2, 3] = value
+
+    tamper(base, weights=damage)
+    path = base / "model.safetensors"
+    with pytest.raises(DataError, match=r"the tensor model\.layers\.1\.mlp\.up_proj\.weight contains NaN or") as raised:
+        check_finite([base / "config.json", path])
+    assert str(path) in str(raised.value) and "(1 of " in str(raised.value)
+
+
+def test_finite_weights_of_every_dtype_are_accepted(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    dtypes = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "int8", "uint8")
+    tensors = {name: torch.ones(3, 2).to(getattr(torch, name)) for name in dtypes}
+    save_file({**tensors, "empty": torch.zeros(0)}, tmp_path / "model.safetensors")
+    check_finite([tmp_path / "model.safetensors"])
+    save_file({"a": torch.full((2,), math.nan).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match=r"the tensor a contains NaN or infinite values \(2 of 2\)"):
+        check_finite([tmp_path / "model.safetensors"])
+
+
+def test_a_damaged_base_model_is_named_when_it_is_loaded(fetched_base, tiny_base, tmp_path):
+    from recipe.core.io import sha256_file
+    from recipe.model.load import load_base
+
+    model = shutil.copytree(tiny_base, tmp_path / "model")
+    tamper(model, weights=lambda tensors: tensors["model.norm.weight"].fill_(math.nan))
+    manifest = {**json.loads((fetched_base / "manifest.json").read_text()), "path": str(model)}
+    for file in manifest["files"]:
+        file.update(bytes=(model / file["name"]).stat().st_size, sha256=sha256_file(model / file["name"]))
+    with pytest.raises(DataError, match=r"the tensor model\.norm\.weight contains NaN"):
+        load_base(manifest, tmp_path, 10, packed=True)
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ def load_base(
     names = [file["name"] for file in manifest["files"]]
     if (source / CONFIG).is_file():
         print(f"note: {source / CONFIG} is ignored, because it is not part of the base model {manifest['id']}")
+    check_finite([source / file["name"] for file in manifest["files"]])
     attention = None
     if packed:
         attention = choose_attention(SimpleNamespace(**read_json(source / "config.json")), cuda=cuda)
@@ -109,6 +110,33 @@ def load_base(
             for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
                 layer.weight[old:] = layer.weight[:old].float().mean(dim=0).to(layer.weight.dtype)
     return model
+
+
+def check_finite(files: list[Path]) -> None:
+    """Raise DataError if a tensor in the safetensors files among `files` contains NaN or infinite values.
+
+    Such a model can be loaded, but all its losses may be NaN. Only one tensor is in memory at a time.
+    """
+    import torch
+    from safetensors import safe_open
+
+    for path in files:
+        if path.suffix != ".safetensors":
+            continue
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - safe_open returns no mapping
+                tensor = tensors.get_tensor(name)
+                if not tensor.is_floating_point() or not tensor.numel():
+                    continue
+                if tensor.element_size() == 1:  # torch can't compare float8 values
+                    tensor = tensor.float()
+                # Both extremes are NaN if any value is NaN. Unlike isfinite, aminmax needs no memory.
+                if not all(torch.isfinite(extreme) for extreme in torch.aminmax(tensor)):
+                    number = int((~torch.isfinite(tensor)).sum())
+                    raise DataError(
+                        f"{path}: the tensor {name} contains NaN or infinite values ({number:,} of "
+                        f"{tensor.numel():,}), so the base model is damaged. Download it again, or use another one."
+                    )
 
 
 def _from_pretrained(source: Path, names: list[str], options: dict[str, Any]) -> Any:

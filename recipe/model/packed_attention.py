@@ -9,6 +9,8 @@ than plain causal attention are trained with the dense mask.
 
 from typing import TYPE_CHECKING, Any
 
+from recipe.core.errors import DataError
+
 if TYPE_CHECKING:
     import torch
 
@@ -55,6 +57,7 @@ def packing_is_isolated(model: Any) -> bool:
     """Return whether the model keeps two packed examples apart and remains causal.
 
     This function runs the model, because a model with its own attention code may ignore the positions or need a mask.
+    Raises DataError if the logits contain NaN, because NaN values can't be compared.
     """
     import torch
 
@@ -75,6 +78,8 @@ def packing_is_isolated(model: Any) -> bool:
             except (AssertionError, AttributeError, KeyError, TypeError, RuntimeError):
                 return False
     whole, first, last = outputs
+    if torch.isnan(whole).any():
+        raise DataError("the base model computes NaN for a short text, so it is damaged. Use another base model.")
     # At positions that must not depend on the changed token, the logits may differ only by rounding errors. These
     # errors are measured relative to the effect at the changed token itself.
     leaks = [(whole - first)[5:], (whole - last)[5:], (whole - last)[:4]]

@@ -174,9 +174,11 @@ class PackedTrainer(SFTTrainer):
         norm = super()._clip_grad_norm(model)
         step, loss, rate = self.state.global_step + 1, self.ledger.step_loss(), self._get_learning_rate()
         if not (math.isfinite(norm) and math.isfinite(loss)):
+            no_update = "No weight has changed yet, so the cause is the base model or a row."
+            advice = "Lower train.learning_rate or raise train.warmup_ratio." if step > 1 else no_update
             raise TrainingError(
                 f"the loss is {loss:g} and the gradient norm is {float(norm):g} in step {step}, with a learning rate "
-                f"of {rate:g}. Lower train.learning_rate or raise train.warmup_ratio.{self._describe_worst_rows()}"
+                f"of {rate:g}. {advice}{self._describe_worst_rows()}"
             )
         self.ledger.end_step(step, float(norm), rate)
         return norm
