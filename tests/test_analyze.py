@@ -7,10 +7,13 @@ from conftest import alpaca, no_progress, paths_in, toy_rows
 from recipe.analyze.params import AnalyzeParams
 from recipe.analyze.report import format_row, list_places
 from recipe.analyze.stage import analyze, quantiles, share_above
-from recipe.cli.show import rows_text
+from recipe.analyze.stage import run as run_analyze
+from recipe.cli.show import mask_text, rows_text
 from recipe.core.errors import DataError
 from recipe.core.io import sha256_tree
+from recipe.core.services import Services
 from recipe.prepare.stage import prepare
+from recipe.prepare.stage import run as run_prepare
 from recipe.report.html import Part, page, preformatted, table
 from recipe.report.svg import cumulative, histogram, histogram_edges, pairs_of_bars
 
@@ -91,6 +94,31 @@ def test_possible_problems_are_counted_and_located(report):
     assert "train.jsonl, line 1</td>" in html
     assert "jane@mail.org" not in html and "write to [e-mail addresses]" in html.replace("<br>", " ")
     assert "Duplicates side by side" in html and "possible problems were found" in html
+
+
+def test_answers_that_max_length_cuts_or_removes_are_a_possible_problem(raw, fetched_base, sequence_params, tmp_path):
+    chats = [
+        {"messages": [{"role": role, "content": f"{text} {n}"} for text in ("one two three " * 9, "four five " * 9)
+                      for role in ("user", "assistant")]} for n in range(30)
+    ]  # fmt: skip
+    paths = paths_in(tmp_path, raw=raw(chats), base=fetched_base)
+    params = {"template": "chat", "columns": {"messages": "messages"}, "chat_template": "plain", "max_length": 256}
+    services = Services(no_progress, None, None, None, None, None)
+    printed = run_prepare({"sequence": sequence_params(**params)}, paths, services)
+    cut = "possible problem: the last answer is missing or cut in 30 of 30 rows, because sequence.max_length is 256. "
+    assert cut + "Set sequence.max_length to 512 to keep at least 99%" in printed
+    [line] = [line for line in mask_text(paths.prepared).splitlines() if "2 answers" in line]
+    assert "max_length cuts off the last " in line and "(256 tokens, " in line
+    printed = run_analyze({"analyze": AnalyzeParams(num_rows=5, num_bins=10)}, paths, services)
+    assert "possible problems: the last answer is missing or cut at max_length (30)" in printed
+    assert "recommended sequence.max_length: 512 (currently 256)" in printed
+    summary = json.loads((paths.analysis / "summary.json").read_text())
+    flaw = summary["flaws"]["the last answer is missing or cut at max_length"]
+    assert flaw["rows"] == 30 and len(set(flaw["places"])) == 30 and summary["recommended_max_length"] == 512
+    page = (paths.analysis / "index.html").read_text()
+    assert "missing or cut in 30 of 30 rows" in page and "The recommended max_length is 512" in page
+    printed = run_prepare({"sequence": sequence_params(**{**params, "max_length": 512})}, paths, services)
+    assert "possible problem" not in printed and "cuts off" not in mask_text(paths.prepared)
 
 
 def test_rows_dropped_by_prepare_do_not_shift_line_numbers(report):

@@ -45,7 +45,7 @@ def test_shares_are_in_range_and_longer_limits_do_not_cut_more_rows(rows, config
         assert 0 <= limit.tokens_lost < 1 and 0 <= limit.rows_cut <= 1 and 0 < limit.filled <= 1
         assert limit.rows_dropped == 0
     assert [limit.rows_cut for limit in results] == sorted((limit.rows_cut for limit in results), reverse=True)
-    assert recommend(results)[0].rows_cut <= 0.01
+    assert recommend(results, configured)[0].rows_cut <= 0.01
     assert by_limit(results)[configured].cost == 1.0
 
 
@@ -65,13 +65,30 @@ def test_row_is_dropped_if_its_prompt_fills_the_limit_or_if_overlong_rows_are_dr
 
 
 def test_recommended_limit_is_the_shortest_that_cuts_few_rows():
-    best, reason = recommend(limits_of([100] * 300 + [600], 1024))
+    best, reason = recommend(limits_of([100] * 300 + [600], 128), 128)
     assert best.max_length == 128 and best.tokens_lost == 0.015425  # a single long row does not justify a longer limit
-    best, reason = recommend(limits_of([100] * 95 + [600] * 5, 1024))
+    best, reason = recommend(limits_of([100] * 95 + [600] * 5, 1024), 1024)
     assert best.max_length == 1024 and best.rows_cut == 0.0
-    best, reason = recommend(limits_of([100] * 3000 + [130], 1024))
+    best, reason = recommend(limits_of([125] * 3000 + [130], 1024), 1024)
     assert best.max_length == 128 and reason.startswith("128 tokens is the smallest")
     assert "it cuts or drops 0.03% of them and loses 0.00% of the tokens" in reason
+
+
+def test_the_reason_for_a_limit_does_not_contradict_the_table():
+    """A shorter limit may fill fewer positions, and a longer one may cost twice as much."""
+    results = limits_of([75] * 12, 256)  # one row per sequence of 128, three per sequence of 256
+    best, reason = recommend(results, 256)
+    assert best.max_length == 256 and "128 also would, but it costs 1.50 times as much" in reason
+    results = limits([100, 128, 120, 600], [9] * 4, 1024)
+    best, reason = recommend(results, 1024)
+    assert best.max_length == 1024 and "longer" not in reason
+    results = limits_of([100, 130, 250], 256)
+    best, reason = recommend(results, 256)
+    longer = [f"{limit.cost:.2f}" for limit in results if limit.max_length > best.max_length]
+    assert f"It costs {best.cost:.2f}" in reason if longer else "longer" not in reason
+    results = limits_of([30] * 2, 512)
+    best, reason = recommend(results, 512)
+    assert best.max_length == 64 and "It costs 0.12, and longer limits cost 1.00." in reason
 
 
 def test_only_a_sample_of_many_rows_is_packed(monkeypatch):

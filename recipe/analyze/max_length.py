@@ -1,19 +1,17 @@
 """Computes how max_length affects the rows, the fill rate of packed sequences, and the cost of an epoch.
 
 results = limits(lengths, loss_starts, configured=1024)    # a Limit for 1024 and for several powers of two
-best, reason = recommend(results)
+best, reason = recommend(results, configured=1024)
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from recipe.tokens.lengths import MAX_CUT, SHORTEST, shortest_limit
 from recipe.tokens.packing import pack_best_fit
 
-SHORTEST = 64  # tokens; a shorter limit leaves too little room for a prompt and its answer
 SAMPLE = 100_000  # maximum number of rows to pack; larger datasets are sampled at even intervals
-# Maximum share of the rows that a recommended limit may cut or drop. Counting tokens instead of rows would give a few
-# very long rows too much weight.
-MAX_CUT = 0.01
+MIN_EXTRA_COST = 0.1  # a shorter limit than the configured one is not recommended if it costs this much more
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,7 @@ def candidates(lengths: Sequence[int], configured: int) -> list[int]:
     The list ends at the first power that no row exceeds or at the second power that at most MAX_CUT of the rows exceed,
     whichever is smaller.
     """
-    max_cut_rows = int(MAX_CUT * len(lengths))
-    enough = sorted(lengths)[len(lengths) - 1 - max_cut_rows]  # the shortest limit that cuts at most max_cut_rows rows
-    powers = [SHORTEST]
+    enough, powers = shortest_limit(lengths), [SHORTEST]
     while powers[-1] < enough:
         powers.append(2 * powers[-1])
     if powers[-1] < max(lengths):
@@ -90,13 +86,34 @@ def limits(
     return results
 
 
-def recommend(results: Sequence[Limit]) -> tuple[Limit, str]:
-    """Return the shortest limit that cuts or drops no more than MAX_CUT of the rows, and the reason as text."""
-    best = next(limit for limit in results if limit.rows_cut + limit.rows_dropped <= MAX_CUT)
+def recommend(results: Sequence[Limit], configured: int) -> tuple[Limit, str]:
+    """Return the recommended limit, and the reason as text.
+
+    It is the shortest limit that cuts or drops no more than MAX_CUT of the rows. If the configured limit also meets
+    this condition, and the shorter limit would cost at least MIN_EXTRA_COST more, it is the configured limit.
+    """
+    enough = [limit for limit in results if limit.rows_cut + limit.rows_dropped <= MAX_CUT]
+    best = enough[0]
+    current = next((limit for limit in enough if limit.max_length == configured), None)
+    if current and current is not best and best.cost >= (1 + MIN_EXTRA_COST) * current.cost:
+        return current, (
+            f"The current limit of {configured:,} tokens affects no more than {MAX_CUT:.0%} of the rows: "
+            f"{_loss(current)}. A limit of {best.max_length:,} also would, but it costs {best.cost:.2f} times as much, "
+            "because more padding is needed. Its sequences need less memory."
+        )
     reason = (
         f"{best.max_length:,} tokens is the smallest candidate that affects no more than {MAX_CUT:.0%} of the rows: "
-        f"it cuts or drops {best.rows_cut + best.rows_dropped:.2%} of them and loses {best.tokens_lost:.2%} of the "
-        "tokens. "
-        "With packing, a longer limit costs about the same per epoch, but each sequence needs more memory."
+        f"{_loss(best)}."
     )
+    longer = [limit.cost for limit in results if limit.max_length > best.max_length]
+    if longer:
+        costs = f"{min(longer):.2f}" if min(longer) == max(longer) else f"{min(longer):.2f} to {max(longer):.2f}"
+        reason += f" It costs {best.cost:.2f}, and longer limits cost {costs}. Longer sequences need more memory."
     return best, reason
+
+
+def _loss(limit: Limit) -> str:
+    return (
+        f"it cuts or drops {limit.rows_cut + limit.rows_dropped:.2%} of them and loses {limit.tokens_lost:.2%} of the "
+        "tokens"
+    )

@@ -30,6 +30,7 @@ TOKEN_LABELS = {
     "validation": "validation tokens",
     "validation_loss_tokens": "loss positions in validation (answers)",
 }
+CUT = "the last answer is missing or cut at max_length"
 SHOWN_PLACES = 5
 SHOWN_CHARS = 600  # maximum number of characters shown for each row in a pair of duplicates
 
@@ -158,6 +159,13 @@ def flaw_parts(summary: dict[str, Any], examples: Mapping[str, Sequence[Any]]) -
         "These checks are heuristics, so inspect the rows before you change them. Detected personal data is masked on "
         "this page. summary.json lists more of the affected rows."
     )
+    if CUT in summary["flaws"]:
+        kept = summary["prepared"]["rows"]["train"] + summary["prepared"]["rows"]["validation"]
+        note = (
+            f"The last answer is missing or cut in {summary['flaws'][CUT]['rows']:,} of {kept:,} rows, because "
+            f"max_length is {summary['max_length']:,}. The recommended max_length is "
+            f"{summary['recommended_max_length']:,} (see Choosing max_length). {note}"
+        )
     clean = Markup("<p>No problems were found: no duplicates or near duplicates, no repeated questions, no validation "
                    "rows that resemble training rows, no unusual characters, no placeholder or truncated answers, and "
                    "no personal data.</p>")  # fmt: skip
@@ -223,6 +231,7 @@ def form_parts(forms: Sequence[Mapping[str, Any]]) -> list[Part]:
         title = (
             f"{form['form']}: {form['rows']:,} row{'s' * (form['rows'] > 1)}, such as {form['file']}, {form['place']}"
         )
+        title += f" (max_length cuts off the last {form['num_cut']:,} tokens)" if form["num_cut"] else ""
         rows.append(Markup('<div class="row"><b>{}</b>\n{}</div>').format(title, spans))
     box = Markup('<div class="packed" tabindex="0" role="group" aria-label="Rows by form">{}</div>')
     note = "Underlined text contributes to the loss. The other text is context."

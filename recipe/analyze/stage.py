@@ -22,6 +22,7 @@ import numpy as np
 from recipe.analyze.max_length import limits, recommend
 from recipe.analyze.params import AnalyzeParams
 from recipe.analyze.report import (
+    CUT,
     TUTORIAL_CHARS,
     data_parts,
     flaw_parts,
@@ -32,7 +33,7 @@ from recipe.analyze.report import (
     summarize_findings,
     token_parts,
 )
-from recipe.analyze.scan import Scan, scan_rows
+from recipe.analyze.scan import KEPT_PLACES, Flaw, Scan, scan_rows
 from recipe.analyze.text_checks import mask_personal_data
 from recipe.core.io import check_count, check_sha256, new_folder, read_json, reading, write_json, write_text
 from recipe.core.paths import Paths
@@ -133,7 +134,9 @@ def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str
     train_facts = facts.filter(is_train)
     lengths, loss_starts = train_facts["num_tokens"].to_pylist(), train_facts["num_before"].to_pylist()
     limit_results = limits(lengths, loss_starts, limit, drop_overlong=meta["on_overlong"] == "drop")
-    best, reason = recommend(limit_results)
+    cut = cut_rows(facts, limit) if meta["on_overlong"] == "truncate" else Flaw()
+    flaws = {**scan.flaws, **({CUT: cut} if cut.rows else {})}
+    best, reason = recommend(limit_results, limit)
     summary = {
         "files": [{"name": file["name"], "split": file["split"], "bytes": file["bytes"]} for file in manifest["files"]],
         "num_rows": scan.columns.num_rows,
@@ -147,7 +150,7 @@ def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str
         "limits": [asdict(result) for result in limit_results],
         "recommended_max_length": best.max_length,
         "recommended_because": reason,
-        "flaws": {name: asdict(flaw) for name, flaw in sorted(scan.flaws.items(), key=lambda item: -item[1].rows)},
+        "flaws": {name: asdict(flaw) for name, flaw in sorted(flaws.items(), key=lambda item: -item[1].rows)},
         "vocabulary": vocabulary_usage,
         "branches": dict(scan.branches.most_common()),
         "scripts": dict(scan.scripts.most_common()),
@@ -161,6 +164,18 @@ def analyze(params: AnalyzeParams, paths: Paths, progress: Progress) -> dict[str
     ]
     write_report(paths.analysis, params, summary, scan, forms, example, chars, tokens)
     return summary
+
+
+def cut_rows(facts: Any, max_length: int) -> Flaw:
+    """Return the rows that prepare truncated. A row ends with its last answer, so this answer is missing or cut.
+
+    `facts` is the table that the prepare stage wrote. Rows whose prompt alone fills max_length were dropped.
+    """
+    num_tokens, num_before = facts["num_tokens"].to_numpy(), facts["num_before"].to_numpy()
+    rows = np.flatnonzero((num_tokens > max_length) & (num_before < max_length)).tolist()
+    return Flaw(
+        len(rows), [f"{facts['file'][row].as_py()}, {facts['place'][row].as_py()}" for row in rows[:KEPT_PLACES]]
+    )
 
 
 def masked(entry: dict[str, Any]) -> dict[str, Any]:
@@ -201,4 +216,7 @@ def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
     summary = analyze(params["analyze"], paths, services.progress)
     flaws = [f"{name} ({flaw['rows']:,})" for name, flaw in summary["flaws"].items()]
     findings = f"possible problems: {', '.join(flaws)}" if flaws else "no problems found in the rows"
+    if CUT in summary["flaws"]:
+        recommended, current = summary["recommended_max_length"], summary["max_length"]
+        findings += f"\nrecommended sequence.max_length: {recommended:,} (currently {current:,})"
     return f"{findings}\nreport: {paths.analysis / 'index.html'}"

@@ -2,7 +2,7 @@
 
 forms = Forms(tokenizer, max_length=1024)
 forms.add(example, tokens)
-forms.summary()    # [{form, rows, file, place, spans: [{role, in_loss, tokens, text}]}]
+forms.summary()    # [{form, rows, file, place, num_cut, spans: [{role, in_loss, tokens, text}]}]
 """
 
 from collections import Counter
@@ -27,11 +27,15 @@ class Forms:
         self.examples: dict[str, dict[str, Any]] = {}
 
     def add(self, example: Example, tokens: Tokens) -> None:
-        """Count a kept row. The first row of each form becomes the form's example."""
+        """Count a kept row. The first row of each form becomes the form's example.
+
+        `num_cut` is the number of tokens after max_length, which are not among the example's spans.
+        """
         self.rows[example.form] += 1
         if example.form not in self.examples:
             self.examples[example.form] = {
-                "file": example.file, "place": example.place, "spans": self._spans(tokens)
+                "file": example.file, "place": example.place, "num_cut": max(len(tokens.ids) - self.max_length, 0),
+                "spans": self._spans(tokens),
             }  # fmt: skip
 
     def summary(self) -> list[dict[str, Any]]:
@@ -54,6 +58,11 @@ class Forms:
         return spans
 
 
+def describe_cut(form: dict[str, Any]) -> str:
+    """Return the number of the example's tokens that were cut, or an empty string if none were cut."""
+    return f"; max_length cuts off the last {form['num_cut']:,}" if form["num_cut"] else ""
+
+
 def describe(forms: list[dict[str, Any]]) -> str:
     """Format the examples for display in the terminal, span by span. A `*` marks the spans in the loss."""
     parts = []
@@ -64,7 +73,7 @@ def describe(forms: list[dict[str, Any]]) -> str:
         )
         parts.append(
             f"{form['form']}: {form['rows']:,} row{'s' * (form['rows'] > 1)}, such as {form['file']}, {form['place']} "
-            f"({num_tokens:,} tokens, {num_loss:,} in the loss)"
+            f"({num_tokens:,} tokens, {num_loss:,} in the loss{describe_cut(form)})"
         )
         width = max(len(span["role"]) for span in spans)
         for span in spans:

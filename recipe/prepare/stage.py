@@ -27,6 +27,7 @@ from recipe.prepare.tokenized_rows import TokenizedRows, tokenize_rows
 from recipe.prepare.unused import describe
 from recipe.text.chat_templates import ChatTemplate
 from recipe.text.templates import TEMPLATES, make_template
+from recipe.tokens.lengths import MAX_CUT, shortest_limit
 from recipe.tokens.packing import pack_best_fit, write_sequences
 from recipe.tokens.tokenizer import load_tokenizer
 
@@ -119,6 +120,7 @@ def counts_meta(rows: TokenizedRows, num_sequences: int, max_length: int) -> dic
         "sequences": {
             "train": num_sequences,
             "filled": round(train.num_tokens / (num_sequences * max_length), 4),
+            "recommended_max_length": shortest_limit(train.whole_lengths),
         },
         # The validation losses of two adapters are comparable only if this hash is the same for both adapters.
         "validation_sha256": sha256_bytes(
@@ -141,10 +143,26 @@ def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
         f"in {sequences['train']:,} sequences, {sequences['filled']:.1%} full"
     )
     lines = [summary, describe_roles(meta["roles"])]
+    if rows["truncated"]:
+        lines.append(describe_cut(meta))
     if meta["split_completions"]:
         lines.append(SPLIT_COMPLETIONS.format(number=meta["split_completions"]))
     unused = read_json(paths.prepared / "unused.json")
     return "\n".join([*lines, describe(unused)] if unused else lines)
+
+
+def describe_cut(meta: dict[str, Any]) -> str:
+    """Return a sentence about the rows that were truncated. A row ends with its last answer, so this answer is cut."""
+    rows, recommended = meta["rows"], meta["sequences"]["recommended_max_length"]
+    advice = (
+        f"Set sequence.max_length to {recommended:,} to keep at least {1 - MAX_CUT:.0%} of the training rows complete."
+        if recommended > meta["max_length"]
+        else f"This affects no more than {MAX_CUT:.0%} of the training rows."
+    )
+    return (
+        f"possible problem: the last answer is missing or cut in {rows['truncated']:,} of "
+        f"{rows['train'] + rows['validation']:,} rows, because sequence.max_length is {meta['max_length']:,}. {advice}"
+    )
 
 
 def describe_roles(roles: dict[str, dict[str, int]]) -> str:

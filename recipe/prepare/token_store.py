@@ -74,6 +74,11 @@ class SplitTokens:
         return np.diff(np.frombuffer(self._ends, np.int64)).tolist()
 
     @property
+    def whole_lengths(self) -> list[int]:
+        """The number of tokens in each row before cutting, including the dropped rows."""
+        return self._num_tokens.tolist()
+
+    @property
     def num_tokens(self) -> int:
         """The total number of tokens in the kept rows."""
         return self._ends[-1]
