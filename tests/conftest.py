@@ -287,7 +287,7 @@ def evaluate_in(folder, base, **changes):
     return evaluate(params, paths_in(folder, base=base), no_progress)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared():
     """The folder with real datasets; the test is skipped if it is missing."""
     if not SHARED.is_dir():

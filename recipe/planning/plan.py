@@ -29,6 +29,7 @@ from recipe.planning.memory_check import (
     missing_gpu,
 )
 from recipe.planning.token_estimate import hub_text, local_text, text_tokens
+from recipe.planning.token_sample import local_tokens
 from recipe.prepare.examples import check_columns
 from recipe.text.templates import TEMPLATES
 
@@ -87,7 +88,7 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
     Only file listings, cards, Parquet footers and configs are downloaded from the Hub.
     """
     plan = Plan()
-    rows, tokens, download_bytes = _plan_data(plan, params, folder)
+    rows, tokens, download_bytes = _plan_data(plan, params, folder, paths)
     config_folder = _plan_model(plan, params, folder, download_bytes)
     meta = read_json(paths.prepared / "meta.json") if (paths.prepared / "meta.json").is_file() else None
     sequence, train = params["sequence"], params["train"]
@@ -99,7 +100,8 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
         share = 1 - sequence.validation_fraction
         rows, tokens = int(rows * share), int(tokens * share)
     mark = "" if meta else " (estimated)"
-    sequences = meta["sequences"]["train"] if meta else max(tokens // sequence.max_length, 1)
+    packed = max(tokens // sequence.max_length, 1)
+    sequences = meta["sequences"]["train"] if meta else packed if sequence.packing else max(rows, packed)
     steps = train.num_steps(sequences)
     plan.lines.append(("rows", f"{rows:,} to train on{mark}" if rows else "unknown before prepare"))
     plan.lines.append(("tokens", f"{tokens:,} in {sequences:,} sequences of {sequence.max_length:,}{mark}"))
@@ -163,7 +165,7 @@ def _plan_memory_and_time(plan: Plan, params: dict[str, Any], config: Any, fract
     return plan
 
 
-def _plan_data(plan: Plan, params: dict[str, Any], folder: Path) -> tuple[int, int, int]:
+def _plan_data(plan: Plan, params: dict[str, Any], folder: Path, paths: Paths) -> tuple[int, int, int]:
     """Add the line about the data to the plan.
 
     Return the number of rows (0 if unknown), the number of tokens, and the number of bytes to download.
@@ -172,9 +174,10 @@ def _plan_data(plan: Plan, params: dict[str, Any], folder: Path) -> tuple[int, i
     columns = {column for column in sequence.columns.values() if column is not None}
     if data.source != HUB:
         files = local_split_files(folder, data.source, data.splits)
-        size = sum(file.stat().st_size for paths in files.values() for file in paths)
+        size = sum(file.stat().st_size for listed in files.values() for file in listed)
         plan.lines.append(("data", f"{data.source}: {format_bytes(size)}, nothing to download"))
         rows, text, column_names = local_text(files["train"], columns)
+        tokens = None
         try:
             check_columns(
                 TEMPLATES[sequence.template].REQUIRED,
@@ -182,9 +185,10 @@ def _plan_data(plan: Plan, params: dict[str, Any], folder: Path) -> tuple[int, i
                 column_names,
                 [file.name for file in files["train"]],
             )
-        except DataError as error:
-            plan.problems.append(str(error))
-        return rows, text_tokens(sequence.template, rows, text), 0
+            tokens = local_tokens(params, files["train"], paths)
+        except (DataError, ParamsError) as error:
+            plan.problems.append(str(error).removeprefix("params.yaml: "))
+        return rows, text_tokens(sequence.template, rows, text) if tokens is None else tokens, 0
     name, revision = check_pinned("data", data.id, data.revision)
     listing, splits = dataset_splits(name, revision, data.subset, data.splits)
     files_of = {split: [listing.files[path] for path in paths] for split, paths in splits.items()}

@@ -1,19 +1,21 @@
-"""Estimates how many rows and how much text a source contains, before the rows are fetched or prepared.
+"""Estimates how many rows and how much text a source contains, before the tokenizer or the rows are fetched.
 
     rows, size = parquet_text(read_metadata(path), {"instruction", "output"})
 
 The footer of a Parquet file contains the number of rows and the size of each column. Therefore, only the last bytes of
 a Parquet file on the Hub are downloaded. For other formats on the Hub, the amount of text is estimated from the file
-size, and the number of rows is unknown. Local files in other formats are read completely.
+size, and the number of rows is unknown. Local files are read completely.
 """
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import DataError
 from recipe.fetch.download import RemoteFile, read_end
 from recipe.fetch.hub_errors import explained
+from recipe.text.file_shape import SENDER_KEYS
 from recipe.text.readers import read_rows
 from recipe.text.rows import Row
 from recipe.text.templates import TEMPLATES
@@ -21,6 +23,7 @@ from recipe.text.templates import TEMPLATES
 BYTES_A_TOKEN = 4.3  # in English text (Alpaca) with GPT-2's vocabulary
 FOOTER_BYTES = 65_536  # number of bytes read from the end of a Parquet file; Alpaca's footer has 7,000 bytes
 MAX_FOOTERS = 8  # maximum number of footers to read per dataset; the other files are assumed to be similar
+MESSAGE_CHARS = 17  # a chat template writes about 4 tokens around a message, such as <|im_start|> and line breaks
 LENGTH_BYTES = 4  # number of bytes that Parquet uses to store the length of each string
 
 
@@ -35,38 +38,29 @@ def text_tokens(template: str, rows: int, size: int) -> int:
 def parquet_text(metadata: Any, columns: set[str]) -> tuple[int, int]:
     """Return the number of rows in a Parquet file, and the number of bytes of text in `columns`.
 
-    `metadata` is a pyarrow FileMetaData object.
+    `metadata` is a pyarrow FileMetaData object. Text that many rows share, such as the same list of tools, may be
+    stored only once, and is then counted once.
     """
     size = 0
     for group in range(metadata.num_row_groups):
         chunks = metadata.row_group(group)
         for index in range(chunks.num_columns):
             chunk = chunks.column(index)
-            if chunk.path_in_schema.split(".")[0] in columns:
+            path = chunk.path_in_schema.split(".")
+            if path[0] in columns:
                 size += max(chunk.total_uncompressed_size - LENGTH_BYTES * chunk.num_values, 0)
+                size += MESSAGE_CHARS * chunk.num_values if path[-1] in SENDER_KEYS else 0
     return metadata.num_rows, size
 
 
 def local_text(files: list[Path], columns: set[str]) -> tuple[int, int, set[str]]:
     """Return the number of rows in local files, the number of bytes of text in `columns`, and the names of all columns.
 
-    Raises DataError if a Parquet file can't be read.
+    Raises DataError if a file can't be read.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rows, size = 0, 0
     seen: set[str] = set()
     for file in files:
-        if file.suffix == ".parquet":
-            try:
-                metadata = pq.read_metadata(file)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise DataError(f"{file.name} is not a readable Parquet file: {error}.") from None
-            file_rows, file_size = parquet_text(metadata, columns)
-            rows, size = rows + file_rows, size + file_size
-            seen.update(metadata.schema.to_arrow_schema().names)
-            continue
         for row in read_rows(file):
             rows += 1
             if isinstance(row, Row):
@@ -76,11 +70,19 @@ def local_text(files: list[Path], columns: set[str]) -> tuple[int, int, set[str]
 
 
 def _text_bytes(value: object) -> int:
-    """Return the number of bytes in a string, or in all strings in a list of messages."""
+    """Return the number of bytes in a string or in a list, including what a chat template writes around messages.
+
+    Other objects, such as tools, are counted as JSON.
+    """
     if isinstance(value, str):
         return len(value.encode("utf-8", errors="replace"))
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return sum(map(_text_bytes, parts))
+    if isinstance(value, list):
+        return sum(map(_text_bytes, value))
+    if not isinstance(value, dict):
+        return 0
+    if SENDER_KEYS & value.keys():
+        return MESSAGE_CHARS + sum(map(_text_bytes, value.values()))
+    return _text_bytes(value.get("text") if value.get("type") == "text" else json.dumps(value, default=str))
 
 
 def hub_text(name: str, revision: str, files: list[RemoteFile], columns: set[str]) -> tuple[int, int]:

@@ -21,6 +21,8 @@ from recipe.text.turns import Conversion, Sample
 # The keys of an input row for inference. All are optional, because a row has either messages or an instruction.
 CHAT_INPUTS = dict.fromkeys(("messages", "instruction", "input", "system", "tools"), False)
 
+MESSAGE_CHARS = 26  # the number of characters that a chat template writes around a message, including its role
+
 
 @dataclass(frozen=True)
 class Chat:
@@ -71,7 +73,7 @@ class PromptCompletionChat:
     USES_CHAT_TEMPLATE: ClassVar[bool] = True
     INPUTS: ClassVar[dict[str, bool]] = CHAT_INPUTS
     EXAMPLE: ClassVar[dict[str, Any]] = Chat.EXAMPLE
-    CHARS_AROUND: ClassVar[int] = 0
+    CHARS_AROUND: ClassVar[int] = 2 * MESSAGE_CHARS
 
     def convert(self, row: Row) -> Conversion | BadRow:
         """Return one turn for each assistant message in the loss, or a BadRow if the row is invalid."""
@@ -119,7 +121,7 @@ class AlpacaChat:
     USES_CHAT_TEMPLATE: ClassVar[bool] = True
     INPUTS: ClassVar[dict[str, bool]] = {**CHAT_INPUTS, "history": False}
     EXAMPLE: ClassVar[dict[str, Any]] = Alpaca.EXAMPLE
-    CHARS_AROUND: ClassVar[int] = Alpaca.CHARS_AROUND
+    CHARS_AROUND: ClassVar[int] = 2 * MESSAGE_CHARS
 
     def convert(self, row: Row) -> Conversion | BadRow:
         """Return one turn for each answer in the history and one for the output, or a BadRow if the row is invalid."""
