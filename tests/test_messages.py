@@ -161,3 +161,13 @@ def test_the_rows_in_the_documentation_are_detected_and_read(tokenizer):  # noqa
     assert templates == [
         "alpaca", "alpaca_chat", "prompt_completion", "prompt_completion_chat", "chat", "chat", "chat",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("system", [None, "Be kind."])
+def test_a_chat_that_starts_with_the_assistant_is_refused_with_what_to_do(system):
+    turns = [{"from": "gpt", "value": "Welcome!"}, {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes?"}]
+    read = read_chat(turns, system=system)
+    if system:  # the prompt of the first message is the system message
+        assert [message.role for message in read.messages] == ["system", "assistant", "user", "assistant"]
+    else:
+        assert read.startswith("the chat starts with the assistant's turn") and "Remove this message" in read

@@ -98,6 +98,11 @@ def read_chat(messages: object, *, system: object = None, tools: object = None) 
         schemas = read_tools(tools)
     except Invalid as reason:
         return str(reason)
+    if read and read[0].role == "assistant":  # chat templates can't render the empty chat before it
+        return (
+            "the chat starts with the assistant's turn, so there is no prompt for its first message. Remove this "
+            "message, or put a message from the user or the system before it. LLaMA-Factory skips such chats"
+        )
     answers = [number for number, message in enumerate(read) if message.role == "assistant"]
     trained = [number for number in answers if read[number].trained]
     if not answers:
