@@ -61,6 +61,12 @@ def test_a_column_mapped_to_null_is_left_out_without_a_report(prepared):
          "sequence.template to alpaca_chat, or add `system: null` to sequence.columns to ignore it"),
         (alpaca(history=[["a", "b"]]), {}, "set sequence.template to alpaca_chat"),
         (alpaca(images=["a.png"]), {}, "'images' changes what the answer should be, but is not used. To fix this"),
+        (alpaca(documents=[{"title": "a", "text": "b"}]), {}, "'documents' changes what the answer should be"),
+        (chats(documents=[{"text": "b"}]), {"template": "chat"}, "'documents' changes what the answer should be"),
+        (chats(chosen="a", rejected="b"), {"template": "chat"}, "the row contains preferences (chosen), but only"),
+        (chats({**ANSWER, "reasoning_content": "Hm."}), {"template": "chat"}, "'messages.reasoning_content' is a part"),
+        (chats({**ANSWER, "thinking": ""}, {**ANSWER, "thinking": "Hm."}), {"template": "chat"}, "template that writes "
+         "thinking, or add `messages.thinking: null` to sequence.columns to ignore it"),
         (alpaca(label=False), {}, "'label' is false, so the row should not be trained on"),
         (alpaca(weight=0), {}, "'weight' is 0"),
         (chats(tools="[]"), {"template": "chat"}, r"use it (sequence.columns: tools: tools)"),
@@ -71,6 +77,19 @@ def test_rows_are_refused_if_what_is_not_used_changes_their_meaning(prepared, ro
     with pytest.raises(DataError) as raised:
         prepared(rows, **chat_settings(settings))
     assert reason in str(raised.value)
+
+
+def test_reasoning_that_the_chat_template_writes_only_in_some_messages_is_only_reported(prepared):
+    """Templates such as Qwen3's leave out the reasoning before the last message from the user."""
+    last = "{{ m.thinking if loop.last and not add_generation_prompt else '' }}"
+    writes_last = WRITES_NAMES.replace("{{ m.content }}", last + "{{ m.content }}")
+    settings = chat_settings({"template": "chat"}) | {"chat_template": writes_last}
+    rows = chats({"role": "user", "content": "And?"}, ANSWER)
+    rows[0]["messages"][0]["thinking"] = "Hm."  # of the user, so it is never written
+    assert unused(prepared(rows, **settings)) == {"messages.thinking": {"rows": 1, "example": "Hm."}}
+    columns = {"messages": "messages", "messages.thinking": None}
+    rows[0]["messages"][1] = {**ANSWER, "thinking": "Hm."}
+    assert unused(prepared(rows, **chat_settings({"template": "chat", "columns": columns}))) == {}
 
 
 @pytest.mark.parametrize("extra", [{"label": 0}, {"label": True}, {"weight": 1}, {"system": ""}, {"tools": None}])

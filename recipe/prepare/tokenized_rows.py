@@ -92,7 +92,10 @@ def tokenize_rows(
     bad: dict[str, list[BadRow]] = {"train": [], "validation": []}
     splitter = Splitter(params.validation_fraction, validation_is_given=bool(files["validation"]))
     plain, looked_for_ranks = None, False
-    unused, forms = Unused(params.template, params.columns), Forms(tokenizer, params.max_length)
+    unused, forms = (
+        Unused(params.template, params.columns, chat.source if chat else None),
+        Forms(tokenizer, params.max_length),
+    )
     with infrequent_gc():
         for split in ("validation", "train"):  # the splitter requires this order
             source = read_examples(files[split], template, params.columns, unused) if files[split] else iter(())

@@ -1,6 +1,6 @@
 """Lists the columns and message keys that the template does not use, and rejects rows whose meaning depends on them.
 
-unused = Unused("alpaca", {"instruction": "instruction", "output": "output"})
+unused = Unused("alpaca", {"instruction": "instruction", "output": "output"}, None)
 unused.add(row, template.convert(row).unused)      # a BadRow if an unused column changes the meaning of the row
 unused.summary()                                # {"source": {"rows": 1000, "example": "wikipedia"}}
 """
@@ -18,16 +18,19 @@ from recipe.text.templates import TEMPLATES
 EXAMPLE_CHARS = 60
 # Common names of columns and message keys whose values change what the model should answer.
 CHANGES_MEANING = {
-    "system", "system_prompt", "tools", "functions", "history", "chat_template_kwargs", "image", "images", "audio",
-    "audios", "video", "videos",
+    "system", "system_prompt", "tools", "functions", "history", "chat_template_kwargs", "documents", "image", "images",
+    "audio", "audios", "video", "videos",
 }  # fmt: skip
+# Message keys with the reasoning that precedes an answer. Some chat templates write them only in some messages.
+REASONING = {"messages.reasoning_content", "messages.reasoning", "messages.thinking"}
 
 
 class Unused:
     """Counts the rows with each unused column or message key, and stores the first value of the column or key."""
 
-    def __init__(self, template: str, columns: dict[str, str | None]) -> None:
-        self.template, self.columns = template, columns
+    def __init__(self, template: str, columns: dict[str, str | None], chat_template: str | None) -> None:
+        """Create the lists. `chat_template` is the Jinja text of the chat template, if there is one."""
+        self.template, self.columns, self.chat_template = template, columns, chat_template or ""
         self.named = {column for column in columns.values() if column is not None}
         self.named |= {name for name, column in columns.items() if column is None}
         self.optional = {columns.get(name) for name in TEMPLATES[template].OPTIONAL} - {None}
@@ -68,7 +71,18 @@ class Unused:
                 f"{name!r} is {json.dumps(value)}, so the row should not be trained on. Remove the row, or add "
                 f"`{name}: null` to sequence.columns to ignore this value"
             )
+        if name == "chosen":
+            return (
+                "the row contains preferences (chosen), but only supervised fine-tuning is available, so they are not "
+                "used. Use rows without preferences, or add `chosen: null` to sequence.columns to ignore them"
+            )
         key = name.removeprefix("messages.")
+        if name in REASONING and key not in self.chat_template and value not in ("", [], {}):
+            return (
+                f"{name!r} is a part of the answer, but the chat template does not write it. Set "
+                f"sequence.chat_template to a template that writes {key}, or add `{name}: null` to sequence.columns to "
+                "ignore it"
+            )
         if key not in CHANGES_MEANING:
             return None
         if key == name and key in TEMPLATES[self.template].OPTIONAL:

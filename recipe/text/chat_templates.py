@@ -117,8 +117,8 @@ class ChatTemplate:
         """Return the message keys that the template does not write, and the messages after the last answer in the loss.
 
         The result maps names to values. For a key, the name is `messages.KEY`, and the value comes from the first
-        message that has the key. If there are messages after the last answer in the loss, the result also maps LEFT_OUT
-        to the content of the first of these messages.
+        message in which the key has a value. If there are messages after the last answer in the loss, the result also
+        maps LEFT_OUT to the content of the first of these messages.
         """
         unused: dict[str, Any] = {}
         if chat.left_out:
@@ -135,7 +135,8 @@ class ChatTemplate:
             except DataError:  # the template fails without the key
                 is_used = True
             if not is_used:
-                unused[f"messages.{name}"] = next(m.values[name] for m in chat.messages if name in m.values)
+                values = [message.values[name] for message in chat.messages if name in message.values]
+                unused[f"messages.{name}"] = next(filter(None, values), values[0])
         return unused
 
     def _check_tools(self, prompt: str, tools: list[dict[str, Any]]) -> None:
