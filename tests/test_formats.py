@@ -128,6 +128,21 @@ def test_a_new_recipe_says_what_it_found_in_the_rows(repository, tiny_base):
     assert "# maps the template's fields to" in text and "    messages: conversations\n" in text
 
 
+def test_a_new_recipe_lists_other_keys_of_messages_and_reads_late_columns(repository, tiny_base, monkeypatch):
+    thinking = {**ANSWER, "reasoning_content": "Hm.", "refusal": None, "weight": 1}
+    write_jsonl(repository / "chats.jsonl", [{"messages": [QUESTION, ANSWER]}] * 1500 +
+                [{"messages": [QUESTION, thinking], "system": "Be rude."}])  # fmt: skip
+    output = invoke(f"new chats --data chats.jsonl --model {tiny_base}").output
+    assert output.splitlines()[0] == (
+        "1,501 rows of chats.jsonl were read. They fit the template `chat` (messages, system). Other keys of the "
+        "messages, which not every chat template writes: reasoning_content."
+    )
+    monkeypatch.setattr("recipe.cli.detect.NUM_ROWS", 40)
+    monkeypatch.setattr("recipe.cli.new.NUM_ROWS", 40)
+    output = invoke(f"new first --data chats.jsonl --model {tiny_base}").output
+    assert output.startswith("the first 40 rows of chats.jsonl were read. They fit the template `chat` (messages).")
+
+
 @pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json", "additional_chat_templates/a.jinja"])
 def test_a_new_recipe_uses_the_chat_template_of_the_base_if_there_is_one(repository, tiny_base, tmp_path, place):
     base = shutil.copytree(tiny_base, tmp_path / "base")
@@ -150,9 +165,15 @@ def test_a_new_recipe_says_that_it_does_not_recognize_the_rows(repository):
     result = invoke("new pairs --data pairs.jsonl")
     assert result.exit_code == 0 and result.output.splitlines()[:2] == [
         "1 of the first 3 rows of pairs.jsonl are malformed.",
-        "no template fits the columns of pairs.jsonl: chosen, rejected. Set sequence.template and sequence.columns in "
-        "params.yaml. docs/data.md describes the formats.",
+        "the rows of pairs.jsonl contain preferences (chosen and rejected), as for DPO, but only supervised "
+        "fine-tuning is available. To train on the chosen answers, use a file with only the prompts and these answers, "
+        "in a format of docs/data.md.",
     ]
+    assert result.output.splitlines()[2] == (
+        "no template fits the columns of pairs.jsonl: chosen, rejected. Before you run the recipe, set "
+        "sequence.template and sequence.columns in params.yaml, which still have the values of the current recipe. "
+        "docs/data.md describes the formats."
+    )
     (repository / "list.csv").write_text("a;b\n1;2\n")
     result = invoke("new semicolons --data list.csv")
     assert result.exit_code == 3 and "separated by ';'" in result.output

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from recipe.text.file_shape import SENDER_KEYS
-from recipe.text.messages import message_list
+from recipe.text.messages import READ_KEYS, message_list
 from recipe.text.readers import read_rows
 from recipe.text.rows import Row, is_missing
 
-NUM_ROWS = 1000  # maximum number of rows to read
+NUM_ROWS = 20_000  # maximum number of rows to read, which takes less than a second
 # Common column names in public datasets, for each field of a template. The first name that fits is used.
 MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 PROMPTS, COMPLETIONS = ("prompt",), ("completion", "response")
@@ -32,11 +32,15 @@ EXTRAS = {
 
 @dataclass
 class Detected:
-    """The detected template, the columns that it uses, and the remaining columns."""
+    """The detected template, the columns that it uses, the remaining columns, and other keys of the messages.
+
+    Whether a chat template writes these keys depends on the template.
+    """
 
     template: str
     columns: dict[str, str]
     unused: list[str] = field(default_factory=list)
+    message_keys: list[str] = field(default_factory=list)
 
 
 def first_rows(files: Sequence[Path]) -> tuple[list[dict[str, Any]], int]:
@@ -69,7 +73,21 @@ def detect(rows: list[dict[str, Any]]) -> Detected | None:
         column = next((column for column in EXTRAS[name] if column in values and column not in columns.values()), None)
         if column is not None and (name != "category" or all(isinstance(value, str) for value in values[column])):
             columns[name] = column
-    return Detected(template, columns, [name for name in values if name not in columns.values()])
+    unused = [name for name in values if name not in columns.values()]
+    return Detected(template, columns, unused, _message_keys(values, columns))
+
+
+def has_preferences(rows: list[dict[str, Any]]) -> bool:
+    """Return whether the rows have chosen and rejected answers, as for DPO."""
+    return any(not is_missing(row.get("chosen")) and not is_missing(row.get("rejected")) for row in rows)
+
+
+def _message_keys(values: dict[str, list[Any]], columns: dict[str, str]) -> list[str]:
+    """Return the keys of messages that have a value, and that are neither read nor marks."""
+    texts = (value for name in ("messages", "prompt", "completion") for value in values.get(columns.get(name, ""), []))
+    messages = (message for value in texts for message in message_list(value) or [])
+    keys = (key for message in messages for key, value in message.items() if value)
+    return [key for key in dict.fromkeys(keys) if key not in READ_KEYS]
 
 
 def _template(values: dict[str, list[Any]], num_rows: int) -> tuple[str, dict[str, str]] | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.cli.context import sections
-from recipe.cli.detect import Detected, detect, first_rows
+from recipe.cli.detect import NUM_ROWS, Detected, detect, first_rows, has_preferences
 from recipe.core.config import dump_yaml, load_yaml, read_params
 from recipe.core.errors import DataError, ParamsError
 from recipe.core.hub_cache import HUB
@@ -22,6 +22,11 @@ from recipe.text.templates import TEMPLATES
 HUB_FILE = (
     "`source: hub` in params.yaml: DVC wants a file behind every dependency, and finds this one. It never changes; "
     "what comes from the Hub is pinned by `revision`.\n"
+)
+PREFERENCES = (
+    "the rows of {data} contain preferences (chosen and rejected), as for DPO, but only supervised fine-tuning is "
+    "available. To train on the chosen answers, use a file with only the prompts and these answers, in a format of "
+    "docs/data.md."
 )
 
 
@@ -159,13 +164,16 @@ def _set_template(sequence: Any, data: str, splits: Any) -> list[str]:
     files = local_split_files(Path.cwd(), data, {"train": splits["train_split"]})["train"]
     rows, malformed = first_rows(files)
     notes = [f"{malformed} of the first {len(rows) + malformed:,} rows of {data} are malformed."] if malformed else []
+    if has_preferences(rows):
+        notes.append(PREFERENCES.format(data=data))
     detected = detect(rows)
     if detected is None:
         columns = ", ".join(dict.fromkeys(name for row in rows for name in row)) or "none"
         return [
             *notes,
-            f"no template fits the columns of {data}: {columns}. Set sequence.template and sequence.columns in "
-            "params.yaml. docs/data.md describes the formats.",
+            f"no template fits the columns of {data}: {columns}. Before you run the recipe, set sequence.template and "
+            "sequence.columns in params.yaml, which still have the values of the current recipe. docs/data.md "
+            "describes the formats.",
         ]
     # Keep the current template if it has the same required columns and can read all detected columns. For example,
     # alpaca_chat can read the same columns as alpaca.
@@ -197,8 +205,12 @@ def _set_chat_template(sequence: Any, base: Path | None) -> list[str]:
 
 def _describe_choice(data: str, num_rows: int, detected: Detected) -> str:
     columns = ", ".join(name if name == column else f"{name}: {column}" for name, column in detected.columns.items())
-    unused = f". Columns that are not used: {', '.join(detected.unused)}" if detected.unused else ""
-    return f"{num_rows:,} rows of {data} were read. They fit the template `{detected.template}` ({columns}){unused}."
+    unused = f" Columns that are not used: {', '.join(detected.unused)}." if detected.unused else ""
+    if keys := ", ".join(detected.message_keys):
+        unused += f" Other keys of the messages, which not every chat template writes: {keys}."
+    first = "the first " if num_rows >= NUM_ROWS else ""
+    fits = f"They fit the template `{detected.template}` ({columns})."
+    return f"{first}{num_rows:,} rows of {data} were read. {fits}{unused}"
 
 
 def _has_chat_template(base: Path) -> bool:
