@@ -130,7 +130,7 @@ def test_an_axolotl_file_becomes_a_recipe(repository, tiny_base):
     assert result.exit_code == 0, result.output
     sequence, lora, train = params["sequence"], params["lora"], params["train"]
     assert (sequence.template, sequence.chat_template, sequence.max_length) == ("chat", "chatml", 512)
-    assert sequence.columns == {"messages": "messages", "tools": "tools"}
+    assert sequence.columns == {"messages": "messages", "system": "system", "tools": "tools"}
     assert (sequence.packing, sequence.validation_fraction, sequence.loss_on) == (True, 0.2, "completion")
     assert (lora.r, lora.alpha, lora.dropout, lora.target_modules) == (4, 16.0, 0.1, "all-linear")
     assert (train.global_batch_size, train.micro_batch_tokens, train.num_epochs) == (6, 3 * 512, 2)
@@ -141,8 +141,10 @@ def test_an_axolotl_file_becomes_a_recipe(repository, tiny_base):
         "  peft_use_rslora: the scale is alpha / r here, not alpha / sqrt(r). lora.alpha is 16 instead of 8, "
         "which gives the same scale",
         "  optimizer: adamw_bnb_8bit has no counterpart. The optimizer is AdamW with 32-bit state.",
-        '  datasets[2]: {"path": "someone/else", "type": "alpaca"} has no counterpart. Put the rows of all '
-        "datasets into one folder",
+        '  datasets[2]: {"path": "someone/else", "type": "alpaca"} has no counterpart. Only one dataset is '
+        "used. If the datasets have the same format, put their files into one folder. Otherwise, convert their rows to "
+        "one format first",
+        "warning: these rows are left out: datasets[2] (see above).",
         "  datasets[1].shards: 4 has no counterpart.",
         "  an_unknown_key: 7 has no counterpart.",
         "  saves_per_epoch: 1 has no counterpart. train.save_steps sets the steps between checkpoints.",
@@ -174,7 +176,7 @@ def test_a_llama_factory_file_becomes_a_recipe(repository, tiny_base):
         "  lora_alpha: 8 (the default of LLaMA-Factory) -> lora.alpha: 8",
         "  lr_scheduler_type: cosine_with_restarts is not available, so train.lr_schedule is cosine",
         "the base model's tokenizer has no chat template, so sequence.chat_template is set to plain.",
-        "  dataset: identity has no counterpart. Put the rows of all datasets into one folder",
+        "warning: these rows are left out: dataset identity (see above).",
         "  max_samples: 1000 has no counterpart. Put fewer rows into the file.",
         "  fp16: true has no counterpart. On a GPU, training uses bfloat16.",
         "  dataset: mine: an instruction and its input are separated by a blank line, not by a line break",
@@ -205,7 +207,7 @@ def test_a_trl_file_becomes_a_recipe(repository, tiny_base):
     assert (train.lr_schedule, train.quantization, params["data"].validation_split) == ("constant", "int8", None)
     assert params["sequence"].validation_fraction == 0.05
     assert_every_key_is_reported(TRL, result.output)
-    assert "  packing: rows are never cut to fill a sequence, and do not attend to each other" in result.output
+    assert "  packing_strategy: wrapped, but rows are never cut to fill a sequence here" in result.output
     assert "  push_to_hub: true has no counterpart. The adapter is registered in MLflow." in result.output
     result, params = migrate(
         repository, "model_name_or_path: {base}\ndataset_name: rows.jsonl\n", tiny_base, "--name", "other"
@@ -222,7 +224,7 @@ def test_a_trl_file_becomes_a_recipe(repository, tiny_base):
         ("base_model: {base}\nrl: dpo\n", "rl: dpo is not supervised fine-tuning, so the file can't be migrated"),
         (LLAMA_FACTORY.replace("stage: sft", "stage: dpo"), "stage: dpo, but only supervised fine-tuning (sft)"),
         ("base_model: {base}\n", "the file has no datasets with a path. Name the rows with --data"),
-        (LLAMA_FACTORY, "data/dataset_info.json was not found. Name the rows with --data"),
+        (LLAMA_FACTORY, "nor dataset_info.json was found in the current folder"),
         (TRL, "rows.jsonl does not exist. Paths are looked up in the current folder"),
         ("base_model: {base}\nreward_model: true\n", "reward_model: true is not supervised fine-tuning"),
         (TRL + "beta: 0.1\n", "beta is not a key of `trl sft`"),

@@ -16,6 +16,7 @@ TOOLS = (
     "axolotl (base_model), LLaMA-Factory (model_name_or_path with finetuning_type, lora_rank, cutoff_len and so on), "
     "and `trl sft` (model_name_or_path with dataset_name, datasets or use_peft)"
 )
+FORMATS = (".yaml", ".yml", ".json", "")
 ROW_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".zip", ".gz", ".arrow")
 LEVELS = 3  # paths are also looked up in this many folders above the file's folder
 
@@ -27,6 +28,11 @@ def migrate(folder: Path, file: Path, name: str | None, data: str | None) -> tup
     is not None, it replaces the file's data source. Raises ParamsError if the file is not a known tool's configuration,
     if it does not configure supervised fine-tuning, or if its data source or model does not exist.
     """
+    if file.suffix.lower() not in FORMATS:
+        raise ParamsError(
+            f"{file} is not a YAML file. Only YAML files are read, because code can't be converted. Known formats: "
+            f"{TOOLS}."
+        )
     migration = _convert(file, _plain(load_yaml(file)), replaced=data is not None)
     chosen = name or re.sub(r"[^\w-]+", "-", file.stem, flags=re.ASCII).strip("-_") or "migrated"
     rows = data or _resolve(file, migration, migration.data)
@@ -34,8 +40,26 @@ def migrate(folder: Path, file: Path, name: str | None, data: str | None) -> tup
     assert rows is not None
     if source_of(rows) != HUB:
         migration.settings.pop("data.revision", None)
-    new, notes = new_recipe(folder, chosen, rows, model, migration.settings)
-    return new, [*migration.report(), *notes]
+    try:
+        new, notes = new_recipe(folder, chosen, rows, model, migration.settings)
+    except ParamsError as error:
+        raise ParamsError(_explain(file, migration, str(error))) from None
+    return new, [*migration.report(), *notes, *migration.warnings()]
+
+
+def _explain(file: Path, migration: Migration, error: str) -> str:
+    """Describe mistakes in the new params.yaml by the keys of the user's file, because that is the file to change.
+
+    An error that is not a list of such mistakes is returned unchanged.
+    """
+    mistakes = re.findall(r"^  (?:line \d+, )?(([\w.]+): .*)$", error, re.MULTILINE)
+    if not mistakes or "params.yaml has " not in error.splitlines()[0]:
+        return error
+    lines = []
+    for text, key in mistakes:
+        origin = next((entry for entry in migration.taken if f" -> {key}: " in entry), None)
+        lines.append(f"  {origin.split(' -> ')[0]} becomes {text}" if origin else f"  {text}")
+    return "\n".join([f"{file} has values that can't be used:", *lines])
 
 
 def _convert(file: Path, config: dict[str, Any], *, replaced: bool) -> Migration:

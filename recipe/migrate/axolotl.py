@@ -88,7 +88,8 @@ def convert(config: dict[str, Any], *, replaced: bool) -> Migration:
     migration.put("sequence.on_overlong", OVERLONG.get(overlong, "drop"), source,
                   is_default="excess_length_strategy" not in migration.original)  # fmt: skip
     train_all = is_on(migration.pop("train_on_inputs", False))
-    migration.put("sequence.loss_on", "all" if train_all else "completion", f"train_on_inputs: {shown(train_all)}")
+    migration.put("sequence.loss_on", "all" if train_all else "completion", f"train_on_inputs: {shown(train_all)}",
+                  is_default="train_on_inputs" not in migration.original)  # fmt: skip
     if replaced:
         rows.replaced_by_data(migration, "datasets", "chat_template", "chat_template_jinja")
     else:
@@ -108,6 +109,8 @@ def convert(config: dict[str, Any], *, replaced: bool) -> Migration:
     if migration.config.get("val_set_size") == 0:
         migration.pop("val_set_size")
         migration.differ("val_set_size", "the evaluation needs validation rows")
+    if tests := migration.pop("test_datasets"):
+        migration.leave_out("test_datasets", tests, NEAREST["test_datasets"])
     migration.hold_out()
     migration.finish(NEAREST, OFF)
     return migration

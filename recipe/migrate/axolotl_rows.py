@@ -5,9 +5,8 @@ from typing import Any
 from recipe.core.errors import ParamsError
 from recipe.migrate import rows
 from recipe.migrate.migration import Migration, shown
-from recipe.text.messages import ROLE_NAMES, ROLES
+from recipe.text.messages import MARKS, ROLE_NAMES, ROLES
 
-BUILDERS = {"json", "csv", "parquet", "text", "arrow"}  # values of `path` that name a file format
 ALPACA_FIELDS = {"field_instruction": "instruction", "field_input": "input", "field_output": "output"}
 
 
@@ -18,11 +17,11 @@ def first_dataset(migration: Migration) -> None:
         raise ParamsError("the file has no datasets with a path. Name the rows with --data.")
     first = {key: value for key, value in datasets[0].items() if value is not None}
     for number, other in enumerate(datasets[1:], 2):
-        migration.miss(f"datasets[{number}]", other, "Put the rows of all datasets into one folder")
+        migration.leave_out(f"datasets[{number}]", other, rows.OTHER_DATASETS)
     files, path = first.pop("data_files", None), str(first.pop("path"))
     if isinstance(files, list) and len(files) == 1:
         files = files[0]
-    if isinstance(files, str) and path in BUILDERS:
+    if isinstance(files, str) and path in rows.BUILDERS:
         migration.data = files
         migration.taken.append(f"datasets[1].data_files: {files} -> data.source")
     else:
@@ -59,8 +58,9 @@ def _template(migration: Migration, first: dict[str, Any]) -> None:
     elif kind in ("chat_template", "sharegpt") or str(kind).startswith("sharegpt."):
         default = "messages" if kind == "chat_template" else "conversations"
         columns = {"messages": str(first.pop("field_messages", default))}
-        if (tools := first.pop("field_tools", None)) is not None:
-            columns["tools"] = str(tools)
+        for name in ("system", "tools"):  # in axolotl, these names are also the defaults of type: chat_template
+            column = first.pop(f"field_{name}", name if kind == "chat_template" else None)
+            columns |= {} if column is None else {name: str(column)}
         _set_columns(migration, "chat", columns, source)
         _chat(migration, first)
     elif kind == "completion":
@@ -101,7 +101,7 @@ def _chat(migration: Migration, first: dict[str, Any]) -> None:
                 migration.taken.append(f"{where}: {name} -> recognized")
             else:
                 migration.miss(where, name, f"Rename the role {name} in the rows to {role}")
-    if first.get("message_field_training") in ("train", "training"):
+    if first.get("message_field_training") in MARKS:
         migration.taken.append(
             f"datasets[1].message_field_training: {first.pop('message_field_training')} -> recognized"
         )
@@ -110,8 +110,14 @@ def _chat(migration: Migration, first: dict[str, Any]) -> None:
         migration.differ(
             "datasets[1].roles_to_train", f"{shown(trained)}: only the assistant's messages are in the loss"
         )
-    ends = first.pop("train_on_eos", "turn")
-    if ends != "turn":
+    elif trained is not None:
+        migration.taken.append(
+            f"datasets[1].roles_to_train: {shown(trained)} -> the assistant's messages are in the loss"
+        )
+    ends = first.pop("train_on_eos", None)
+    if ends == "turn":
+        migration.taken.append("datasets[1].train_on_eos: turn -> each message in the loss includes its end token")
+    elif ends is not None:
         migration.differ("datasets[1].train_on_eos", f"{ends}: each message in the loss includes its end token")
 
 

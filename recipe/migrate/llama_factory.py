@@ -90,14 +90,16 @@ def convert(config: dict[str, Any], find: Callable[[str], Path | None], *, repla
     trainer.require_model(migration, "model_name_or_path")
     max_length = int(migration.config.get("cutoff_len") or 2048)
     migration.take("cutoff_len", "sequence.max_length", default=2048)
-    migration.settings["sequence.on_overlong"] = "truncate"
+    migration.put("sequence.on_overlong", "truncate", "cutoff_len cuts off the end of longer rows")
     rows.held_out(migration, "val_size")
     _dataset(migration, find, replaced=replaced)
     all_tokens = is_on(migration.pop("train_on_prompt", False))
-    migration.put("sequence.loss_on", "all" if all_tokens else "completion", f"train_on_prompt: {shown(all_tokens)}")
+    migration.put("sequence.loss_on", "all" if all_tokens else "completion", f"train_on_prompt: {shown(all_tokens)}",
+                  is_default="train_on_prompt" not in migration.original)  # fmt: skip
     neat = is_on(migration.pop("neat_packing", False))
     packing = is_on(migration.pop("packing", False)) or neat
-    migration.put("sequence.packing", packing, f"packing: {shown(packing)}")
+    key = "neat_packing" if neat else "packing"
+    migration.put("sequence.packing", packing, f"{key}: {shown(packing)}", is_default=key not in migration.original)
     if packing and not neat:
         migration.differ("packing", "examples in a sequence do not attend to each other, as with neat_packing")
     trainer.batch(migration, "per_device_train_batch_size", 8, max_length)
@@ -110,6 +112,8 @@ def convert(config: dict[str, Any], find: Callable[[str], Path | None], *, repla
     bits = migration.pop("quantization_bit")
     lora.quantization(migration, bits, f"quantization_bit: {shown(bits)}")
     trainer.training_arguments(migration, epochs=3.0, learning_rate=5e-5)
+    if validation := migration.pop("eval_dataset"):
+        migration.leave_out("eval_dataset", validation, NEAREST["eval_dataset"])
     migration.hold_out()
     migration.finish(NEAREST, OFF)
     return migration
@@ -128,13 +132,19 @@ def _dataset(migration: Migration, find: Callable[[str], Path | None], *, replac
         migration.differ("dataset", f"{shown(named)} is replaced by --data")
         return
     for name in names[1:]:
-        migration.miss("dataset", name, "Put the rows of all datasets into one folder")
-    info = find(f"{folder}/dataset_info.json")
+        migration.leave_out(f"dataset {name}", name, rows.OTHER_DATASETS)
+    info = find(f"{folder}/dataset_info.json") or find("dataset_info.json")
     described = _read_info(info).get(names[0]) if info and names and names[0] else None
     if described is None or info is None:
         raise ParamsError(
-            f"dataset: {names[0] if names else ''} was not found, because {folder}/dataset_info.json "
-            f"{'does not describe it' if info else 'was not found'}. Name the rows with --data."
+            f"dataset: {names[0] if names else ''} was not found, because "
+            + (
+                f"{info} does not describe it"
+                if info
+                else f"neither {folder}/dataset_info.json nor dataset_info.json was found in the current folder, in "
+                "the folder of this file, or in the folders above it"
+            )
+            + ". Name the rows with --data."
         )
     if folder != "data":
         migration.taken.append(f"dataset_dir: {folder} -> {info}")

@@ -8,7 +8,7 @@ def rank_stabilized(migration: Migration, key: str) -> None:
     if is_on(migration.pop(key, False)):
         alpha = migration.settings["lora.alpha"]
         scaled = alpha * migration.settings["lora.r"] ** 0.5
-        migration.settings["lora.alpha"] = scaled
+        migration.replace("lora.alpha", scaled)
         migration.differ(
             key, f"the scale is alpha / r here, not alpha / sqrt(r). lora.alpha is {scaled:g} instead of {alpha:g}, "
             "which gives the same scale"

@@ -38,6 +38,7 @@ class Migration:
     missing: list[str] = field(default_factory=list)
     same: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.original = dict(self.config)
@@ -69,6 +70,17 @@ class Migration:
         origin = f"{source} (the default of {self.tool})" if is_default else source
         self.taken.append(f"{origin} -> {target}: {shown(value)}")
 
+    def replace(self, target: str, value: Any) -> None:
+        """Replace a value that was already set, and say so in the report."""
+        self.settings[target] = value
+        mark = f" -> {target}: "
+        self.taken = [entry.split(mark)[0] + mark + shown(value) if mark in entry else entry for entry in self.taken]
+
+    def leave_out(self, key: str, value: Any, nearest: str) -> None:
+        """Report that rows in the file are left out. The report repeats this at its end, because it changes a lot."""
+        self.miss(key, value, nearest)
+        self.left_out.append(key)
+
     def choose(self, target: str, value: Any, reason: str) -> None:
         """Set `target` to a value that is not in the file, and report the reason."""
         self.settings[target] = value
@@ -82,10 +94,15 @@ class Migration:
         """Report that a value has no counterpart, and name the nearest alternative."""
         self.missing.append(f"{key}: {shown(value)} {NOTHING}. {nearest}".rstrip())
 
+    def warnings(self) -> list[str]:
+        """Return a warning if rows in the file are left out."""
+        return [f"warning: these rows are left out: {', '.join(self.left_out)} (see above)."] if self.left_out else []
+
     def hold_out(self) -> None:
         """Choose the share of prompts to hold out if the file does not name validation rows."""
         if not {"sequence.validation_fraction", "data.validation_split"} & self.settings.keys():
-            reason = "the file names no validation rows"
+            left_out = {"test_datasets", "eval_dataset"} & set(self.left_out)
+            reason = "the validation rows are left out" if left_out else "the file names no validation rows"
             self.choose("sequence.validation_fraction", HELD_OUT, reason)
 
     def finish(self, nearest: dict[str, str], off: set[str]) -> None:

@@ -2,6 +2,12 @@
 
 from recipe.migrate.migration import Migration, shown
 
+BUILDERS = {"json", "csv", "parquet", "text", "arrow"}  # values of `path` that name a file format
+OTHER_DATASETS = (
+    "Only one dataset is used. If the datasets have the same format, put their files into one folder. Otherwise, "
+    "convert their rows to one format first"
+)
+
 
 def held_out(migration: Migration, key: str) -> None:
     """Convert the key that sets the share of rows to hold out.

@@ -18,7 +18,7 @@ TYPES: dict[str, Any] = {
     "learning_rate": float, "lr_scheduler_type": str, "warmup_steps": float, "warmup_ratio": float,
     "weight_decay": float, "max_grad_norm": float, "seed": int, "logging_steps": float, "save_steps": float,
     "optim": str, "bf16": bool | str, "gradient_checkpointing": bool | str, "per_device_train_batch_size": int,
-    "gradient_accumulation_steps": int, "packing": bool, "lora_alpha": float, "lora_dropout": float,
+    "gradient_accumulation_steps": int, "packing": bool, "max_steps": int, "lora_alpha": float, "lora_dropout": float,
     "use_rslora": bool,
 }  # fmt: skip
 
@@ -96,17 +96,20 @@ def common(migration: Migration) -> None:
     migration.take("weight_decay", "train.weight_decay", default=0.0)
     migration.take("max_grad_norm", "train.max_grad_norm", default=1.0)
     migration.take("seed", "train.seed", default=42)
+    if (migration.config.get("max_steps") or 0) <= 0:  # -1 means no limit
+        migration.pop("max_steps")
     checkpoints(migration)
     precision(migration)
 
 
 def batch(migration: Migration, size_key: str, size_default: int, max_length: int) -> None:
     """Convert the per-device batch size and the gradient accumulation steps to the batch size of a whole step."""
+    is_default = not {size_key, "gradient_accumulation_steps"} & migration.config.keys()
     size = int(migration.pop(size_key, size_default))
     accumulation = int(migration.pop("gradient_accumulation_steps", 1))
     source = f"{size_key}: {size}, gradient_accumulation_steps: {accumulation}"
-    migration.put("train.global_batch_size", size * accumulation, source)
-    migration.put("train.micro_batch_tokens", size * max_length, source)
+    migration.put("train.global_batch_size", size * accumulation, source, is_default=is_default)
+    migration.put("train.micro_batch_tokens", size * max_length, source, is_default=is_default)
     migration.differ(
         size_key, "train.global_batch_size is the batch of a whole step. On N GPUs, the other tool's step had N times "
         f"as many sequences: for N = 8, set it to {8 * size * accumulation}"
@@ -140,8 +143,8 @@ def warmup(migration: Migration, schedule_key: str, default: float) -> None:
         migration.put("train.warmup_ratio", steps, f"warmup_steps: {steps:g}")
     elif steps:
         migration.choose(
-            "train.warmup_ratio", 0.03, f"warmup_steps: {steps:g} is a number, but the warm-up is a share of the steps "
-            "(which `recipe plan` prints)"
+            "train.warmup_ratio", 0.03, f"warmup_steps: {steps:g} is a number of steps, but train.warmup_ratio is a "
+            f"share. Divide {steps:g} by the number of steps that `recipe plan` prints. Until then, 3% are common"
         )  # fmt: skip
         if ratio:
             migration.differ("warmup_ratio", "warmup_steps takes precedence")

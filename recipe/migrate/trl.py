@@ -85,7 +85,7 @@ def convert(config: dict[str, Any], find: Callable[[str], Path | None], *, repla
         migration.choose("sequence.max_length", 1024, f"{key}: null is no limit, which is not available")
     else:
         migration.take(key, "sequence.max_length", default=1024)
-    migration.settings["sequence.on_overlong"] = "truncate"
+    migration.put("sequence.on_overlong", "truncate", f"{key} cuts off the end of longer rows")
     if replaced:
         rows.replaced_by_data(
             migration, "dataset_name", "datasets", "dataset_config", "dataset_train_split", "dataset_text_field"
@@ -96,10 +96,10 @@ def convert(config: dict[str, Any], find: Callable[[str], Path | None], *, repla
     packing = is_on(migration.take("packing", "sequence.packing", default=False))
     strategy = migration.pop("packing_strategy", "bfd")
     if packing:
-        migration.differ("packing", {
+        migration.differ("packing" if strategy == "bfd" else "packing_strategy", {
             "bfd": "longer rows are cut off, as with bfd, unless sequence.on_overlong says otherwise",
             "bfd_split": "longer rows are cut off, not split",
-            "wrapped": "rows are never cut to fill a sequence, and do not attend to each other",
+            "wrapped": "wrapped, but rows are never cut to fill a sequence here, and do not attend to each other",
         }.get(strategy, f"{strategy} is unknown"))  # fmt: skip
     if migration.pop("truncation_mode", "keep_start") != "keep_start":
         migration.differ("truncation_mode", "the end of a long row is cut off")
@@ -133,10 +133,16 @@ def _dataset(migration: Migration) -> None:
         if name is not None:
             migration.differ("dataset_name", f"{name} is ignored by trl, because the file has datasets")
         name, subset, part = (first.pop(key, None) for key in ("path", "name", "split"))
+        files = first.get("data_files")
+        if isinstance(files, list) and len(files) == 1:
+            files = files[0]
+        if isinstance(files, str) and name in rows.BUILDERS:
+            name, origin["path"] = files, "datasets[1].data_files"
+            first.pop("data_files")
         for key, value in first.items():
             migration.miss(f"datasets[1].{key}", value)
         for number, other in enumerate(mixture[1:], 2):
-            migration.miss(f"datasets[{number}]", other, "Put the rows of all datasets into one folder")
+            migration.leave_out(f"datasets[{number}]", other, rows.OTHER_DATASETS)
     if not name:
         raise ParamsError("the file has no dataset_name. Name the rows with --data.")
     migration.data = str(name)
@@ -161,11 +167,12 @@ def _loss(migration: Migration) -> None:
         migration.put("sequence.loss_on", "completion", source)
         return
     migration.put("sequence.loss_on", "completion" if completion is None else "all",
-                  "completion_only_loss: " + shown(completion))  # fmt: skip
+                  f"completion_only_loss: {shown(completion)}",
+                  is_default="completion_only_loss" not in migration.original)  # fmt: skip
     if completion is None:
         migration.differ(
-            "assistant_only_loss", "off: for rows with messages, trl also trains the prompts. For the same loss, set "
-            "sequence.loss_on to all"
+            "assistant_only_loss", "off: for rows with a list of messages, trl also trains the prompts. For the same "
+            "loss, set sequence.loss_on to all. For rows with prompt and completion, the loss is already the same"
         )  # fmt: skip
 
 
