@@ -7,7 +7,7 @@ import shutil
 import pytest
 from bad_input import as_jsonl, changed_bytes, changed_values, row_files
 from conftest import ROOT, alpaca, no_progress, paths_in, toy_rows, write_jsonl
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
@@ -27,7 +27,8 @@ from recipe.text.chat_templates import ChatTemplate
 from recipe.text.templates import make_template
 from recipe.tokens.tokenizer import load_tokenizer
 
-MANY = settings(max_examples=1000, suppress_health_check=list(HealthCheck))
+# Without shrinking, a failure is reported in seconds.
+MANY = settings(max_examples=1000, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 PARAMS = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
 
 

@@ -17,8 +17,9 @@ from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from recipe.core.errors import ParamsError
-from recipe.core.format import first_line
+from recipe.core.format import first_line, shorten
 
+MISTAKE_CHARS = 1000  # the length of a message about one key
 MAX_BYTES = 1_000_000  # ruamel needs minutes to read larger files
 
 
@@ -120,7 +121,10 @@ def read_params(path: Path, sections: dict[str, type[Section]]) -> dict[str, Any
                 place = [name, *[part for part in detail["loc"] if not _is_branch(part)]]
                 mistakes.append((_line(document, place), _explain(place, detail, section, sections)))
     if mistakes:
-        lines = [f"  {f'line {line}, ' if line else ''}{text}" for line, text in sorted(set(mistakes))]
+        lines = [
+            f"  {f'line {line}, ' if line else ''}{shorten(text, MISTAKE_CHARS)}"
+            for line, text in sorted(set(mistakes))
+        ]
         count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
         raise ParamsError("\n".join([f"{path} has {count}:", *lines]))
     return parsed
