@@ -74,12 +74,12 @@ def test_speed_is_of_the_last_interval_and_time_left_is_of_the_whole_run(monkeyp
     clock, logged = SimpleNamespace(now=1000.0), []
     monkeypatch.setattr(recipe.train.progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(recipe.train.progress, "sys", SimpleNamespace(stderr=io.StringIO()))  # not a terminal: no bar
-    progress = recipe.train.progress.Progress(lambda values, step: logged.append(values), 100.0, Stop(), 600)
-    state = SimpleNamespace(global_step=20, max_steps=100)  # resumed after step 20
+    progress = recipe.train.progress.Progress(lambda values, step: logged.append(values), 10_000, Stop(), 600)
+    state = SimpleNamespace(global_step=20, max_steps=100, epoch=0.2)  # resumed after step 20
     progress.on_train_begin(None, state, None)
     metrics = {"loss": 1.0, "learning_rate": 1e-3, "grad_norm": 1.0, "mean_token_accuracy": 0.5}
     for step, seconds in ((30, 10), (40, 30)):
-        state.global_step, clock.now = step, clock.now + seconds
+        state.global_step, state.epoch, clock.now = step, step / 100, clock.now + seconds
         progress.on_log(None, state, None, metrics)
     # 1,000 tokens in 10 s, then 1,000 in 30 s; over the run 2 s a step, with 70 and 60 steps left.
     assert [values["tokens_per_second"] for values in logged] == pytest.approx([100, 1000 / 30])
@@ -87,6 +87,16 @@ def test_speed_is_of_the_last_interval_and_time_left_is_of_the_whole_run(monkeyp
         "step 30/100: loss 1.000, 3,000 tokens, 100 tokens/s, 1 min left",
         "step 40/100: loss 1.000, 4,000 tokens, 33 tokens/s, 2 min left",
     ]
+
+
+def test_the_tokens_of_the_last_step_are_those_that_prepare_counted(trained, prepared, capsys):
+    """The last step of each epoch has fewer sequences than the others."""
+    prepared(toy_rows(30), packing=False)
+    folder = trained(num_epochs=2, global_batch_size=10)
+    meta = json.loads((folder / "prepared" / "meta.json").read_text())
+    assert meta["sequences"]["train"] % 10
+    [last] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")][-1:]
+    assert f", {2 * meta['tokens']['train']:,} tokens, " in last
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -92,8 +92,7 @@ def run_until(
 
     be_deterministic(train_params.num_threads)
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
-    tokens_per_step = meta["tokens"]["train"] / meta["sequences"]["train"] * train_params.global_batch_size
-    progress = Progress(lambda values, number: None, tokens_per_step, Stop(), math.inf)
+    progress = Progress(lambda values, number: None, meta["tokens"]["train"], Stop(), math.inf)
     trainer = make_trainer(params["lora"], train_params, paths, manifest, meta, temporary, progress)
     trainer.args.save_strategy = SaveStrategy.NO
     trainer.add_callback(StopAfterStep())

@@ -59,8 +59,7 @@ def train(lora: LoraParams, params: TrainParams, paths: Paths, checkpoints: Path
     stop = Stop()
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
     params.check_warmup(meta["sequences"]["train"])
-    tokens_per_step = meta["tokens"]["train"] / meta["sequences"]["train"] * params.global_batch_size
-    progress = Progress(log, tokens_per_step, stop, params.save_minutes * 60)
+    progress = Progress(log, meta["tokens"]["train"], stop, params.save_minutes * 60)
     with out_of_memory("training", params.memory_advice()):
         trainer = make_trainer(lora, params, paths, manifest, meta, checkpoints, progress)
     started = time.monotonic()
