@@ -8,7 +8,7 @@ from typing import Any
 from recipe.cli.run_metadata import read_notes
 from recipe.core.format import shorten
 from recipe.core.io import read_json, read_json_lines
-from recipe.core.paths import Paths
+from recipe.core.paths import Paths, make_command
 from recipe.report.comparison import VARIANTS, headline
 from recipe.text.alpaca import question_in
 
@@ -53,7 +53,7 @@ def summary_text(paths: Paths, model_name: str) -> str:
         f"The data         {paths.analysis / 'index.html'}",
         f"The training     {paths.training / 'index.html'}",
         f"The result       {paths.evaluation / 'index.html'}",
-        "The experiments  make mlflow-ui",
+        f"The experiments  {make_command('mlflow-ui', paths.folder)}",
         f"The model        models:/{model_name}@champion",
         "Talk to it       recipe chat",
     ]  # fmt: skip

@@ -5,6 +5,7 @@ fingerprint(Path("."), "train")    # a sha256 of the train stage's dependencies 
 """
 
 import json
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +68,12 @@ def home(folder: Path) -> Path:
     here = repository(folder)
     outside = (parent.parents[2] for parent in here.parents if parent.parts[-3:] == (".dvc", "tmp", "exps"))
     return repository(next(outside, here))
+
+
+def make_command(target: str, folder: Path) -> str:
+    """Return the command that runs a target of the repository's Makefile from `folder`."""
+    root = os.path.relpath(repository(folder), folder.resolve())
+    return f"make {target}" if root == "." else f"make -C {root} {target}"
 
 
 def fingerprint(folder: Path, stage: str) -> str:

@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from recipe.core.errors import TrackingError
 from recipe.core.format import first_line, without_credentials
+from recipe.core.paths import make_command
 from recipe.tracking import IGNORED
 from recipe.tracking.address import run_address
 from recipe.tracking.failures import AWAY
@@ -98,7 +99,7 @@ class Server:
         """Return the URL of a run or, if the store has no HTTP server, text that says how to open the run."""
         if self.uri.startswith("http"):
             return run_address(without_credentials(self.uri), run.info.experiment_id, run.info.run_id)
-        return f"{run.info.run_name} (run `make mlflow-ui` to open it)"
+        return f"{run.info.run_name} (run `{make_command('mlflow-ui', Path.cwd())}` to open it)"
 
     def check_answer(self) -> None:
         """Raise one of the errors in AWAY if the store does not answer within ANSWER_SECONDS."""

@@ -26,8 +26,9 @@ KEPT = (
 def prepare_environment() -> list[str]:
     """Remove all MLflow variables except KEPT, and set the variables that the project needs.
 
-    Returns the names of the removed variables. Telemetry and the unpickling of artifacts are disabled. By default,
-    MLflow then gives up on an unreachable server after seconds, not minutes.
+    Returns the names of the removed variables, except those that MLflow sets for its child processes. Telemetry and the
+    unpickling of artifacts are disabled. By default, MLflow then gives up on an unreachable server after seconds, not
+    minutes.
     """
     removed = [name for name in os.environ if name.lstrip("_").startswith("MLFLOW_") and not name.startswith(KEPT)]
     for name in removed:
@@ -40,7 +41,7 @@ def prepare_environment() -> list[str]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    return sorted(removed)
+    return sorted(name for name in removed if not name.startswith("_"))
 
 
 def default_store(folder: Path) -> Path:
