@@ -69,9 +69,11 @@ def spikes_of(records: list[dict[str, Any]]) -> dict[int, list[str]]:
 def last_losses(records: list[dict[str, Any]]) -> list[tuple[int, float, int]]:
     """Return (row, loss, step) for each row in its last step, with the highest loss first.
 
+    Includes only rows in the second half of the steps, because every row is hard for a model that has not learned yet.
     The list is empty if the losses of the rows are unknown.
     """
-    last = {row: (loss, record["step"]) for record in records for row, loss, _ in record["rows"] if loss is not None}
+    late = records[len(records) // 2 :]
+    last = {row: (loss, record["step"]) for record in late for row, loss, _ in record["rows"] if loss is not None}
     return sorted(((row, loss, step) for row, (loss, step) in last.items()), key=lambda item: (-item[1], item[0]))
 
 
@@ -120,8 +122,8 @@ def training_page(
     if hardest:
         rows = [[names[row], step, f"{loss:.3f}", texts[row]] for row, loss, step in hardest]
         note = (
-            "The loss of each row in its last step. Rows at the top are often wrong, unusual, or in another language "
-            "than the others."
+            "The loss of each row in its last step, for the rows in the second half of the training. Rows at the top "
+            "are often wrong, unusual, or in another language than the others."
         )
         parts.append(Part("The hardest rows", table(["row", "step", "loss", "text"], rows), note))
     return page("Training", headline(records, spikes), parts)
