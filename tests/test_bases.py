@@ -120,6 +120,12 @@ def test_weights_are_checked_again_when_they_are_loaded(fetched_base, tiny_base,
         load_base(manifest, tmp_path, 10)
 
 
+def test_a_local_model_without_weights_is_not_offered_files_that_it_can_not_use(base, tmp_path):
+    (base / "model.safetensors").unlink()
+    with pytest.raises(DataError, match=r"it has no model\.safetensors or model-\*-of-\*\.safetensors\. It contains"):
+        fetch(base, tmp_path)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_weights_that_are_not_finite_are_refused_with_the_tensor_and_the_file(base, value):
     def damage(tensors):

@@ -143,6 +143,22 @@ def test_a_new_recipe_lists_other_keys_of_messages_and_reads_late_columns(reposi
     assert output.startswith("the first 40 rows of chats.jsonl were read. They fit the template `chat` (messages).")
 
 
+def test_a_new_recipe_says_why_rows_do_not_fit(repository, tiny_base):
+    write_jsonl(repository / "numbers.jsonl", [{"instruction": f"{n} + 1", "output": n} for n in range(40)])
+    output = invoke("new numbers --data numbers.jsonl").output
+    assert "no template fits the columns of numbers.jsonl: instruction, output (a number, not text)." in output
+    lines = "".join(json.dumps({"instruction": "é", "output": "ß"}, ensure_ascii=False) + "\n" for _ in range(9))
+    (repository / "latin.jsonl").write_text(lines, encoding="latin-1")
+    output = invoke("new latin --data latin.jsonl").output
+    assert output.startswith("the text of latin.jsonl is not UTF-8. If the file is in Latin-1, convert it with `iconv")
+    base = shutil.copytree(tiny_base, repository / "base")
+    for path in base.glob("token*"):
+        path.unlink()
+    output = invoke("new bare --data numbers.jsonl --model base").output
+    assert "base contains no tokenizer. It needs one of these files: tokenizer.json" in output
+    assert "has no chat template" not in output
+
+
 @pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json", "additional_chat_templates/a.jinja"])
 def test_a_new_recipe_uses_the_chat_template_of_the_base_if_there_is_one(repository, tiny_base, tmp_path, place):
     base = shutil.copytree(tiny_base, tmp_path / "base")

@@ -17,6 +17,8 @@ from recipe.core.hub_cache import HUB
 from recipe.core.io import new_folder, write_text
 from recipe.core.paths import repository
 from recipe.fetch.splits import local_split_files
+from recipe.fetch.tokenizer_files import check_files
+from recipe.text.rows import NOT_UTF8, describe_type, is_missing, is_utf8, safe
 from recipe.text.templates import TEMPLATES
 
 HUB_FILE = (
@@ -166,9 +168,16 @@ def _set_template(sequence: Any, data: str, splits: Any) -> list[str]:
     notes = [f"{malformed} of the first {len(rows) + malformed:,} rows of {data} are malformed."] if malformed else []
     if has_preferences(rows):
         notes.append(PREFERENCES.format(data=data))
+    if any(isinstance(value, str) and not is_utf8(value) for row in rows for value in row.values()):
+        notes.append(f"the text of {data} {NOT_UTF8}.")
     detected = detect(rows)
     if detected is None:
-        columns = ", ".join(dict.fromkeys(name for row in rows for name in row)) or "none"
+        first = {name: value for row in reversed(rows) for name, value in row.items() if not is_missing(value)}
+        columns = ", ".join(
+            f"{safe(name)} ({describe_type(value)}, not text)" if isinstance(value, int | float) else safe(name)
+            for name, value in first.items()
+        )
+        columns = columns or "none"
         return [
             *notes,
             f"no template fits the columns of {data}: {columns}. Before you run the recipe, set sequence.template and "
@@ -195,6 +204,11 @@ def _set_chat_template(sequence: Any, base: Path | None) -> list[str]:
     The value is set to null if the template does not use a chat template. It is set to `plain` if the template uses a
     chat template, but the value is null and the local base model has no chat template.
     """
+    if base is not None:
+        try:
+            check_files(base)
+        except DataError as error:
+            return [f"{error} `recipe fetch model` would fail."]
     if not TEMPLATES[sequence["template"]].USES_CHAT_TEMPLATE:
         sequence["chat_template"] = None
     elif sequence["chat_template"] is None and base is not None and not _has_chat_template(base):

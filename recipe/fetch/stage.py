@@ -132,7 +132,7 @@ def fetch_model(params: ModelParams, paths: Paths, check: Check = lambda snapsho
     stored_quantization(config, params.id)  # raises an error if the weights can't be used for training
     code = reject_code(params.id, snapshot, allowed=params.trust_remote_code)
     try:
-        names = weight_names(file.name for file in source.iterdir())
+        names = weight_names((file.name for file in source.iterdir()), local=params.source != HUB)
     except DataError as error:
         raise DataError(f"model.source: {params.source}: {error}") from None
     if any(name.endswith(".bin") for name in names):

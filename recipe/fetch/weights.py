@@ -23,12 +23,13 @@ TOKENIZERS = (
 CHAT_TEMPLATES = "additional_chat_templates/"  # the folder that contains all chat templates except the default one
 
 
-def weight_names(names: Iterable[str]) -> list[str]:
+def weight_names(names: Iterable[str], *, local: bool = False) -> list[str]:
     """Return the names of a repository's weight files, plus the name of the index if the weights are sharded.
 
     PyTorch's .bin files are used only if there are no safetensors files. Files in subfolders (other formats,
     checkpoints) and duplicates of the weights (`consolidated.safetensors` in some repositories) are left out. Raises
-    DataError if there are no weights.
+    DataError if there are no weights. The error for a `local` model does not offer .bin files, because these are
+    converted only for models on the Hub.
     """
     top = sorted(name for name in names if "/" not in name)
     for single, shards, index in (
@@ -38,10 +39,12 @@ def weight_names(names: Iterable[str]) -> list[str]:
         matching = [name for name in top if name == single] or [name for name in top if fnmatch.fnmatch(name, shards)]
         if matching:
             return [*matching, *([index] if index in top and single not in matching else [])]
-    raise DataError(
-        "it has no model.safetensors, model-*-of-*.safetensors, pytorch_model.bin or pytorch_model-*-of-*.bin. It "
-        f"contains {', '.join(top[:12]) or 'no files'}."
+    safetensors, bins = (
+        ["model.safetensors", "model-*-of-*.safetensors"],
+        ["pytorch_model.bin", "pytorch_model-*-of-*.bin"],
     )
+    *usable, last = safetensors if local else safetensors + bins
+    raise DataError(f"it has no {', '.join(usable)} or {last}. It contains {', '.join(top[:12]) or 'no files'}.")
 
 
 def check_weights(folder: Path, files: list[Path]) -> None:
