@@ -72,6 +72,7 @@ def test_the_report_on_a_trl_file_says_what_the_recipe_contains(repository, tiny
     write_jsonl(repository / "rows.jsonl", [openai(n) for n in range(40)])
     result, params = migrate(repository, TRL, tiny_base)
     assert result.exit_code == 0 and params["data"].source.endswith("rows.jsonl")
+    assert result.output.splitlines()[-1].endswith("cd presets/theirs && recipe plan")  # nothing is on the Hub
     assert "max_length cuts off the end of longer rows -> sequence.on_overlong: truncate" in result.output
     assert "completion_only_loss: null (the default of trl sft)" in result.output
     assert any(

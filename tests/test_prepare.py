@@ -221,3 +221,15 @@ def test_line_separators_and_unusual_categories_are_preserved(prepared):
     answers = read_json_lines(prepared(rows, columns=columns) / "validation.jsonl")
     assert answers and all(row["completion"] == "a\u2029b\u0085c" for row in answers)
     assert {row["category"] for row in answers} <= {"0", "\\ud800", ""}
+
+
+def test_a_reason_that_many_rows_share_is_listed_once(prepared):
+    bad = [{"instruction": f"say {n}", "output": n} for n in range(30)]
+    with pytest.raises(DataError) as raised:
+        prepared([*bad, alpaca("x", ""), *toy_rows(20)])
+    assert str(raised.value).splitlines()[:3] == [
+        "31 rows are malformed:",
+        "  train.jsonl, line 1; train.jsonl, line 2; train.jsonl, line 3; and 27 more rows: 'output' is a number, not a "
+        "string",
+        "  train.jsonl, line 31: 'output' is empty",
+    ]

@@ -1,6 +1,9 @@
 import csv
 import io
 import json
+import re
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 
 from recipe.core.errors import DataError
 from recipe.text.readers import read_rows
-from recipe.text.rows import BadRow, Row, pick_columns
+from recipe.text.rows import NOT_UTF8, BadRow, Row, pick_columns
 
 ROWS = [{"instruction": 'a, "b"', "output": "two\nlines"}, {"instruction": "ü 漢 🙂", "output": "x"}]
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -192,7 +195,7 @@ REQUIRED, OPTIONAL = {"instruction": "q", "output": "a"}, {"input": "ctx"}
         ({"q": ["x"], "a": "y"}, "'q' is a list, not a string"),
         ({"q": "x", "a": " \n"}, "'a' is empty"),
         ({"q": "x", "a": "y", "ctx": True}, "'ctx' is a boolean, not a string"),
-        ({"q": "x\udc80", "a": "y"}, "'q' is not UTF-8"),
+        ({"q": "x\udc80", "a": "y"}, f"'q' {NOT_UTF8}"),
         ({"q": "x", "a": float("nan")}, "'a' is NaN (a missing value), not a string"),
         ({"q": "x", "a": "nan"}, "'a' contains only 'nan', which represents a missing value"),
         ({"q": "x", "a": "y", "ctx": 3.0}, "'ctx' is a number, not a string"),
@@ -212,7 +215,7 @@ def test_bytes_that_are_not_utf8_make_a_bad_row_with_its_line(tmp_path, name):
         "r.csv": b"q,a\ncaf\xe9,ok\n",
     }[name]
     bad = [pick_columns(row, REQUIRED, OPTIONAL) for row in read(tmp_path, name, data)][-1]
-    assert (bad.place, bad.reason) == ("line 2", "'q' is not UTF-8")
+    assert (bad.place, bad.reason) == ("line 2", f"'q' {NOT_UTF8}")
     bad.content.encode()
 
 
@@ -244,3 +247,16 @@ def test_a_row_nested_too_deeply_to_serialize_is_a_bad_row(tmp_path, depth):
     if not isinstance(row, BadRow):
         row = pick_columns(row, {"instruction": "instruction", "output": "output"}, {})
     assert isinstance(row, BadRow) and ("not readable JSON" in row.reason or "a list" in row.reason)
+
+
+def test_the_command_for_other_separators_gives_the_same_rows(tmp_path):
+    rows = [["question", "answer"], ["Name; it", 'the "word", ok'], ["two\nlines", "é"]]
+    with (tmp_path / "semi.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=";").writerows(rows)
+    with pytest.raises(DataError) as raised:
+        list(read_rows(tmp_path / "semi.csv"))
+    [command] = re.findall("`python -c (.*)`", str(raised.value))
+    command = command.replace("FILE", "semi.csv").replace("NEW", "comma.csv")
+    subprocess.run(f"{sys.executable} -c {command}", shell=True, check=True, cwd=tmp_path)
+    read = [list(row.values.values()) for row in read_rows(tmp_path / "comma.csv")]
+    assert read == rows[1:]

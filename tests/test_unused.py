@@ -41,7 +41,7 @@ def test_unused_columns_are_reported_by_prepare_and_analyze(raw, fetched_base, s
         "not used (in sequence.columns, use a column, or ignore it with null):",
         "  id      30 rows, such as 'a1'",
         "  source  30 rows, such as 'ada.lovelace@mail.com'",
-        "  topic   1 rows, such as '{\"a\": 1}'",
+        "  topic   1 row, such as '{\"a\": 1}'",
     ]
     summary = analyze(AnalyzeParams(num_rows=3, num_bins=5), paths, no_progress)
     assert {name: entry["rows"] for name, entry in summary["unused"].items()} == {"id": 30, "source": 30, "topic": 1}

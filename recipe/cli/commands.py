@@ -150,11 +150,13 @@ def migrate(file: Path, name: str | None, data: str | None) -> None:
         recipe migrate qwen3_lora_sft.yaml --name my-chat --data rows.jsonl
     """
     from recipe.cli.migrate import migrate
+    from recipe.core.hub_cache import HUB
 
     path, lines = migrate(HERE, file, name, data)
     click.echo("\n".join(lines))
     folder = os.path.relpath(path)
-    click.echo(f"created {folder}. Check {folder}/params.yaml, then run: cd {folder} && recipe pin && recipe plan")
+    pin = "recipe pin && " if (path / HUB).exists() else ""
+    click.echo(f"created {folder}. Check {folder}/params.yaml, then run: cd {folder} && {pin}recipe plan")
 
 
 @main.command()

@@ -13,6 +13,7 @@ from recipe.text.templates import Template
 from recipe.text.turns import Turn, text_of
 
 SHOWN_MISTAKES = 20
+SHOWN_PLACES = 3  # for a reason that many rows share
 
 
 @dataclass
@@ -96,12 +97,22 @@ def check_columns(required: tuple[str, ...], columns: dict[str, str | None], see
 
 
 def report_bad_rows(bad: list[BadRow]) -> str:
-    """Return a message that lists the first SHOWN_MISTAKES bad rows and says how many more there are."""
-    lines = [f"  {row.file}, {row.place}: {row.reason}" for row in bad[:SHOWN_MISTAKES]]
-    if len(bad) > SHOWN_MISTAKES:
-        lines.append(f"  and {len(bad) - SHOWN_MISTAKES} more")
+    """Return a message that lists the first SHOWN_MISTAKES reasons, each with its rows, and counts the other rows."""
+    by_reason: dict[str, list[BadRow]] = {}
+    for row in bad:
+        by_reason.setdefault(row.reason, []).append(row)
+    shown = list(by_reason.items())[:SHOWN_MISTAKES]
+    lines = [f"  {_places(rows)}: {reason}" for reason, rows in shown]
+    if remaining := len(bad) - sum(len(rows) for _, rows in shown):
+        lines.append(f"  and {remaining:,} more")
     count = "1 row is" if len(bad) == 1 else f"{len(bad)} rows are"
     return "\n".join([f"{count} malformed:", *lines])
+
+
+def _places(rows: list[BadRow]) -> str:
+    """Return the first SHOWN_PLACES places, and the number of the other rows."""
+    places = "; ".join(f"{row.file}, {row.place}" for row in rows[:SHOWN_PLACES])
+    return places if len(rows) <= SHOWN_PLACES else f"{places}; and {len(rows) - SHOWN_PLACES:,} more rows"
 
 
 class Splitter:

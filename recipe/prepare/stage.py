@@ -138,7 +138,7 @@ def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
     rows, tokens, sequences = meta["rows"], meta["tokens"], meta["sequences"]
     excluded = rows["quarantined"] + rows["dropped_overlong"] + rows["dropped_without_answer"]
     summary = (
-        f"{rows['train']:,} training rows, {rows['validation']:,} validation rows; {excluded:,} excluded, "
+        f"{_rows(rows['train'], 'training')}, {_rows(rows['validation'], 'validation')}; {excluded:,} excluded, "
         f"{rows['truncated']:,} truncated\n{tokens['train']:,} tokens ({tokens['train_loss_tokens']:,} in the loss) "
         f"in {sequences['train']:,} sequences, {sequences['filled']:.1%} full"
     )
@@ -149,6 +149,10 @@ def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
         lines.append(SPLIT_COMPLETIONS.format(number=meta["split_completions"]))
     unused = read_json(paths.prepared / "unused.json")
     return "\n".join([*lines, describe(unused)] if unused else lines)
+
+
+def _rows(number: int, split: str) -> str:
+    return f"{number:,} {split} row{'' if number == 1 else 's'}"
 
 
 def describe_cut(meta: dict[str, Any]) -> str:

@@ -108,6 +108,7 @@ def describe(unused: dict[str, dict[str, Any]]) -> str:
     """Format the unused columns and keys for display in the terminal. `unused` is the result of `summary`."""
     width = max(map(len, unused))
     lines = [
-        f"  {name:<{width}}  {entry['rows']:,} rows, such as {entry['example']!r}" for name, entry in unused.items()
+        f"  {name:<{width}}  {entry['rows']:,} row{'s' * (entry['rows'] != 1)}, such as {entry['example']!r}"
+        for name, entry in unused.items()
     ]
     return "\n".join(["not used (in sequence.columns, use a column, or ignore it with null):", *lines])

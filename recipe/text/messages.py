@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recipe.core.format import shorten
-from recipe.text.rows import describe_type, is_utf8, safe
+from recipe.text.rows import NOT_UTF8, describe_type, is_utf8, safe
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "ipython")
 # Other names for the roles: the names in the ShareGPT and LLaMA-Factory formats, and OpenAI's older name `function`.
@@ -199,7 +199,7 @@ def _text(where: str, content: object, *, may_be_empty: bool = False) -> str:
     if not text.strip() and not may_be_empty:
         raise Invalid(f"{where} has no text")
     if not is_utf8(text):
-        raise Invalid(f"{where} contains text that is not UTF-8")
+        raise Invalid(f"the text of {where} {NOT_UTF8}")
     return text
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from recipe.core.format import shorten
 
 COLUMNS_CHARS = 1000
+NOT_UTF8 = "is not UTF-8. If the file is in Latin-1, convert it with `iconv -f LATIN1 -t UTF-8 FILE > NEW`"
 MISSING = "nan"  # the text that pandas creates when it converts a missing value to a string
 
 
@@ -60,7 +61,7 @@ def pick_columns(row: Row, required: dict[str, str], optional: dict[str, str]) -
         elif name in required and value == MISSING:
             reason = f"{column!r} contains only {MISSING!r}, which represents a missing value"
         elif not is_utf8(value):
-            reason = f"{column!r} is not UTF-8"
+            reason = f"{column!r} {NOT_UTF8}"
         if reason:
             return BadRow(row.file, row.place, reason, json.dumps(row.values, default=str))
         picked[name] = str(value)
