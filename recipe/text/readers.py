@@ -159,8 +159,9 @@ def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
                 raise DataError(f"{name} has no header. Write the names of the columns on the first line.")
             if mark := separator(header):
                 raise DataError(
-                    f'{name} seems to have columns separated by {mark!r}. Convert it to commas with `python -c "import '
-                    f'csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={mark!r}))" < FILE > NEW`.'
+                    f"{name} seems to have columns separated by {mark!r}. Convert it to commas with `python -c "
+                    f'"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={mark!r}))" '
+                    "< FILE > NEW`."
                 )
             duplicates = sorted({column for column in header if header.count(column) > 1})
             if duplicates:
