@@ -20,6 +20,7 @@ IN_THE_DEMO = [
     "recipe --help", "recipe params", "recipe params lora.r", "recipe plan", "recipe summary", "recipe chat",
     "recipe pin", "recipe pin --update", "recipe fetch model", "recipe prepare", "recipe show --mask",
     "recipe evaluate", "recipe register", "recipe sync",
+    "recipe ledger", "recipe ledger --step 42", "recipe replay --step 42",
 ]  # fmt: skip
 SWEEP = [
     'git add presets/my-recipe && git commit -m "My recipe"',
