@@ -287,6 +287,16 @@ def test_a_cpu_trains_in_bf16_only_if_it_supports_bf16(trained, tmp_path, monkey
     assert torch_dtype("auto") is torch.float32
 
 
+def test_bf16_training_on_one_processor_gives_the_same_bytes_again_and_other_bytes_than_fp32(
+    trained, tmp_path, monkeypatch
+):
+    """The same processor is all that holds for bfloat16; most CPUs emulate it."""
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True, "avx2": True})
+    first, again = (outputs(trained(folder=tmp_path / name, dtype="bfloat16")) for name in "ab")
+    assert first == again
+    assert outputs(trained(folder=tmp_path / "c"))["adapter"] != first["adapter"]
+
+
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
 def test_the_stage_trains_on_a_quantized_base(trained, quantization):
     folder = trained(rows=toy_rows(30), quantization=quantization)
