@@ -149,7 +149,8 @@ def test_a_plan_counts_the_rows_and_names_a_missing_column(quick, tmp_path):
     assert done.returncode == 0 and "80 to train on (estimated)" in done.stdout
     edit(quick, "    instruction: instruction", "    instruction: question")
     done = recipe(quick, "plan")
-    assert done.returncode == 4 and "does not fit: sequence.columns.instruction is" in done.stdout
+    assert done.returncode == 4 and "does not work: sequence.columns.instruction is" in done.stdout
+    assert "does not fit" not in done.stdout and "fits this machine" not in done.stdout
     assert "is 'question', but no row of train.jsonl has that column" in done.stdout
     assert "Columns found: 'input', 'instruction', 'output'" in done.stdout
 

@@ -57,7 +57,7 @@ def plan() -> None:
 
     estimate = make_plan(context.params(), HERE, context.paths())
     click.echo(estimate.text())
-    if estimate.problems:
+    if estimate.mistakes or estimate.problems:
         click.get_current_context().exit(4)
 
 

@@ -46,15 +46,21 @@ PARTS = {
 
 @dataclass
 class Plan:
-    """The lines to show, as (heading, text) pairs, and the problems that prevent training."""
+    """The lines to show, as (heading, text) pairs, and the problems of this machine that prevent training.
+
+    `mistakes` contains the problems of the recipe, which another machine would not solve.
+    """
 
     lines: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    mistakes: list[str] = field(default_factory=list)
 
     def text(self) -> str:
         """Return the plan as a table, followed by the problems or `fits this machine`."""
         rows = [f"{name:<10}{value}" for name, value in self.lines]
-        verdict = [f"does not fit: {problem}" for problem in self.problems] or ["fits this machine"]
+        verdict = [f"does not work: {mistake}" for mistake in self.mistakes]
+        verdict += [f"does not fit: {problem}" for problem in self.problems]
+        verdict = verdict or ["fits this machine"]
         return "\n".join([*rows, "", *verdict])
 
 
@@ -108,18 +114,18 @@ def make_plan(params: dict[str, Any], folder: Path, paths: Paths) -> Plan:
     try:
         train.check_warmup(sequences)
     except ParamsError as error:
-        plan.problems.append(str(error).removeprefix("params.yaml: "))
+        plan.mistakes.append(str(error).removeprefix("params.yaml: "))
     plan.lines.append(("steps", f"{steps:,} of {train.global_batch_size} sequences{mark}"))
 
     try:
         check_quantization(read_json(config_folder / "config.json"), params["model"].id, train.quantization)
     except (DataError, ParamsError) as error:
-        plan.problems.append(str(error).removeprefix("params.yaml: "))
+        plan.mistakes.append(str(error).removeprefix("params.yaml: "))
         return plan
     config = load_config(config_folder)
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if longest and sequence.max_length > longest:
-        plan.problems.append(
+        plan.mistakes.append(
             f"sequence.max_length is {sequence.max_length:,}, but the model has only {longest:,} positions. "
             "Lower sequence.max_length."
         )
@@ -187,7 +193,7 @@ def _plan_data(plan: Plan, params: dict[str, Any], folder: Path, paths: Paths) -
             )
             tokens = local_tokens(params, files["train"], paths)
         except (DataError, ParamsError) as error:
-            plan.problems.append(str(error).removeprefix("params.yaml: "))
+            plan.mistakes.append(str(error).removeprefix("params.yaml: "))
         return rows, text_tokens(sequence.template, rows, text) if tokens is None else tokens, 0
     name, revision = check_pinned("data", data.id, data.revision)
     listing, splits = dataset_splits(name, revision, data.subset, data.splits)
