@@ -229,7 +229,7 @@ def test_a_reason_that_many_rows_share_is_listed_once(prepared):
         prepared([*bad, alpaca("x", ""), *toy_rows(20)])
     assert str(raised.value).splitlines()[:3] == [
         "31 rows are malformed:",
-        "  train.jsonl, line 1; train.jsonl, line 2; train.jsonl, line 3; and 27 more rows: 'output' is a number, not "
-        "a string",
+        "  train.jsonl, line 1: 'output' is a number, not a string (also train.jsonl, line 2; train.jsonl, line 3; and "
+        "27 more rows)",
         "  train.jsonl, line 31: 'output' is empty",
     ]

@@ -102,17 +102,19 @@ def report_bad_rows(bad: list[BadRow]) -> str:
     for row in bad:
         by_reason.setdefault(row.reason, []).append(row)
     shown = list(by_reason.items())[:SHOWN_MISTAKES]
-    lines = [f"  {_places(rows)}: {reason}" for reason, rows in shown]
+    lines = [f"  {rows[0].file}, {rows[0].place}: {reason}{_others(rows[1:])}" for reason, rows in shown]
     if remaining := len(bad) - sum(len(rows) for _, rows in shown):
         lines.append(f"  and {remaining:,} more")
     count = "1 row is" if len(bad) == 1 else f"{len(bad)} rows are"
     return "\n".join([f"{count} malformed:", *lines])
 
 
-def _places(rows: list[BadRow]) -> str:
-    """Return the first SHOWN_PLACES places, and the number of the other rows."""
-    places = "; ".join(f"{row.file}, {row.place}" for row in rows[:SHOWN_PLACES])
-    return places if len(rows) <= SHOWN_PLACES else f"{places}; and {len(rows) - SHOWN_PLACES:,} more rows"
+def _others(rows: list[BadRow]) -> str:
+    """Return the first places of further rows with the same reason and the number of the others, or an empty string."""
+    places = [f"{row.file}, {row.place}" for row in rows[: SHOWN_PLACES - 1]]
+    if remaining := len(rows) - len(places):
+        places.append(f"and {remaining:,} more rows")
+    return f" (also {'; '.join(places)})" if places else ""
 
 
 class Splitter:
