@@ -426,6 +426,7 @@ def test_a_version_registered_from_a_changed_tree_becomes_whole_once_all_is_comm
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_rebuild_says_whether_the_bytes_are_those_of_the_registry(commit, tiny_base, tmp_path):
     """With a recipe that takes seconds, in presets/."""
     shutil.copytree(tiny_base, tmp_path / "base")
