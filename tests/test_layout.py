@@ -105,12 +105,13 @@ def test_the_locks_are_dependencies_of_every_stage_except_register(stage):
     assert stage == "register" or [path for path in ENTRIES[stage]["deps"] if "requirements" in path] == locks
 
 
+# Each process of a stage adds a line: train and evaluate run in a child process.
 DUMP = """
 import atexit, json, runpy, sys
 program, out, *arguments = sys.argv[1:]
-atexit.register(lambda: open(out, "w").write(json.dumps([
+atexit.register(lambda: open(out, "a").write(json.dumps([
     [name, getattr(module, "__file__", None)] for name, module in sys.modules.items() if name.split(".")[0] == "recipe"
-])))
+]) + "\\n"))
 sys.argv = [program, *arguments]
 runpy.run_path(program, run_name="__main__")
 """
@@ -129,12 +130,12 @@ def loaded(tiny_base, tmp_path_factory):
     files = {}
     commands = [("fetch", ["fetch", "data"]), ("fetch", ["fetch", "model"]), *((s, [s]) for s in STAGES[1:])]
     for stage, command in commands:
-        out = repository / "loaded.json"
+        out = repository / f"loaded-{'-'.join(command)}.jsonl"
         subprocess.run(
             [sys.executable, "-P", "-c", DUMP, "../../recipe/__main__.py", out, *command], cwd=folder, check=True,
             env=ENVIRONMENT, capture_output=True,
         )  # fmt: skip
-        paths = [file for _, file in json.loads(out.read_text()) if file]
+        paths = [file for line in out.read_text().splitlines() for _, file in json.loads(line) if file]
         names = {os.path.relpath(os.path.realpath(path), PACKAGE) for path in paths}
         assert not any(name.startswith("..") for name in names), names
         files[stage] = files.get(stage, set()) | names
