@@ -531,3 +531,14 @@ def test_make_sbom_writes_a_valid_bill_of_materials(tmp_path):
     assert hashes and all(f"--hash=sha256:{value}" in locked for value in hashes)
     run(ROOT, "make", "-o", "env", "sbom", f"SBOM={tmp_path / 'second.json'}")
     assert (tmp_path / "second.json").read_text() == bill
+
+
+def test_the_version_is_that_of_the_code_that_runs_even_if_it_is_not_installed(monkeypatch):
+    """As in the image."""
+    import importlib.metadata
+
+    from recipe.cli.provenance import own_version
+
+    installed = importlib.metadata.version("recipe")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: 1 / 0)
+    assert own_version() == installed

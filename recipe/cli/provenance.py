@@ -2,8 +2,8 @@
 
 import os
 import tempfile
+import tomllib
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,13 @@ def make_evidence(params: dict[str, Any], paths: Paths, facts: dict[str, Any]) -
     key = read_key(Path(os.environ[KEY]), os.environ.get(PASSWORD)) if os.environ.get(KEY) else None
     root = repository(paths.folder)
     record = gather(paths, params["data"].source, root, facts["tags"], facts["fingerprint"])
-    return Evidence(record, paths.folder / "params.yaml", root / "requirements", version("recipe"), key)
+    return Evidence(record, paths.folder / "params.yaml", root / "requirements", own_version(), key)
+
+
+def own_version() -> str:
+    """Return the version of this package from pyproject.toml. In the image, the package is not installed."""
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 
 
 def provenance(address: str, public_key: Path | None, say: Callable[[str], None], *, rebuild: bool) -> bool:
@@ -115,5 +121,5 @@ def sbom(target: Path | None) -> Path:
     root = repository(HERE)
     target = target or root / "sbom.cdx.json"
     pins = locked_hashes(lock_files(root / "requirements"))
-    write_text(target, bill_of_materials("recipe", version("recipe"), packages(), pins, {}))
+    write_text(target, bill_of_materials("recipe", own_version(), packages(), pins, {}))
     return target
