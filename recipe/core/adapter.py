@@ -45,5 +45,13 @@ def check_adapter(folder: Path, manifest: dict[str, Any]) -> None:
         if not list(weights.keys()):
             raise ValueError("it contains no weights")
         ranks = {weights.get_slice(name).get_shape()[0] for name in weights.keys() if ".lora_A" in name}  # noqa: SIM118
-    if ranks and config.get("r") not in list(ranks):  # with a very large value, PEFT would allocate terabytes
+    if ranks and not _fits(config, ranks):  # with a very large value, PEFT would allocate terabytes
         raise DataError(f"{folder / CONFIG} is damaged (r is {config.get('r')!r}, but the weights have {ranks}).")
+
+
+def _fits(config: dict[str, Any], ranks: set[int]) -> bool:
+    """Return whether the weights can have the rank in the config. The experts of a layer share a matrix A."""
+    rank = config.get("r")
+    if config.get("target_parameters"):
+        return isinstance(rank, int) and rank > 0 and all(found % rank == 0 for found in ranks)
+    return rank in list(ranks)
