@@ -60,7 +60,8 @@ def stop(process):
 
 
 def trainer(process):
-    return next((pid for pid in children(process.pid) if "train" in command_line(pid)), None)
+    """The process that trains: the child of the one that DVC started."""
+    return [pid for pid in children(process.pid) if "train" in command_line(pid)][-1]
 
 
 def command_line(pid):
