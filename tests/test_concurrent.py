@@ -11,7 +11,7 @@ from conftest import RECIPE, edit, toy_rows, write_jsonl
 from runs import ENVIRONMENT, children, run
 
 pytestmark = pytest.mark.slow
-SECONDS = 5
+SECONDS = 5  # on an idle machine, where DVC starts in a second
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,13 @@ def second(folder, *command):
     return done.returncode, done.stdout, time.monotonic() - started
 
 
+def limit(folder):
+    """SECONDS, or more if other work on this machine slows the start of DVC."""
+    started = time.monotonic()
+    run(folder, "dvc", "root")
+    return max(SECONDS, 5 * (time.monotonic() - started))
+
+
 def stop(process):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)
@@ -76,11 +83,11 @@ def test_a_second_repro_during_training_names_the_holder(folder):
     try:
         wait_for(lambda: "step 1" in log.read_text(), process, log)
         code, output, seconds = second(folder, "dvc", "repro")
-        assert code and seconds < SECONDS and str(process.pid) in output, (code, seconds, output)
+        assert code and seconds < limit(folder) and str(process.pid) in output, (code, seconds, output)
         pid = trainer(process)
         code, output, seconds = second(folder, *RECIPE, "train")
         assert code == 4 and f"a stage is already running here (process {pid} holds" in output, output
-        assert seconds < SECONDS
+        assert seconds < limit(folder)
         assert process.poll() is None
     finally:
         stop(process)
@@ -95,7 +102,7 @@ def test_a_second_repro_while_a_stage_outlives_a_killed_dvc_names_the_stage(fold
         os.kill(process.pid, signal.SIGKILL)
         process.wait(30)
         code, output, seconds = second(folder, "dvc", "repro", "-s", "train")
-        assert code and f"process {pid}" in output and seconds < 3 * SECONDS, (code, seconds, output)
+        assert code and f"process {pid}" in output and seconds < 3 * limit(folder), (code, seconds, output)
         os.kill(pid, signal.SIGCONT)
         deadline = time.monotonic() + 30
         while "train" in command_line(pid):
