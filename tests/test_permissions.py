@@ -1,5 +1,6 @@
 """Read-only folders and other users' files: a stage ends with exit code 4 before its work, and names path and user."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -14,6 +15,11 @@ from recipe.cli.context import STAGES, paths
 from recipe.cli.permissions import check_writable, written_by
 
 NOBODY = 65534
+# Loaded before the change of the user, because another user may not be able to read this Python's modules.
+for module in ("cli.run_metadata", "cli.supervise", "core.disk", "planning.output_size", "verify.environment",
+               "verify.integrity"):  # fmt: skip
+    importlib.import_module(f"recipe.{module}")
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can switch to another user or mount a folder")
 
 
@@ -34,8 +40,10 @@ def folder(tmp_path, monkeypatch):
         (folder / output).mkdir(parents=True)
     (folder / ".recipe" / "lock").touch()
     (folder / "mlflow" / "mlflow.db").touch()
-    for path in (tmp_path, *list(tmp_path.parents)[:2]):
-        path.chmod(0o755)
+    # pytest's own folders, also below one of a worker of xdist, which only their owner may enter
+    for path in (tmp_path, *tmp_path.parents):
+        if path.stat().st_uid == os.geteuid() and path.parts[:2] == tmp_path.parts[:2] and len(path.parts) > 2:
+            path.chmod(0o755)
     monkeypatch.chdir(folder)
     return folder
 
@@ -69,7 +77,8 @@ def test_every_stage_checks_its_outputs_the_local_folder_and_the_store(folder):
     written = {stage: {path.as_posix() for path in written_by(paths(), stage, None)} for stage in STAGES[1:]}
     assert written["prepare"] == {"data/prepared", ".recipe"}
     assert written["train"] == {
-        "models/adapter", "metrics/train.json", "metrics/loss.csv", ".recipe", str(folder / "mlflow"),
+        "models/adapter", "reports/training", "metrics/train.json", "metrics/loss.csv", ".recipe",
+        str(folder / "mlflow"),
     }  # fmt: skip
     assert {path.as_posix() for path in written_by(paths(), "fetch", "model")} == {"models/base", ".recipe"}
     for missing in (None, ".recipe", "mlflow", "models", "data"):
