@@ -68,6 +68,11 @@ def test_a_line_is_named_and_numbers_may_differ_by_the_tolerance(tmp_path):
     assert difference(*pair(tmp_path, "loss.csv", "5,2.3\n", "5,2.4\n"), 0.0).largest == pytest.approx(0.1 / 2.4)
     hashes = pair(tmp_path, "registered.json", f'"sha256": "{"1e5" * 20}"', f'"sha256": "{"f" * 64}"')
     assert difference(*hashes, 0.1) is None and difference(*hashes, 0.0) is not None
+    chart = "<p>0.5</p>\n<svg id='p5670b9'>\n<text>1.0</text>\n</svg>\n<p>0.7</p>\n"
+    other = chart.replace("p5670b9", "p93e040").replace("<text>1.0</text>\n", "").replace("0.7", "0.701")
+    assert difference(*pair(tmp_path, "index.html", chart, other), 0.01) is None  # ticks and ids of charts may differ
+    assert difference(*pair(tmp_path, "index.html", chart, other), 0.0) is not None
+    assert difference(*pair(tmp_path, "index.html", chart, other.replace("0.701", "0.8")), 0.01) is not None
     longer = difference(*pair(tmp_path, "loss.csv", "1\n2\n", "1\n2\n3\n"), 1.0)
     assert longer.text == "line 3:  (recorded), 3 (here)" and longer.largest is None
     words = difference(*pair(tmp_path, "report.html", "x" * 500 + " yes", "x" * 500 + " no"), 0.0)
@@ -215,11 +220,11 @@ def test_one_stage_is_rebuilt_from_recorded_inputs_and_the_first_difference_is_s
     assert "Running stage 'train'" in text and "Running stage 'prepare'" not in text
     assert "models/adapter/adapter_model.safetensors: " in text and " tensors differ; first, base_model." in text
     assert "The environment is the same as that of the recorded run" in text
-    assert "different: 2 of 3 outputs. The first one is metrics/loss.csv, of the train stage." in text
+    assert "different: 3 of 4 outputs. The first one is metrics/loss.csv, of the train stage." in text
     edit(recorded / FILE, '"threads": "2"', '"threads": "64"')
     run(recorded, "git", "commit", "-qam", "The record of a different machine")
     code, text = verify(recorded, "--stage", "train", "--tolerance", "0.01", environment=other_machine)
-    assert code == 0 and "identical: all numbers are within 0.01 of the recorded ones in all 3 outputs." in text, text
+    assert code == 0 and "identical: all numbers are within 0.01 of the recorded ones in all 4 outputs." in text, text
     code, text = verify(recorded, "--stage", "train", environment=other_machine)
     assert code == 1 and "threads: 64 (recorded), 2 (here)" in text
 

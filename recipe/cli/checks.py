@@ -8,7 +8,10 @@ from recipe.cli import context
 @click.command()
 @click.option("--stage", help="Rebuild only this stage, from the recorded outputs of the other stages.")
 @click.option(
-    "--tolerance", default=0.0, type=click.FloatRange(0), help="Accept numbers that differ by at most this fraction."
+    "--tolerance",
+    default=0.0,
+    type=click.FloatRange(0),
+    help="Accept numbers that differ by at most this fraction, and do not compare charts.",
 )
 @click.option("--commit", default="HEAD", show_default=True, help="The commit to rebuild.")
 @click.option("--keep", is_flag=True, help="Keep the rebuild. By default, it is deleted if it is identical.")
