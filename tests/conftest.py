@@ -91,6 +91,31 @@ def small_repository(folder):
     return folder
 
 
+def small_recipe(repository, base, invoke, changes, commands):
+    """Make a recipe `quick` in a small repository with changed settings, and run commands there, in this process."""
+    before = dict(os.environ)  # the stages set variables in this process
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(small_repository(repository))
+        assert not invoke(f"new quick --data rows --model {base}").exit_code
+        folder = repository / "presets" / "quick"
+        for old, new in changes.items():
+            edit(folder, old, new)
+        patch.chdir(folder)
+        for command in commands:
+            result = invoke(command)
+            assert not result.exit_code, result.output
+    os.environ.clear()
+    os.environ.update(before)
+    return repository
+
+
+def enter_copy(repository, target, monkeypatch):
+    """Copy a repository that `small_recipe` made, and enter the recipe's folder in the copy."""
+    shutil.copytree(repository, target / "repository", symlinks=True)
+    monkeypatch.chdir(target / "repository" / "presets" / "quick")
+    return Path.cwd()
+
+
 def toy_rows(count):
     """Rows of different lengths whose answer is in the prompt."""
     return [alpaca(f"Say number {n} and nothing else.", f"{n} " * (1 + n % 17), "x " * (n % 5)) for n in range(count)]

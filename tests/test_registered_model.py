@@ -201,7 +201,7 @@ print(tracker.client._registry_uri == tracker.uri)
 @pytest.mark.parametrize("module", ["mlflow_registry", "versions"])
 def test_telemetry_is_disabled_before_mlflow_is_imported(module):
     """With telemetry, MLflow sets a variable when it is imported, and the note about ignored variables names it."""
-    code = f"import recipe.tracking.{module}; from recipe.tracking.mlflow_run import IGNORED; print(IGNORED)"
+    code = f"import recipe.tracking.{module}; from recipe.tracking import IGNORED; print(IGNORED)"
     environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}  # no CI, no pytest
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, capture_output=True, check=False

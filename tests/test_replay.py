@@ -1,13 +1,11 @@
 """`recipe ledger` and `recipe replay`: what a step was computed from, and the same step computed again."""
 
 import json
-import os
 import shutil
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import edit, small_repository
+from conftest import edit, enter_copy, small_recipe
 
 from recipe.cli.commands import main
 
@@ -21,33 +19,17 @@ def invoke(command):
 @pytest.fixture(scope="module")
 def complete(tiny_base, tmp_path_factory):
     """A recipe that was trained with all checkpoints kept: after every fourth step, and after the last one."""
-    repository = small_repository(tmp_path_factory.mktemp("replay") / "repository")
-    before = dict(os.environ)  # the stages set variables in this process
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(repository)
-        assert not invoke(f"new quick --data rows --model {tiny_base}").exit_code
-        folder = repository / "presets" / "quick"
-        for old, new in (
-            ("keep_checkpoints: false", "keep_checkpoints: true"),
-            ("save_steps: 100", "save_steps: 4"),
-            ("num_epochs: 1 ", "num_epochs: 6 "),
-            ("global_batch_size: 4", "global_batch_size: 2"),
-        ):
-            edit(folder, old, new)
-        patch.chdir(folder)
-        for command in ("fetch data", "fetch model", "prepare", "train"):
-            result = invoke(command)
-            assert not result.exit_code, result.output
-    os.environ.clear()
-    os.environ.update(before)
-    return repository
+    changes = {
+        "keep_checkpoints: false": "keep_checkpoints: true", "save_steps: 100": "save_steps: 4",
+        "num_epochs: 1 ": "num_epochs: 6 ", "global_batch_size: 4": "global_batch_size: 2",
+    }  # fmt: skip
+    commands = ("fetch data", "fetch model", "prepare", "train")
+    return small_recipe(tmp_path_factory.mktemp("replay") / "repository", tiny_base, invoke, changes, commands)
 
 
 @pytest.fixture
 def folder(complete, tmp_path, monkeypatch):
-    shutil.copytree(complete, tmp_path / "repository", symlinks=True)
-    monkeypatch.chdir(tmp_path / "repository" / "presets" / "quick")
-    return Path.cwd()
+    return enter_copy(complete, tmp_path, monkeypatch)
 
 
 def kept(folder):

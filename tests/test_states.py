@@ -1,12 +1,11 @@
 """Every command in every state of a recipe folder: it answers, or ends with one line that says what to do."""
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT, edit, small_repository
+from conftest import ROOT, edit, enter_copy, small_recipe
 from ruamel.yaml import YAML
 
 from recipe.cli.commands import main
@@ -40,28 +39,13 @@ def invoke(command: str):
 @pytest.fixture(scope="module")
 def complete(tiny_base, tmp_path_factory):
     """A repository whose recipe `quick` has run completely, on a few rows."""
-    repository = small_repository(tmp_path_factory.mktemp("states") / "repository")
-    before = dict(os.environ)  # the stages set variables in this process
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(repository)
-        assert not invoke(f"new quick --data rows --model {tiny_base}").exit_code
-        folder = repository / "presets" / "quick"
-        edit(folder, "max_generations: 450", "max_generations: 1")
-        edit(folder, "max_new_tokens: 64", "max_new_tokens: 2")
-        patch.chdir(folder)
-        for command in RUNS:
-            result = invoke(command)
-            assert not result.exit_code, result.output
-    os.environ.clear()
-    os.environ.update(before)
-    return repository
+    changes = {"max_generations: 450": "max_generations: 1", "max_new_tokens: 64": "max_new_tokens: 2"}
+    return small_recipe(tmp_path_factory.mktemp("states") / "repository", tiny_base, invoke, changes, RUNS)
 
 
 @pytest.fixture
 def folder(complete, tmp_path, monkeypatch):
-    shutil.copytree(complete, tmp_path / "repository", symlinks=True)
-    monkeypatch.chdir(tmp_path / "repository" / "presets" / "quick")
-    return Path.cwd()
+    return enter_copy(complete, tmp_path, monkeypatch)
 
 
 def readers(name: str) -> list[str]:

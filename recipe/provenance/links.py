@@ -5,8 +5,6 @@
 A link that can't be checked on this machine, for example because the base model is not here, is not broken.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from recipe.core.io import read_json, sha256_bytes, sha256_file, sha256_listing,
 from recipe.provenance.chain import Chain, Link
 from recipe.provenance.commit import files_that_differ
 from recipe.provenance.record import NONE, Source, dvc_lock_sha256, file_hashes, stages_in
+from recipe.verify.integrity import md5_tree
 
 SHOWN = 3  # names of files in a message
 
@@ -65,7 +64,7 @@ def _dvc_lock(chain: Chain, link: Link) -> None:
     if (sha256 := dvc_lock_sha256(text)) != record.dvc_lock_sha256:
         link.problems.append(f"dvc.lock of the commit has sha256 {sha256}")
     recorded = [out["md5"] for out in stages_in(text).get("train", {"outs": []})["outs"]]
-    if _dvc_md5(chain.artifacts / "adapter") not in recorded:
+    if md5_tree(chain.artifacts / "adapter") not in recorded:
         link.problems.append("dvc.lock of the commit records a different adapter than the registered one")
 
 
@@ -187,15 +186,3 @@ def _source_text(source: Source) -> str:
 
 def _count(files: dict[str, str]) -> str:
     return f"{len(files)} file{'' if len(files) == 1 else 's'}"
-
-
-def _dvc_md5(folder: Path) -> str:
-    """Return the md5 by which dvc.lock records a folder: that of the JSON list of its files and their md5."""
-    entries = []
-    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).parts):
-        if path.is_file():
-            with path.open("rb") as file:
-                md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-            entries.append({"md5": md5, "relpath": path.relative_to(folder).as_posix()})
-    text = json.dumps(entries, sort_keys=True)
-    return f"{hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()}.dir"
