@@ -30,7 +30,8 @@ from peft import LoraConfig
 from recipe.model.packed_attention import register_attention
 from recipe.train.params import TrainParams
 from recipe.train.interrupt import Stop
-from recipe.train.sft import PackedTrainer, make_batch, sft_config
+from recipe.train.collate import make_batch
+from recipe.train.sft import PackedTrainer, sft_config
 from datasets import Dataset
 from pathlib import Path
 import numpy as np

@@ -20,7 +20,7 @@ FULL = re.compile(r"No space left on device|Disk quota exceeded|database or disk
 UNCLEAR = re.compile(r"disk I/O error|PytorchStreamWriter failed|unexpected pos \d+ vs")  # one of several causes
 NEARLY_FULL_BYTES = 16_000_000
 TOO_LARGE = re.compile(r"File too large")
-INTACT = "The outputs of complete stages and the last checkpoints are intact. Then run `dvc repro`."
+INTACT = "The outputs of complete stages and the last checkpoints are intact; `dvc repro` continues from them."
 
 
 @contextmanager

@@ -110,7 +110,10 @@ def step_curve(steps: Sequence[int], values: Sequence[float], label: str, marked
         axes.plot(at[shown], ((sums[ends] - sums[starts]) / (ends - starts))[shown], color=BLUE, linewidth=1.4)
         for index in marked:
             axes.plot(steps[index], values[index], "o", color=RED, markersize=6, fillstyle="none")
-            axes.text(steps[index], values[index], f"   step {steps[index]:,}", color=RED, va="center", fontsize=8)
+            axes.annotate(
+                f"step {steps[index]:,}", (steps[index], values[index]), xytext=(6, 0), textcoords="offset points",
+                color=RED, va="center", fontsize=8,
+            )  # fmt: skip
         axes.set_ylim(bottom=0)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(label)

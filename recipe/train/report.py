@@ -133,7 +133,7 @@ def _spike_note(spikes: dict[int, list[str]]) -> str:
     shown = f" The first {SHOWN_SPIKES} are shown." if len(spikes) > SHOWN_SPIKES else ""
     return (
         f"A step is a spike if its value is far above those of the {WINDOW} steps before (a modified z-score above "
-        f"{THRESHOLD:g}).{shown} `recipe ledger --step N` lists all rows of a step."
+        f"{THRESHOLD:g}).{shown} The command recipe ledger --step N lists all rows of a step."
     )
 
 

@@ -17,9 +17,8 @@ from recipe.core.errors import TrainingError
 from recipe.core.io import read_json, write_json
 from recipe.model.chunked_loss import head_loss, logits_are_head_of_backbone
 from recipe.model.fused_lora import patch_lora_layers
-from recipe.model.packed_attention import CU_SEQLENS, NAME, add_cu_seqlens
+from recipe.model.packed_attention import CU_SEQLENS, NAME
 from recipe.model.processor import torch_dtype
-from recipe.tokens.packing import add_loss_positions, collate, rows_of_loss_positions
 from recipe.train.checkpoints import new_checkpoint
 from recipe.train.interrupt import Stop
 from recipe.train.ledger import Ledger, worst_rows
@@ -61,16 +60,6 @@ def sft_config(params: TrainParams, max_length: int, checkpoints: Path) -> Any:
         remove_unused_columns=False,
         completion_only_loss=False,  # the completion mask is already applied to the labels
     )
-
-
-def make_batch(sequences: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
-    """Return the inputs of PackedTrainer for a micro-batch of sequences: what `collate` returns and more.
-
-    The other inputs are `loss_positions`, `rows` (the row number of each loss position), and those of the attention.
-    """
-    batch = add_loss_positions(collate(sequences, pad_token_id))
-    rows = rows_of_loss_positions(sequences, batch["input_ids"].shape[1], batch["loss_positions"])
-    return {**add_cu_seqlens(batch), "rows": rows}
 
 
 class StoppedWithinStep(Exception):

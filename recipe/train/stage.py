@@ -83,7 +83,8 @@ def make_trainer(
     from peft import prepare_model_for_kbit_training
     from transformers import PrinterCallback
 
-    from recipe.train.sft import PackedTrainer, make_batch, sft_config
+    from recipe.train.collate import make_batch
+    from recipe.train.sft import PackedTrainer, sft_config
 
     # PEFT warns when it saves resized embeddings in a checkpoint. The warning is harmless: the embeddings are frozen.
     warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")
