@@ -109,11 +109,10 @@ def finished(commit, tmp_path_factory):
     return folder
 
 
-REAL = {
-    "alpaca_en_999.json": "max_length: 1024",
-    "gsm8k_train.json": "max_length: 512",
+REAL = {  # the sequence length and the number of rows. All rows of GSM8K take 12 minutes (docs/RESULTS.md).
+    "alpaca_en_999.json": ("max_length: 1024", 400),
+    "gsm8k_train.json": ("max_length: 512", 1500),
 }
-MOST_ROWS = 1500  # of the 7,473 in GSM8K: all rows take 12 minutes (docs/RESULTS.md)
 
 
 @pytest.fixture(
@@ -127,15 +126,16 @@ def real(request, finished, tmp_path_factory):
     name = request.param
     if not (SHARED / name).is_file():
         pytest.skip(f"the real datasets are not at {SHARED}")
+    max_length, num_rows = REAL[name]
     rows = tmp_path_factory.mktemp("rows") / name
-    rows.write_text(json.dumps(json.loads((SHARED / name).read_text())[:MOST_ROWS]))
+    rows.write_text(json.dumps(json.loads((SHARED / name).read_text())[:num_rows]))
     recipe = f"real-{name.split('_')[0]}"
     if (finished / "presets" / recipe).is_dir():  # pytest sets a parametrized fixture up again when tests alternate
         return finished / "presets" / recipe
     run(finished, "recipe", "new", recipe, "--data", rows)
     folder = finished / "presets" / recipe
     edit(folder, "sha256: null ", f"sha256: {sha256_file(rows)} ")
-    edit(folder, "max_length: 256", REAL[name])
+    edit(folder, "max_length: 256", max_length)
     edit(folder, "max_generations: 450", "max_generations: 8")
     # The second recipe does not run fetch@model: DVC's run cache has its result.
     ran = set(stages_run(run(folder, "dvc", "repro")))
@@ -145,8 +145,9 @@ def real(request, finished, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def swept(finished):
-    """The finished demo after `dvc exp run` with another rank. Its files are unchanged."""
+    """The finished demo after `dvc exp run` with another rank on a tenth of the data. Its files are unchanged."""
     before = run(finished, "git", "status", "--porcelain")
-    run(finished, "dvc", "exp", "run", "--temp", "-n", "rank-4", "-S", "lora.r=4")
+    changes = ("lora.r=4", "train.num_epochs=0.1", "evaluate.max_generations=20")
+    run(finished, "dvc", "exp", "run", "--temp", "-n", "rank-4", *(word for item in changes for word in ("-S", item)))
     assert run(finished, "git", "status", "--porcelain") == before
     return finished

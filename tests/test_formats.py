@@ -206,7 +206,14 @@ def test_a_new_recipe_keeps_the_current_template_if_it_reads_the_same_columns(re
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in FORMATS if name != "gsm8k"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long) if name in ("llama_factory", "trl_text") else name
+        for name in FORMATS
+        if name != "gsm8k"
+    ],
+)
 def test_all_stages_run_on_every_format(name, repository, tiny_base, monkeypatch):
     make, template, _, unused = FORMATS[name]
     write_jsonl(repository / "rows.jsonl", [make(n) for n in range(40)])
