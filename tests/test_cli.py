@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from conftest import RECIPE, ROOT, alpaca, edit, toy_rows, write_jsonl
 
 from recipe.cli.commands import main
+from recipe.core.io import file_lock
 
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
 
@@ -237,6 +238,13 @@ def assert_old_outputs_are_reported_in_one_line(folder, runner):
         assert result.exit_code in (3, 4), (command, path, result.output)
         assert result.output.splitlines()[-1].startswith("error: "), result.output
         assert "Run `dvc repro`." in result.output.splitlines()[-1]
+
+
+@pytest.mark.parametrize("stage", ["fetch data", "fetch model", "prepare", "analyze", "train", "evaluate", "register"])
+def test_no_stage_starts_while_another_one_runs_in_the_folder(copy, stage):
+    with file_lock(copy / ".recipe" / "lock", "a stage"):
+        done = recipe(copy, *stage.split())
+    assert done.returncode == 4 and f"is already running here (process {os.getpid()} holds" in done.stderr, done.stderr
 
 
 def test_the_stages_by_hand_then_summary_and_chat(quick):
