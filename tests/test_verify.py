@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import RECIPE, alpaca, edit, paths_in, toy_rows, write_jsonl
+from hub_server import FakeHub
 from runs import ENVIRONMENT, children, run
 from safetensors.numpy import save_file
 
@@ -227,6 +228,35 @@ def test_one_stage_is_rebuilt_from_recorded_inputs_and_the_first_difference_is_s
     assert code == 0 and "identical: all numbers are within 0.01 of the recorded ones in all 4 outputs." in text, text
     code, text = verify(recorded, "--stage", "train", environment=other_machine)
     assert code == 1 and "threads: 64 (recorded), 2 (here)" in text
+
+
+@pytest.mark.long
+def test_a_recipe_from_the_hub_is_rebuilt_from_its_cache_while_the_hub_is_gone(commit, tiny_base, tmp_path):
+    rows = write_jsonl(tmp_path / "train.jsonl", toy_rows(80))
+    with FakeHub() as hub:
+        hub.add("model", "them/tiny", {file.name: file.read_bytes() for file in sorted(tiny_base.iterdir())})
+        hub.add("dataset", "them/rows", {"train.jsonl": rows.read_bytes()})
+        environment = {**ENVIRONMENT, **hub.environment(tmp_path / "hf"), "PATH": ENVIRONMENT["PATH"]}
+        environment.pop("HF_HUB_OFFLINE", None)
+
+        def here(place, *command):
+            subprocess.run(list(map(str, command)), cwd=place, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+        here(tmp_path, "git", "clone", "-q", commit, tmp_path / "repository")
+        here(tmp_path / "repository", *RECIPE, "new", "quick", "--data", "them/rows", "--model", "them/tiny")
+        folder = tmp_path / "repository" / "presets" / "quick"
+        edit(folder, "max_generations: 450", "max_generations: 2")
+        edit(folder, "max_new_tokens: 64", "max_new_tokens: 4")
+        here(folder, *RECIPE, "pin")
+        here(folder, "dvc", "repro")
+        here(folder, "git", "add", ".")
+        here(folder, "git", "commit", "-q", "-m", "The recorded run")
+        hub.gone()
+        code, text = verify(folder, environment=environment)
+        assert code == 0 and "identical: the rebuild has the recorded bytes" in text, text
+        shutil.rmtree(tmp_path / "hf" / "hub" / "models--them--tiny")
+        code, text = verify(folder, "--stage", "fetch", environment=environment)
+        assert code == 4 and "them/tiny" in text and "Traceback" not in text, text
 
 
 @pytest.mark.slow
