@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from recipe.cli import checks, context, provenance_commands, stages, tracking
+from recipe.cli import checks, context, exports, provenance_commands, stages, tracking
 from recipe.cli.context import HERE
 from recipe.cli.group import Commands
 from recipe.core.environment import configure_libraries
@@ -35,13 +35,14 @@ def main(ctx: click.Context) -> None:
         recipe verify              rebuild the commit and compare every output
         recipe ledger              print each step of the training; with --step, its rows
         recipe provenance VERSION  trace a registered version back to its sources
+        recipe export --to merged  write the trained model in another form, and prove that it is the same
         recipe chat                chat with the trained adapter
         recipe new my-recipe --data rows.jsonl
     """
     configure_libraries(network=ctx.invoked_subcommand in NETWORK)
 
 
-for module in (stages, checks, provenance_commands, tracking):
+for module in (stages, checks, provenance_commands, exports, tracking):
     for command in module.COMMANDS:
         main.add_command(command)
 

@@ -19,14 +19,14 @@ LEFT_OUT = "messages after the last answer in the loss"
 PROBE = [("user", "Xq one"), ("assistant", "Xq two"), ("user", "Xq three"), ("assistant", "Xq four")]
 
 
-class _FixedClock(datetime):
+class FixedClock(datetime):
     """A datetime class with a fixed current date, so that templates that write the date render the same text every day.
 
     The fixed date is the default date in Llama 3.1's chat template.
     """
 
     @classmethod
-    def now(cls, tz: Any = None) -> "_FixedClock":
+    def now(cls, tz: Any = None) -> "FixedClock":
         """Return 26 July 2024, whatever the actual date is."""
         return cls(2024, 7, 26, tzinfo=tz)
 
@@ -162,7 +162,7 @@ class ChatTemplate:
         from transformers.utils import chat_template_utils
 
         # In templates, strftime_now has no date parameter. It takes the current date from this global variable.
-        chat_template_utils.datetime = _FixedClock
+        chat_template_utils.datetime = FixedClock
         try:
             return self.tokenizer.apply_chat_template(
                 [message.values for message in messages],

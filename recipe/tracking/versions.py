@@ -1,4 +1,4 @@
-"""Finds a registered version and downloads its files, for `recipe provenance`."""
+"""Finds a registered version and downloads its files, for `recipe provenance` and `recipe export`."""
 
 import os
 import re
@@ -63,3 +63,19 @@ def _run(client: MlflowClient, run_id: str) -> tuple[dict[str, str] | None, str]
         return None, ""
     is_deleted = run.info.lifecycle_stage == "deleted"
     return None if is_deleted else dict(run.data.tags), str(run.info.run_name)
+
+
+def download_answers(version: Version, repository: Path, folder: Path) -> Path:
+    """Download the validation rows with their answers, which the register stage logged to the version's run."""
+    server, name = Server(repository), "evaluation/generations.jsonl"
+    with explained(server, f"has no {name} in the run of the version", "Was the run deleted?"):
+        return Path(mlflow.artifacts.download_artifacts(
+            run_id=version.run_id, artifact_path=name, dst_path=str(folder), tracking_uri=server.uri
+        ))  # fmt: skip
+
+
+def log_folder(server: Server, run_id: str, folder: Path, name: str) -> None:
+    """Add the files of a folder to the artifacts of a run. Raises TrackingError if the server does not answer."""
+    with explained(server, "failed", "Run the command again when the server is reachable."):
+        server.check_answer()
+        server.client.log_artifacts(run_id, str(folder), name)

@@ -1,0 +1,102 @@
+"""Implements `recipe export`: finds the adapter, exports it, writes the report, and logs the comparison to MLflow."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from recipe.cli import context
+from recipe.cli.context import HERE
+from recipe.core.disk import disk_space
+from recipe.core.errors import ParamsError, TrackingError
+from recipe.core.format import format_bytes
+from recipe.core.io import file_lock, read_json, read_json_lines
+from recipe.core.paths import Paths, repository
+
+Say = Callable[[str], None]
+FORM = "merged"
+
+
+def export_merged(version: str | None, dtype: Any, out: Path | None, tolerance: float | None, say: Say) -> None:
+    """Merge the adapter of this recipe folder, or a registered version, into the weights of its base model.
+
+    Raises TrainingError if the merged model differs from the adapter by more than the limits.
+    """
+    from recipe.export.merged import export_merged
+    from recipe.export.report import summary, write_report
+
+    paths, folder = context.paths(), out or HERE / "exports" / FORM
+    if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise ParamsError(f"--out: {folder} contains other files, which an export would replace. Name another folder.")
+    paths.local.mkdir(exist_ok=True)
+    with file_lock(paths.local / "export.lock", "an export"), tempfile.TemporaryDirectory(dir=paths.local) as place:
+        scratch = Path(place)
+        trained, run_id = _registered(version, scratch) if version else _here(paths)
+        needed = 2 * sum(path.stat().st_size for path in trained.base_files())
+        with disk_space(paths.folder, needed, "The export"):
+            merged = export_merged(trained, folder, dtype, scratch, say, tolerance)
+        record = {
+            "form": FORM,
+            "precision": dtype,
+            "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+            "adapter_sha256": trained.adapter_sha256,
+            "limits": merged.limits.text(),
+            "kept": merged.weights,
+            "parities": {weights: parity.as_json() for weights, parity in merged.parities.items()},
+        }
+    report = paths.analysis.parent / "export"
+    write_report(report, record)
+    say(summary(record))
+    say(_log(run_id, report))
+    say(f"merged model: {os.path.relpath(folder)} ({format_bytes(record['bytes'])})")
+    say(f"report: {os.path.relpath(report / 'index.html')}")
+
+
+def _here(paths: Paths) -> tuple[Any, Callable[[], str | None]]:
+    """Return the adapter of this recipe folder, and a function that finds its MLflow run."""
+    from recipe.export.trained import trained_here
+
+    def run_id() -> str | None:
+        from recipe.tracking.mlflow_run import Tracker, run_facts
+
+        return Tracker(*run_facts(context.params(), paths)).find_run(finished=True)
+
+    return trained_here(paths), run_id
+
+
+def _registered(version: str, scratch: Path) -> tuple[Any, Callable[[], str | None]]:
+    """Download a registered version, and return its adapter and a function that returns its MLflow run."""
+    from recipe.export.trained import Trained
+    from recipe.tracking.versions import download_answers, download_version
+
+    root = repository(HERE)
+    found = download_version(version, root, scratch / "version")
+    files = found.folder / "artifacts"
+    if not (files / "manifest.json").is_file():
+        raise TrackingError(f"{version} was registered by an early version of this project. Register it again.")
+    trained = Trained(
+        folder=HERE,
+        manifest=read_json(files / "manifest.json"),
+        meta=read_json(files / "meta.json"),
+        metrics=read_json(files / "train.json"),
+        adapter=files / "adapter",
+        tokenizer=files / "tokenizer",
+        rows=read_json_lines(download_answers(found, root, scratch)),
+    )
+    return trained, lambda: found.run_id
+
+
+def _log(run_id: Callable[[], str | None], report: Path) -> str:
+    """Log the report to the MLflow run, and return a line that says where it is or why it is nowhere."""
+    from recipe.tracking.server import Server
+    from recipe.tracking.versions import log_folder
+
+    try:
+        found = run_id()
+        if found is None:
+            return "note: MLflow has no run of this adapter, so the comparison was not logged."
+        log_folder(Server(repository(HERE)), found, report, "export")
+    except TrackingError as error:
+        return f"note: the comparison was not logged: {error}"
+    return "MLflow: the comparison is among the artifacts of the run, in export/"

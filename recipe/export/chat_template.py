@@ -1,0 +1,58 @@
+"""Makes the chat template of an exported model, with which servers and chat programs build the prompts of the training.
+
+    exported_template(meta)              # Jinja text
+    template_problem(tokenizer, meta)    # None if the tokenizer in an export renders the prompts of the training
+
+A model that was trained on chats keeps its template. For the other templates, the prompt contains one message by the
+user: an instruction for `alpaca`, the text itself for `text` and `prompt_completion`.
+"""
+
+import json
+import re
+from datetime import datetime
+from typing import Any
+
+from recipe.core.errors import DataError
+from recipe.text.alpaca import ALPACA_WITHOUT_INPUT
+from recipe.text.chat_templates import ChatTemplate, FixedClock
+from recipe.text.templates import make_template
+
+# Templates that write the date got a fixed one in training (recipe/text/chat_templates.py).
+DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+SINGLE = (
+    "{%- if messages | length != 1 or messages[0]['role'] != 'user' %}"
+    "{{- raise_exception('This model was trained on single prompts. Send one message with the role user.') }}"
+    "{%- endif %}"
+)
+PROBES: tuple[list[dict[str, str]], ...] = (
+    [{"role": "user", "content": "Name three colours."}],
+    [{"role": "user", "content": "  Why?\n\n{{ 1 }} "}],
+)
+
+
+def exported_template(meta: dict[str, Any]) -> str:
+    """Return the Jinja text of the chat template. `meta` contains the data in meta.json."""
+    if meta["chat_template"] is not None:
+        return DATE.sub(lambda match: json.dumps(FixedClock.now().strftime(match[2])), meta["chat_template"])
+    before, after = ALPACA_WITHOUT_INPUT.split("{instruction}") if meta["template"] == "alpaca" else ("", "")
+    return f"{SINGLE}{{{{- {json.dumps(before)} + messages[0]['content'] + {json.dumps(after)} }}}}"
+
+
+def template_problem(tokenizer: Any, meta: dict[str, Any]) -> str | None:
+    """Compare prompts that an exported tokenizer renders with those of the training; describe the first difference."""
+    from transformers.utils import chat_template_utils
+
+    chat = ChatTemplate(tokenizer, meta["chat_template"]) if meta["chat_template"] is not None else None
+    template = make_template(meta["template"], meta["columns"], chat)
+    for messages in PROBES:
+        text = messages[0]["content"]
+        row = {"messages": messages} if chat else {"instruction": text, "text": text, "prompt": text}
+        try:
+            wanted = template.prompt(row)
+        except DataError:  # some templates require a system message
+            continue
+        chat_template_utils.datetime = datetime  # ChatTemplate replaces it by a fixed clock
+        found = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if found != wanted:
+            return f"its chat template renders {found!r}, but the model was trained on {wanted!r}."
+    return None

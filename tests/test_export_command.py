@@ -1,0 +1,87 @@
+"""`recipe export`: what the user gets, what MLflow gets, and what is refused."""
+
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+from conftest import enter_copy, small_recipe
+from mlflow import MlflowClient
+
+from recipe.cli.commands import main
+
+RUNS = ("fetch data", "fetch model", "prepare", "analyze", "train", "evaluate", "register")
+
+
+def invoke(command):
+    result = CliRunner().invoke(main, command.split(), catch_exceptions=True)
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def complete(tiny_base, tmp_path_factory):
+    """A repository whose recipe `quick` has run completely and learned its rows."""
+    changes = {
+        "max_generations: 450": "max_generations: 3", "max_new_tokens: 64": "max_new_tokens: 2",
+        "num_epochs: 1 ": "num_epochs: 8 ", "global_batch_size: 4": "global_batch_size: 1",
+    }  # fmt: skip
+    return small_recipe(tmp_path_factory.mktemp("export") / "repository", tiny_base, invoke, changes, RUNS)
+
+
+@pytest.fixture
+def folder(complete, tmp_path, monkeypatch):
+    return enter_copy(complete, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_the_adapter_here_and_the_registered_version_give_the_same_model(folder):
+    result = invoke("export --to merged")
+    assert result.exit_code == 0, result.output
+    assert "equal prompts: 3 of 3" in result.output and "merged model: exports/merged (" in result.output
+    record = json.loads((folder / "reports" / "export" / "merged.json").read_text())
+    assert record["parities"]["original"]["equal_answers"] == 3 and record["kept"] == "original"
+    assert record["limits"] == "logits within 0.001, 100% equal answers"
+    assert "1 export is the trained model" in (folder / "reports" / "export" / "index.html").read_text()
+    client = MlflowClient(f"sqlite:///{folder.resolve().parents[1] / 'mlflow' / 'mlflow.db'}")
+    run_id = client.get_model_version_by_alias("quick", "champion").run_id
+    assert {item.path for item in client.list_artifacts(run_id, "export")} == {
+        "export/index.html",
+        "export/merged.json",
+    }
+
+    result = invoke("export models:/quick@champion --to merged --out again")
+    assert result.exit_code == 0, result.output
+    files = {path.name: path.read_bytes() for path in (folder / "exports" / "merged").iterdir()}
+    assert {path.name: path.read_bytes() for path in (folder / "again").iterdir()} == files
+    assert not list((folder / ".recipe").glob("tmp*"))
+
+    half = invoke("export --to merged --dtype bfloat16 --tolerance 0.5")
+    assert half.exit_code == 0, half.output
+    assert json.loads((folder / "exports" / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_an_adapter_that_answers_like_its_base_is_refused_and_nothing_is_kept(folder):
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "models" / "adapter" / "adapter_model.safetensors"
+    weights = load_file(path)
+    save_file({name: weight * 1e-9 if "lora_B" in name else weight for name, weight in weights.items()}, path)
+    result = invoke("export --to merged")
+    assert result.exit_code == 5 and "not clearly nearer to the adapter" in result.output, result.output
+    assert not (folder / "exports" / "merged").exists() and not (folder / "reports" / "export").exists()
+
+
+def test_what_can_not_be_exported_is_refused_with_the_reason(folder):
+    def refused(code, message, command="export --to merged"):
+        result = invoke(command)
+        assert result.exit_code == code and message in result.output, result.output
+
+    (folder / "mine").mkdir()
+    (folder / "mine" / "thesis.tex").write_text("x")
+    refused(2, "contains other files", "export --to merged --out mine")
+    refused(2, "is not a registered version", "export models:/quick --to merged")
+    refused(6, "has no models:/quick/7", "export models:/quick/7 --to merged")
+    shutil.rmtree(folder / "models" / "adapter")
+    refused(4, "contains no adapter. Run `dvc repro`")
+    assert (folder / "mine" / "thesis.tex").read_text() == "x"
