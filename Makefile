@@ -48,7 +48,7 @@ sbom: env  ## Write a CycloneDX bill of materials of the installed packages (SBO
 	recipe sbom $(if $(SBOM),"$(SBOM)")
 
 test: env  ## Run the fast tests, offline and on a CPU (takes up to 8 minutes)
-	pytest -n 2 --dist loadgroup -m "not slow and not docker and not browser and not gpu and not cuda_image" --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90
+	pytest -n 2 --dist loadgroup -m "not slow and not long and not docker and not browser and not gpu and not cuda_image" --cov=recipe --cov-report=term:skip-covered --cov-fail-under=90
 
 browser: $(VENV)/browser-lock.sha256  ## Install the packages that control Chromium in the browser tests
 

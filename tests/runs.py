@@ -109,9 +109,9 @@ def finished(commit, tmp_path_factory):
     return folder
 
 
-REAL = {  # the sequence length and the number of rows. All rows of GSM8K take 12 minutes (docs/RESULTS.md).
-    "alpaca_en_999.json": ("max_length: 1024", 400),
-    "gsm8k_train.json": ("max_length: 512", 1500),
+REAL = {  # sequence length, number of rows, epochs. One epoch of all rows of GSM8K takes 12 minutes (docs/RESULTS.md).
+    "alpaca_en_999.json": ("max_length: 1024", 999, 0.4),
+    "gsm8k_train.json": ("max_length: 512", 1500, 1),
 }
 
 
@@ -126,7 +126,7 @@ def real(request, finished, tmp_path_factory):
     name = request.param
     if not (SHARED / name).is_file():
         pytest.skip(f"the real datasets are not at {SHARED}")
-    max_length, num_rows = REAL[name]
+    max_length, num_rows, num_epochs = REAL[name]
     rows = tmp_path_factory.mktemp("rows") / name
     rows.write_text(json.dumps(json.loads((SHARED / name).read_text())[:num_rows]))
     recipe = f"real-{name.split('_')[0]}"
@@ -136,6 +136,7 @@ def real(request, finished, tmp_path_factory):
     folder = finished / "presets" / recipe
     edit(folder, "sha256: null ", f"sha256: {sha256_file(rows)} ")
     edit(folder, "max_length: 256", max_length)
+    edit(folder, "num_epochs: 1 ", f"num_epochs: {num_epochs} ")
     edit(folder, "max_generations: 450", "max_generations: 8")
     # The second recipe does not run fetch@model: DVC's run cache has its result.
     ran = set(stages_run(run(folder, "dvc", "repro")))

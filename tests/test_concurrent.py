@@ -93,6 +93,7 @@ def test_a_second_repro_during_training_names_the_holder(folder):
         stop(process)
 
 
+@pytest.mark.long
 def test_a_second_repro_while_a_stage_outlives_a_killed_dvc_names_the_stage(folder):
     process, log = start(folder, "-s", "train")
     try:

@@ -182,6 +182,7 @@ class Run:
         return container
 
 
+@pytest.mark.long
 @pytest.mark.docker
 def test_the_demo_produces_the_same_lock_after_stops_a_kill_and_a_concurrent_run(engine, image, cloned):
     """dvc.lock equals that of a run outside of the container: the committed one, or one created here."""
@@ -284,7 +285,7 @@ def test_tests_pass_inside_the_image(engine, image, cloned):
     files = ["tests/test_packing.py", "tests/test_rows.py", "tests/test_train.py", "tests/test_fetch.py"]
     out = engine.docker(
         "run", *run_options(cloned), "--env", "HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis", "recipe-test:cpu",
-        "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *files,
+        "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not long", *files,
     )  # fmt: skip
     assert re.search(r"\d+ passed", out) and "failed" not in out, out[-3000:]
 

@@ -15,7 +15,7 @@ from recipe.core.io import read_json, sha256_file
 
 # SmolLM2 is in test_pretrained.py, with its real weights.
 FAMILIES = ("Llama", "Qwen3-tied", "Qwen3Moe", "Mixtral", "Gemma3Text", "Mistral", "Phi3", "GPTNeoX", "GPT2", "Olmoe")
-FAST = {"Llama", "GPT2"}
+FAST, SLOW = {"Llama", "GPT2"}, {"Qwen3Moe", "Gemma3Text"}
 
 
 def all_stages(folder, base, monkeypatch, changes):
@@ -52,9 +52,13 @@ def check(recipe, base, before):
     assert {path.name: sha256_file(path) for path in base.iterdir()} == before
 
 
-@pytest.mark.parametrize(
-    "family", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
-)
+def often(name):
+    """Some families are tested in `make test`, some in `make test-all`, and the others in `make test-long`."""
+    marks = () if name in FAST else pytest.mark.slow if name in SLOW else pytest.mark.long
+    return pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("family", map(often, FAMILIES))
 def test_a_family_goes_through_all_stages(family, tmp_path, monkeypatch):
     base = tmp_path / "model"
     base.mkdir()

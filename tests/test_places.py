@@ -33,7 +33,7 @@ def archive_below_another_repository(commit, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", [worktree, archive_below_another_repository])
+@pytest.mark.parametrize("place", [worktree, pytest.param(archive_below_another_repository, marks=pytest.mark.long)])
 def test_stages_run_and_the_origin_is_the_commit_of_this_repository_or_none(commit, tmp_path, place):
     folder, head = place(commit, tmp_path)
     assert stages_run(run(folder, "dvc", "repro", "prepare")) == ["fetch@data", "fetch@model", "prepare"]

@@ -123,7 +123,7 @@ class Session:
             edit(self.folder, old, new)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_xgen_preset_runs_completely(repository, shared, tmp_path):
     """presets/xgen-7b-alpaca with small sizes, no quantization and a fake Hub: unpinned, pinned, run, cache removed."""
     with FakeHub() as hub:

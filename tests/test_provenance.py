@@ -386,7 +386,7 @@ def test_a_signature_by_a_different_key_and_a_removed_signature_are_broken(trace
         traced.provenance(traced.folder / "params.yaml")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_version_registered_from_a_changed_tree_becomes_whole_once_all_is_committed(finished, tmp_path):
     """In the default store, and signed later. Then dvc.lock records another adapter."""
     folder = copy_of(finished, tmp_path / "my demo")

@@ -86,6 +86,7 @@ def package(finished):
     assert run(finished, "git", "status", "--porcelain", "recipe") == ""
 
 
+@pytest.mark.long
 def test_a_change_reruns_only_the_stages_that_depend_on_it(quick, package, tmp_path):
     def repro():
         return stages_run(run(quick, "dvc", "repro"))

@@ -175,7 +175,7 @@ def kill_dvc(process):
     os.kill(dvc, signal.SIGKILL)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_commit_is_rebuilt_after_sigterm_without_the_cache_and_the_store_of_the_user(recorded):
     """Also after SIGKILL for `dvc`."""
     store = recorded.parents[1] / "mlflow" / "mlflow.db"
