@@ -91,6 +91,17 @@ def small_repository(folder):
     return folder
 
 
+def invoke(command):
+    """Run a command of the command line in this process. It may fail, but not with a traceback."""
+    from click.testing import CliRunner
+
+    from recipe.cli.commands import main
+
+    result = CliRunner().invoke(main, command.split(), catch_exceptions=True)
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    return result
+
+
 def small_recipe(repository, base, invoke, changes, commands):
     """Make a recipe `quick` in a small repository with changed settings, and run commands there, in this process."""
     before = dict(os.environ)  # the stages set variables in this process

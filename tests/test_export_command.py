@@ -4,19 +4,10 @@ import json
 import shutil
 
 import pytest
-from click.testing import CliRunner
-from conftest import enter_copy, small_recipe
+from conftest import enter_copy, invoke, small_recipe
 from mlflow import MlflowClient
 
-from recipe.cli.commands import main
-
 RUNS = ("fetch data", "fetch model", "prepare", "analyze", "train", "evaluate", "register")
-
-
-def invoke(command):
-    result = CliRunner().invoke(main, command.split(), catch_exceptions=True)
-    assert isinstance(result.exception, SystemExit | None), result.exception
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +69,9 @@ def test_what_can_not_be_exported_is_refused_with_the_reason(folder):
         assert result.exit_code == code and message in result.output, result.output
 
     (folder / "mine").mkdir()
-    (folder / "mine" / "thesis.tex").write_text("x")
-    refused(2, "contains other files", "export --to merged --out mine")
+    for name in ("thesis.tex", "config.json"):  # also another model's folder
+        (folder / "mine" / name).write_text("x")
+        refused(2, "mine is not an export, but an export would replace it", "export --to merged --out mine")
     refused(2, "is not a registered version", "export models:/quick --to merged")
     refused(6, "has no models:/quick/7", "export models:/quick/7 --to merged")
     shutil.rmtree(folder / "models" / "adapter")

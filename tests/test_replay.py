@@ -4,16 +4,7 @@ import json
 import shutil
 
 import pytest
-from click.testing import CliRunner
-from conftest import edit, enter_copy, small_recipe
-
-from recipe.cli.commands import main
-
-
-def invoke(command):
-    result = CliRunner().invoke(main, command.split(), catch_exceptions=True)
-    assert isinstance(result.exception, SystemExit | None), result.exception
-    return result
+from conftest import edit, enter_copy, invoke, small_recipe
 
 
 @pytest.fixture(scope="module")

@@ -23,12 +23,12 @@ def export_merged(version: str | None, dtype: Any, out: Path | None, tolerance: 
 
     Raises TrainingError if the merged model differs from the adapter by more than the limits.
     """
-    from recipe.export.merged import export_merged
+    from recipe.export.merged import MARKER, export_merged
     from recipe.export.report import summary, write_report
 
     paths, folder = context.paths(), out or HERE / "exports" / FORM
-    if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise ParamsError(f"--out: {folder} contains other files, which an export would replace. Name another folder.")
+    if folder.exists() and not (folder / MARKER).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise ParamsError(f"--out: {folder} is not an export, but an export would replace it. Name another folder.")
     paths.local.mkdir(exist_ok=True)
     with file_lock(paths.local / "export.lock", "an export"), tempfile.TemporaryDirectory(dir=paths.local) as place:
         scratch = Path(place)

@@ -17,7 +17,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from recipe.core.adapter import CONFIG, WEIGHTS
-from recipe.core.errors import DataError
 from recipe.core.io import read_json, write_json
 
 INDEX = "model.safetensors.index.json"
@@ -46,12 +45,11 @@ class Updates:
         return {*self.layers, *self.rows}
 
 
-def read_updates(adapter: Path) -> Updates:
-    """Read the adapter in a folder. Raises DataError if it is not plain LoRA or has unknown weights."""
+def read_updates(adapter: Path) -> Updates | None:
+    """Read the adapter in a folder. Return None if it is more than LoRA on layers and rows of tokens."""
     config, weights = read_json(adapter / CONFIG), load_file(adapter / WEIGHTS)
-    used = [name for name in UNSUPPORTED if config.get(name)]
-    if used or config.get("bias", "none") != "none":
-        raise DataError(f"{adapter / CONFIG} uses {', '.join(used) or 'bias'}, which can't be merged file by file.")
+    if any(config.get(name) for name in UNSUPPORTED) or config.get("bias", "none") != "none":
+        return None
     layers, rows = {}, {}
     for name in list(weights):
         module = name.removeprefix(IN_PEFT)
@@ -63,8 +61,8 @@ def read_updates(adapter: Path) -> Updates:
             module = module.removesuffix(ROWS)
             ids = config["trainable_token_indices"][module.rsplit(".", 1)[-1]]
             rows[f"{module}.weight"] = (ids, weights.pop(name))
-    if weights:
-        raise DataError(f"{adapter / WEIGHTS} contains {next(iter(weights))}, which is not a LoRA weight.")
+    if weights:  # of another kind
+        return None
     return Updates(config["lora_alpha"] / config["r"], layers, rows)
 
 

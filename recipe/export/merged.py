@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from recipe.core.adapter import base_name
 from recipe.core.errors import TrainingError
 from recipe.core.io import new_folder, read_json, write_json, write_text
 from recipe.core.quantized import stored_quantization
@@ -35,6 +36,7 @@ from recipe.tokens.tokenizer import load_tokenizer
 Dtype = Literal["float32", "bfloat16"]
 Say = Callable[[str], None]
 TEMPLATE_FILE = "chat_template.jinja"
+MARKER = "export.json"  # says what an exported model was made from; only folders with it are replaced
 ORIGINAL, ROUNDED = "original", "rounded"  # the weights into which the adapter is merged
 
 
@@ -112,6 +114,8 @@ def write_merged(trained: Trained, folder: Path, dtype: Dtype, weights: str) -> 
     meta = trained.meta
     settings = {"do_sample": False, "eos_token_id": meta["end_token_ids"], "pad_token_id": meta["pad_token_id"]}
     write_json(folder / "generation_config.json", settings)
+    origin = {"base": base_name(trained.manifest), "adapter_sha256": trained.adapter_sha256, "merged_into": weights}
+    write_json(folder / MARKER, {**origin, "precision": dtype})
 
 
 def write_tokenizer(trained: Trained, folder: Path) -> None:
@@ -136,15 +140,13 @@ def _choices(trained: Trained) -> list[str]:
 
 def _merge_files(trained: Trained, files: list[Path], folder: Path, dtype: Any, weights: str, num_tokens: int) -> bool:
     """Merge file by file, and return whether that was possible."""
-    from recipe.core.errors import DataError
     from recipe.export.merge import Merge, dequantized, quantized_layers, read_updates, skeleton
     from recipe.model.processor import torch_dtype
 
     source = files[0].parent
     model = skeleton(source, trust_remote_code=trained.manifest["remote_code"])
-    try:
-        updates = read_updates(trained.adapter)
-    except DataError:
+    updates = read_updates(trained.adapter)
+    if updates is None:
         return False
     rounded = dequantized(trained.quantization, torch_dtype("auto")) if weights == ROUNDED else None
     stored = [path for path in files if path.suffix == ".safetensors"]
