@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 from recipe.core.adapter import WEIGHTS
 from recipe.core.errors import TrainingError
 from recipe.export.chat_template import exported_template, template_problem
+from recipe.export.limits import LIMITS, problems
 from recipe.export.merged import export_merged, reference_of, write_merged
-from recipe.export.parity import LIMITS, TorchEngine, measure, problems
+from recipe.export.parity import TorchEngine, measure
 from recipe.export.trained import Trained
 from recipe.fetch.params import ModelParams
 from recipe.fetch.stage import fetch_model

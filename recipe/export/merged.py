@@ -18,17 +18,8 @@ from recipe.core.errors import TrainingError
 from recipe.core.io import new_folder, read_json, write_json, write_text
 from recipe.core.quantized import stored_quantization
 from recipe.export.chat_template import exported_template, template_problem
-from recipe.export.parity import (
-    LIMITS,
-    Limits,
-    Parity,
-    Reference,
-    TorchEngine,
-    choose_rows,
-    make_reference,
-    measure,
-    problems,
-)
+from recipe.export.limits import LIMITS, Limits, Parity, problems
+from recipe.export.parity import Reference, TorchEngine, choose_rows, make_reference, measure
 from recipe.export.trained import Trained
 from recipe.model.load import load_adapter, load_base, load_trained
 from recipe.tokens.tokenizer import load_tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 
 from recipe.core.format import format_bytes
 from recipe.core.io import read_json, write_json, write_text
-from recipe.export.parity import FIRST_TOKENS
+from recipe.export.limits import FIRST_TOKENS
 from recipe.report.html import Part, page, table
 
 HEADER = (
