@@ -151,6 +151,7 @@ lock: env  ## Compile the hashed lock files from requirements/*.in
 	$(COMPILE) $(CPU_TORCH) -c requirements/cpu.lock -c requirements/tools.lock --no-emit-package torch \
 	  -o requirements/tasks.lock requirements/tasks.in
 	$(COMPILE) -o requirements/server.lock requirements/server.in
+	$(COMPILE) -o requirements/llama.lock requirements/llama.in
 	$(COMPILE) -o requirements/uv.lock requirements/uv.in
 
 audit: env  ## Look up known vulnerabilities of the packages in the lock files (OSV=URL of another OSV service)

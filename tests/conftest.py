@@ -329,3 +329,15 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip(f"the real datasets are not at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def llama():
+    """The folder with llama.cpp's packages, installed as for a user."""
+    from recipe.core.errors import MachineError
+    from recipe.export.llama import install
+
+    try:
+        return install(ROOT / ".recipe", print)
+    except MachineError as error:
+        pytest.skip(str(error))

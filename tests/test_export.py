@@ -5,76 +5,24 @@ import shutil
 
 import pytest
 import torch
-from conftest import paths_in
-from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config, tiny_repository
 from transformers import AutoModelForCausalLM
 
+from exports import CASES, DAMAGE, ignore_adapter, made
 from recipe.core.adapter import WEIGHTS
 from recipe.core.errors import TrainingError
-from recipe.export.chat_template import exported_template, template_problem
+from recipe.export.chat_template import exported_template, rendered_by_transformers, template_problem
 from recipe.export.limits import LIMITS, problems
 from recipe.export.merged import export_merged, reference_of, write_merged
 from recipe.export.parity import TorchEngine, measure
-from recipe.export.trained import Trained
-from recipe.fetch.params import ModelParams
-from recipe.fetch.stage import fetch_model
-from recipe.model.load import load_base, quantization_config, save_adapter
-from recipe.model.targets import peft_config
+from recipe.model.load import quantization_config
 from recipe.text.builtin_chat_templates import TEMPLATES
 from recipe.tokens.tokenizer import load_tokenizer
-from recipe.train.params import LoraParams
-
-CASES = {  # the model's family, and changes of its config and of `lora`
-    "Llama": ("Llama", {}, {}),
-    "Qwen3-tied": ("Qwen3-tied", {}, {}),
-    "GPT2": ("GPT2", {}, {}),
-    "GPTNeoX": ("GPTNeoX", {}, {}),
-    "Phi3": ("Phi3", {}, {"target_modules": ("qkv_proj", "down_proj")}),
-    "Mixtral": ("Mixtral", {}, {}),
-    "experts": ("Qwen3Moe", {}, {"target_modules": ("q_proj", "gate_up_proj", "down_proj"), "dropout": 0.0}),
-    "grown": ("Llama", {"vocab_size": 317}, {}),
-    "grown-tied": ("Llama-tied", {"vocab_size": 317}, {}),
-}
 
 
-def made(folder, family, changes=None, lora=None, *, quantization="none", tokens=(), shard=None, **meta):
-    """A Trained: a tiny random base model, and an adapter with random values."""
-    base = folder / "source"
-    if family:
-        tiny_repository(base, tiny_config(family, **(changes or {})), TEMPLATES["chatml"])
-    if shard:
-        model = AutoModelForCausalLM.from_pretrained(base)
-        (base / "model.safetensors").unlink()
-        model.save_pretrained(base, max_shard_size=shard)
-    paths = paths_in(folder, base=folder / "base", folder=folder)
-    fetch_model(ModelParams(source=str(base), id="tiny", revision=None, trust_remote_code=False), paths)
-    manifest = {**json.loads((paths.base / "manifest.json").read_text()), "path": str(base)}
-    tokenizer = load_tokenizer(paths.base / "tokenizer")
-    model = load_base(manifest, folder, len(tokenizer), quantization)
-    params = LoraParams(
-        **{"r": 4, "alpha": 8, "dropout": 0.1, "target_modules": "all-linear", "untrained_tokens": "train",
-           **(lora or {})}
-    )  # fmt: skip
-    model = get_peft_model(model, peft_config(params, model, tokens))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name or "trainable_tokens_delta" in name:
-                weight.normal_(std=0.3)
-    save_adapter(model, folder / "adapter", manifest)
-    facts = {"template": "chat", "chat_template": TEMPLATES["chatml"], "columns": {"messages": "messages"}}
-    ends = [tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id]
-    rows = [
-        {"prompt": f"<|im_start|>user\nwhat is {n} ?<|im_end|>\n<|im_start|>assistant\n", "completion": f"it is {n} ."}
-        for n in range(40)
-    ]
-    return Trained(
-        folder=folder, manifest=manifest, adapter=folder / "adapter", tokenizer=paths.base / "tokenizer", rows=rows,
-        meta={**facts, "pad_token_id": tokenizer.pad_token_id, "end_token_ids": ends, **meta},
-        metrics={"quantization": quantization},
-    )  # fmt: skip
+def problem_of(tokenizer, meta):
+    return template_problem(rendered_by_transformers(tokenizer), tokenizer, meta)
 
 
 def exported(trained, tmp_path, dtype="float32", **options):
@@ -127,7 +75,8 @@ def test_an_adapter_of_a_quantized_base_is_merged_twice_and_the_nearer_is_kept(q
     trained = made(tmp_path, "Llama", {"hidden_size": 64, "intermediate_size": 128}, quantization=quantization)
     merged = exported(trained, tmp_path)
     original, rounded = merged.parities["original"], merged.parities["rounded"]
-    assert merged.weights == "rounded" and rounded.mean_divergence < original.mean_divergence / 3
+    assert merged.weights == "rounded" == next(iter(merged.parities))
+    assert rounded.mean_divergence < original.mean_divergence / 3
     assert not problems(rounded, LIMITS["rounded"])
 
 
@@ -142,49 +91,6 @@ def test_weights_that_are_stored_in_nf4_are_merged(tmp_path):
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
 
 
-def damaged(folder, change):
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-
-def ignore_adapter(folder, trained):
-    for path in trained.base_files():
-        if path.suffix == ".safetensors":
-            shutil.copy(path, folder / path.name)
-
-
-def scale_twice(folder, trained):
-    """As if alpha / r were applied twice."""
-    base = load_file(next(path for path in trained.base_files() if path.suffix == ".safetensors"))
-    damaged(folder, lambda weights: weights.update({n: 2 * w - base[n] for n, w in weights.items() if n in base}))
-
-
-def swap_two_tensors(folder, trained):
-    first, second = (f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1))
-    damaged(folder, lambda weights: weights.update({first: weights[second], second: weights[first]}))
-
-
-def rename_a_tensor(folder, trained):
-    """transformers would then fill the missing tensor with random values."""
-    damaged(folder, lambda weights: weights.update(other=weights.pop("model.layers.1.mlp.up_proj.weight")))
-
-
-def shift_tokens(folder, trained):
-    text = (folder / "tokenizer.json").read_text()
-    tokens = json.loads(text)
-    vocab = tokens["model"]["vocab"]
-    names = sorted(vocab, key=vocab.get)[3:]
-    for name, after in zip(names, names[1:] + names[:1], strict=True):
-        vocab[name] = tokens["model"]["vocab"].get(after, vocab[name])
-    ids = sorted(vocab[name] for name in names)
-    tokens["model"]["vocab"] = {**vocab, **dict(zip(names, ids[1:] + ids[:1], strict=True))}
-    (folder / "tokenizer.json").write_text(json.dumps(tokens))
-
-
-DAMAGE = [ignore_adapter, scale_twice, swap_two_tensors, rename_a_tensor, shift_tokens]
-
-
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     """A trained model, its merged export, and what the comparison needs."""
@@ -193,7 +99,7 @@ def good(tmp_path_factory):
     for name in ("scratch", "merged"):
         (folder / name).mkdir()
     write_merged(trained, folder / "merged", "float32", "original")
-    return trained, folder / "merged", reference_of(trained, folder / "scratch")
+    return trained, folder / "merged", reference_of(trained, folder / "scratch", print)
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
@@ -212,11 +118,11 @@ def test_each_kind_of_damage_exceeds_the_limits_tenfold(good, damage, tmp_path):
 
 def test_a_different_chat_template_is_found(good, tmp_path):
     trained, merged, _ = good
-    assert template_problem(load_tokenizer(merged), trained.meta) is None
+    assert problem_of(load_tokenizer(merged), trained.meta) is None
     folder = shutil.copytree(merged, tmp_path / "damaged")
     source = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text(source.replace("<|im_start|>", "<|im_start|> "))
-    assert "but the model was trained on" in template_problem(load_tokenizer(folder), trained.meta)
+    assert "but the model was trained on" in problem_of(load_tokenizer(folder), trained.meta)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +135,7 @@ def test_models_that_were_not_trained_on_chats_get_a_template_for_single_prompts
     tokenizer = load_tokenizer(merged)
     meta = {"template": template, "columns": columns, "chat_template": None}
     tokenizer.chat_template = exported_template(meta)
-    assert template_problem(tokenizer, meta) is None
+    assert problem_of(tokenizer, meta) is None
     with pytest.raises(Exception, match="trained on single prompts"):
         tokenizer.apply_chat_template([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
 
@@ -243,9 +149,9 @@ def test_a_template_that_writes_the_date_keeps_the_date_of_the_training(good):
         "{% if add_generation_prompt %}<|im_start|>assistant {{ strftime_now('%d %b %Y') }}\n{% endif %}"
     )}  # fmt: skip
     tokenizer.chat_template = meta["chat_template"]
-    assert "26 Jul 2024" in template_problem(tokenizer, meta)
+    assert "26 Jul 2024" in problem_of(tokenizer, meta)
     tokenizer.chat_template = exported_template(meta)
-    assert template_problem(tokenizer, meta) is None
+    assert problem_of(tokenizer, meta) is None
 
 
 def test_nothing_is_kept_if_the_comparison_fails_unless_a_tolerance_accepts_it(tmp_path):

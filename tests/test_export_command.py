@@ -29,8 +29,8 @@ def folder(complete, tmp_path, monkeypatch):
 def test_the_adapter_here_and_the_registered_version_give_the_same_model(folder):
     result = invoke("export --to merged")
     assert result.exit_code == 0, result.output
-    assert "equal prompts: 3 of 3" in result.output and "merged model: exports/merged (" in result.output
-    record = json.loads((folder / "reports" / "export" / "merged.json").read_text())
+    assert "equal prompts: 3 of 3" in result.output and "exported model: exports/merged-float32 (" in result.output
+    record = json.loads((folder / "reports" / "export" / "merged-float32.json").read_text())
     assert record["parities"]["original"]["equal_answers"] == 3 and record["kept"] == "original"
     assert record["limits"] == "logits within 0.001, 100% equal answers"
     assert "1 export is the trained model" in (folder / "reports" / "export" / "index.html").read_text()
@@ -38,18 +38,32 @@ def test_the_adapter_here_and_the_registered_version_give_the_same_model(folder)
     run_id = client.get_model_version_by_alias("quick", "champion").run_id
     assert {item.path for item in client.list_artifacts(run_id, "export")} == {
         "export/index.html",
-        "export/merged.json",
+        "export/merged-float32.json",
     }
 
     result = invoke("export models:/quick@champion --to merged --out again")
     assert result.exit_code == 0, result.output
-    files = {path.name: path.read_bytes() for path in (folder / "exports" / "merged").iterdir()}
+    files = {path.name: path.read_bytes() for path in (folder / "exports" / "merged-float32").iterdir()}
     assert {path.name: path.read_bytes() for path in (folder / "again").iterdir()} == files
     assert not list((folder / ".recipe").glob("tmp*"))
 
     half = invoke("export --to merged --dtype bfloat16 --tolerance 0.5")
     assert half.exit_code == 0, half.output
-    assert json.loads((folder / "exports" / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((folder / "exports" / "merged-bfloat16" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.slow
+def test_ollama_gets_a_gguf_file_of_the_registered_version_and_a_modelfile(folder, llama):
+    (folder.parents[1] / ".recipe").mkdir(exist_ok=True)
+    (folder.parents[1] / ".recipe" / llama.name).symlink_to(llama)
+    result = invoke("export models:/quick@champion --to ollama --tolerance 0.05")
+    assert result.exit_code == 0, result.output
+    assert "equal prompts: 3 of 3" in result.output
+    assert "next: ollama create quick -f exports/ollama-q8_0/Modelfile && ollama run quick" in result.output
+    assert {path.name for path in (folder / "exports" / "ollama-q8_0").iterdir()} == {
+        "quick-q8_0.gguf", "Modelfile", "export.json",
+    }  # fmt: skip
+    assert "ollama" in (folder / "reports" / "export" / "index.html").read_text()
 
 
 def test_an_adapter_that_answers_like_its_base_is_refused_and_nothing_is_kept(folder):
@@ -60,7 +74,7 @@ def test_an_adapter_that_answers_like_its_base_is_refused_and_nothing_is_kept(fo
     save_file({name: weight * 1e-9 if "lora_B" in name else weight for name, weight in weights.items()}, path)
     result = invoke("export --to merged")
     assert result.exit_code == 5 and "not clearly nearer to the adapter" in result.output, result.output
-    assert not (folder / "exports" / "merged").exists() and not (folder / "reports" / "export").exists()
+    assert not (folder / "exports" / "merged-float32").exists() and not (folder / "reports" / "export").exists()
 
 
 def test_what_can_not_be_exported_is_refused_with_the_reason(folder):
@@ -72,6 +86,7 @@ def test_what_can_not_be_exported_is_refused_with_the_reason(folder):
     for name in ("thesis.tex", "config.json"):  # also another model's folder
         (folder / "mine" / name).write_text("x")
         refused(2, "mine is not an export, but an export would replace it", "export --to merged --out mine")
+    refused(2, "--dtype: merged can have the precisions float32, bfloat16.", "export --to merged --dtype q8_0")
     refused(2, "is not a registered version", "export models:/quick --to merged")
     refused(6, "has no models:/quick/7", "export models:/quick/7 --to merged")
     shutil.rmtree(folder / "models" / "adapter")

@@ -15,46 +15,73 @@ from recipe.core.io import file_lock, read_json, read_json_lines
 from recipe.core.paths import Paths, repository
 
 Say = Callable[[str], None]
-FORM = "merged"
+GGUF_PRECISIONS = ("q8_0", "float32", "bfloat16", "q6_k", "q5_k_m", "q4_k_m")
+# The first one is the default.
+PRECISIONS = {"merged": ("float32", "bfloat16"), "gguf": GGUF_PRECISIONS, "ollama": GGUF_PRECISIONS}
+FACTOR = {"merged": 2, "gguf": 4, "ollama": 4}  # of the base model's size, for the disk space that an export needs
 
 
-def export_merged(version: str | None, dtype: Any, out: Path | None, tolerance: float | None, say: Say) -> None:
-    """Merge the adapter of this recipe folder, or a registered version, into the weights of its base model.
+def export_model(
+    version: str | None, form: str, dtype: str | None, out: Path | None, tolerance: float | None, say: Say
+) -> None:
+    """Export the adapter of this recipe folder, or a registered version.
 
-    Raises TrainingError if the merged model differs from the adapter by more than the limits.
+    Raises TrainingError if the exported model differs from the adapter by more than the limits.
     """
-    from recipe.export.merged import MARKER, export_merged
+    from recipe.export.outcome import MARKER
     from recipe.export.report import summary, write_report
 
-    paths, folder = context.paths(), out or HERE / "exports" / FORM
+    precision = dtype or PRECISIONS[form][0]
+    if precision not in PRECISIONS[form]:
+        raise ParamsError(f"--dtype: {form} can have the precisions {', '.join(PRECISIONS[form])}.")
+    paths, folder = context.paths(), out or HERE / "exports" / f"{form}-{precision}"
     if folder.exists() and not (folder / MARKER).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise ParamsError(f"--out: {folder} is not an export, but an export would replace it. Name another folder.")
     paths.local.mkdir(exist_ok=True)
     with file_lock(paths.local / "export.lock", "an export"), tempfile.TemporaryDirectory(dir=paths.local) as place:
         scratch = Path(place)
-        trained, run_id = _registered(version, scratch) if version else _here(paths)
-        needed = 2 * sum(path.stat().st_size for path in trained.base_files())
+        trained, name, run_id = _registered(version, scratch) if version else _here(paths)
+        needed = FACTOR[form] * sum(path.stat().st_size for path in trained.base_files())
         with disk_space(paths.folder, needed, "The export"):
-            merged = export_merged(trained, folder, dtype, scratch, say, tolerance)
+            export = _write(form, precision, name, trained, folder, scratch, tolerance, say)
         record = {
-            "form": FORM,
-            "precision": dtype,
+            "form": form,
+            "precision": precision,
             "bytes": sum(path.stat().st_size for path in folder.iterdir()),
             "adapter_sha256": trained.adapter_sha256,
-            "limits": merged.limits.text(),
-            "kept": merged.weights,
-            "parities": {weights: parity.as_json() for weights, parity in merged.parities.items()},
+            "limits": export.limits.text(),
+            "kept": export.weights,
+            "parities": {weights: parity.as_json() for weights, parity in export.parities.items()},
+            "notes": list(export.notes),
         }
     report = paths.analysis.parent / "export"
     write_report(report, record)
     say(summary(record))
     say(_log(run_id, report))
-    say(f"merged model: {os.path.relpath(folder)} ({format_bytes(record['bytes'])})")
+    say(f"exported model: {os.path.relpath(folder)} ({format_bytes(record['bytes'])})")
+    if form == "ollama":
+        say(f"next: ollama create {name} -f {os.path.relpath(folder / 'Modelfile')} && ollama run {name}")
     say(f"report: {os.path.relpath(report / 'index.html')}")
 
 
-def _here(paths: Paths) -> tuple[Any, Callable[[], str | None]]:
-    """Return the adapter of this recipe folder, and a function that finds its MLflow run."""
+def _write(
+    form: str, precision: Any, name: str, trained: Any, folder: Path, scratch: Path, tolerance: float | None, say: Say
+) -> Any:
+    if form == "merged":
+        from recipe.export.merged import export_merged
+
+        return export_merged(trained, folder, precision, scratch, say, tolerance)
+    from recipe.export.gguf import export_gguf, export_ollama, find_quantize
+    from recipe.export.llama import install
+
+    find_quantize(precision)  # before llama.cpp is installed
+    llama = install(repository(HERE) / ".recipe", say)
+    export = export_gguf if form == "gguf" else export_ollama
+    return export(trained, folder, precision, name, llama, scratch, say, tolerance)
+
+
+def _here(paths: Paths) -> tuple[Any, str, Callable[[], str | None]]:
+    """Return the adapter of this recipe folder, its name in the registry, and a function that finds its MLflow run."""
     from recipe.export.trained import trained_here
 
     def run_id() -> str | None:
@@ -62,11 +89,11 @@ def _here(paths: Paths) -> tuple[Any, Callable[[], str | None]]:
 
         return Tracker(*run_facts(context.params(), paths)).find_run(finished=True)
 
-    return trained_here(paths), run_id
+    return trained_here(paths), context.params()["registry"].name, run_id
 
 
-def _registered(version: str, scratch: Path) -> tuple[Any, Callable[[], str | None]]:
-    """Download a registered version, and return its adapter and a function that returns its MLflow run."""
+def _registered(version: str, scratch: Path) -> tuple[Any, str, Callable[[], str | None]]:
+    """Download a registered version. Return its adapter, its name, and a function that returns its MLflow run."""
     from recipe.export.trained import Trained
     from recipe.tracking.versions import download_answers, download_version
 
@@ -84,7 +111,7 @@ def _registered(version: str, scratch: Path) -> tuple[Any, Callable[[], str | No
         tokenizer=files / "tokenizer",
         rows=read_json_lines(download_answers(found, root, scratch)),
     )
-    return trained, lambda: found.run_id
+    return trained, found.name, lambda: found.run_id
 
 
 def _log(run_id: Callable[[], str | None], report: Path) -> str:

@@ -1,7 +1,7 @@
 """Makes the chat template of an exported model, with which servers and chat programs build the prompts of the training.
 
     exported_template(meta)              # Jinja text
-    template_problem(tokenizer, meta)    # None if the tokenizer in an export renders the prompts of the training
+    template_problem(render, tokenizer, meta)    # None if `render` makes the prompts of the training
 
 A model that was trained on chats keeps its template. For the other templates, the prompt contains one message by the
 user: an instruction for `alpaca`, the text itself for `text` and `prompt_completion`.
@@ -9,6 +9,7 @@ user: an instruction for `alpaca`, the text itself for `text` and `prompt_comple
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +17,8 @@ from recipe.core.errors import DataError
 from recipe.text.alpaca import ALPACA_WITHOUT_INPUT
 from recipe.text.chat_templates import ChatTemplate, FixedClock
 from recipe.text.templates import make_template
+
+Render = Callable[[list[dict[str, str]]], str]
 
 # Templates that write the date got a fixed one in training (recipe/text/chat_templates.py).
 DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
@@ -38,21 +41,37 @@ def exported_template(meta: dict[str, Any]) -> str:
     return f"{SINGLE}{{{{- {json.dumps(before)} + messages[0]['content'] + {json.dumps(after)} }}}}"
 
 
-def template_problem(tokenizer: Any, meta: dict[str, Any]) -> str | None:
-    """Compare prompts that an exported tokenizer renders with those of the training; describe the first difference."""
-    from transformers.utils import chat_template_utils
-
+def trained_prompts(tokenizer: Any, meta: dict[str, Any]) -> Iterator[tuple[list[dict[str, str]], str]]:
+    """Yield messages, and the prompt that the training's template makes from them."""
     chat = ChatTemplate(tokenizer, meta["chat_template"]) if meta["chat_template"] is not None else None
     template = make_template(meta["template"], meta["columns"], chat)
     for messages in PROBES:
         text = messages[0]["content"]
         row = {"messages": messages} if chat else {"instruction": text, "text": text, "prompt": text}
         try:
-            wanted = template.prompt(row)
+            yield messages, template.prompt(row)
         except DataError:  # some templates require a system message
             continue
-        chat_template_utils.datetime = datetime  # ChatTemplate replaces it by a fixed clock
-        found = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def template_problem(render: Render, tokenizer: Any, meta: dict[str, Any]) -> str | None:
+    """Compare prompts that `render` makes from messages with those of the training; describe the first difference."""
+    for messages, wanted in trained_prompts(tokenizer, meta):
+        found = render(messages)
         if found != wanted:
             return f"its chat template renders {found!r}, but the model was trained on {wanted!r}."
     return None
+
+
+def rendered_by_transformers(tokenizer: Any, template: str | None = None) -> Render:
+    """Return a function that makes a prompt with a template or the tokenizer's own one, as other programs do."""
+    from transformers.utils import chat_template_utils
+
+    def render(messages: list[dict[str, str]]) -> str:
+        chat_template_utils.datetime = datetime  # ChatTemplate replaces it by a fixed clock
+        prompt: str = tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+        return prompt
+
+    return render

@@ -8,79 +8,72 @@ into the original and into the rounded weights, and the merge that is nearer to 
 
 import gc
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from recipe.core.adapter import base_name
-from recipe.core.errors import TrainingError
 from recipe.core.io import new_folder, read_json, write_json, write_text
 from recipe.core.quantized import stored_quantization
-from recipe.export.chat_template import exported_template, template_problem
-from recipe.export.limits import LIMITS, Limits, Parity, problems
+from recipe.export.chat_template import exported_template, rendered_by_transformers, template_problem
+from recipe.export.limits import Parity, differences, exceeded, limits_for
+from recipe.export.outcome import MARKER, Export, Say, refuse_if
 from recipe.export.parity import Reference, TorchEngine, choose_rows, make_reference, measure
 from recipe.export.trained import Trained
 from recipe.model.load import load_adapter, load_base, load_trained
 from recipe.tokens.tokenizer import load_tokenizer
 
 Dtype = Literal["float32", "bfloat16"]
-Say = Callable[[str], None]
 TEMPLATE_FILE = "chat_template.jinja"
-MARKER = "export.json"  # says what an exported model was made from; only folders with it are replaced
 ORIGINAL, ROUNDED = "original", "rounded"  # the weights into which the adapter is merged
-
-
-@dataclass(frozen=True)
-class Merged:
-    """A merged model: the weights into which the adapter was merged, and the comparison for each choice of weights."""
-
-    weights: str
-    parities: dict[str, Parity]
-    limits: Limits
 
 
 def export_merged(
     trained: Trained, folder: Path, dtype: Dtype, scratch: Path, say: Say, tolerance: float | None = None
-) -> Merged:
+) -> Export:
     """Write the merged model to `folder`, after comparing it with the adapter.
 
     `scratch` is an existing folder for temporary files. Raises TrainingError if the merged model differs from the
     adapter by more than the limits, and keeps nothing then. With a `tolerance`, the limit is a mean divergence (nats).
     """
-    exact = dtype == "float32" and trained.quantization == "none"
-    limits = LIMITS["exact" if exact else "rounded"] if tolerance is None else Limits(divergence=tolerance)
-    say("computing the answers of the adapter and of the base model")
-    reference = reference_of(trained, scratch)
-    parities: dict[str, Parity] = {}
-    kept, template = "", None
+    limits = limits_for(dtype, trained.quantization, tolerance)
+    reference = reference_of(trained, scratch, say)
     with new_folder(folder) as target:
-        for weights in _choices(trained):
-            candidate = scratch / weights
-            candidate.mkdir()
-            say(f"merging the adapter into the {weights} weights, and comparing the result with the adapter")
-            write_merged(trained, candidate, dtype, weights)
-            engine = _loaded(candidate, trained)
-            parities[weights] = measure(engine, reference)
-            template = template_problem(engine.tokenizer, trained.meta)
-            del engine
-            gc.collect()
-            if not kept or parities[weights].mean_divergence < parities[kept].mean_divergence:
-                shutil.rmtree(target)
-                shutil.move(candidate, target)
-                kept = weights
-            shutil.rmtree(candidate, ignore_errors=True)
-        exceeded = [*problems(parities[kept], limits), *filter(None, [template])]
-        if exceeded:
-            raise TrainingError(
-                f"the merged model is not the trained one, so it was not kept: {' '.join(exceeded)} A mean divergence "
-                "can be accepted with --tolerance."
-            )
-    return Merged(kept, parities, limits)
+        parities, template = best_merge(trained, target, dtype, reference, scratch, say)
+        kept = next(iter(parities))
+        refuse_if("merged model", [*differences(parities[kept]), *template], exceeded(parities[kept], limits))
+    return Export(kept, parities, limits)
 
 
-def reference_of(trained: Trained, scratch: Path) -> Reference:
+def best_merge(
+    trained: Trained, folder: Path, dtype: Dtype, reference: Reference, scratch: Path, say: Say
+) -> tuple[dict[str, Parity], list[str]]:
+    """Write the merge that is nearest to the adapter to `folder`.
+
+    Returns the comparison for each choice of weights, the nearest first, and the problem with its chat template if
+    there is one.
+    """
+    found: dict[str, tuple[Parity, str | None]] = {}
+    for weights in merge_choices(trained):
+        candidate = scratch / weights
+        candidate.mkdir()
+        say(f"merging the adapter into the {weights} weights, and comparing the result with the adapter")
+        write_merged(trained, candidate, dtype, weights)
+        engine = _loaded(candidate, trained)
+        render = rendered_by_transformers(engine.tokenizer)
+        found[weights] = measure(engine, reference), template_problem(render, engine.tokenizer, trained.meta)
+        del engine, render
+        gc.collect()
+    nearest = sorted(found, key=lambda weights: found[weights][0].mean_divergence)
+    shutil.rmtree(folder)
+    shutil.move(scratch / nearest[0], folder)
+    for weights in nearest[1:]:
+        shutil.rmtree(scratch / weights)
+    return {weights: found[weights][0] for weights in nearest}, [*filter(None, [found[nearest[0]][1]])]
+
+
+def reference_of(trained: Trained, scratch: Path, say: Say) -> Reference:
     """Compute the logits and answers of the trained adapter and of its base model, for the rows of the comparison."""
+    say("computing the answers of the adapter and of the base model")
     tokenizer, model = load_trained(
         trained.manifest, trained.folder, trained.tokenizer, trained.adapter, trained.quantization
     )
@@ -120,7 +113,7 @@ def write_tokenizer(trained: Trained, folder: Path) -> None:
     write_text(folder / TEMPLATE_FILE, exported_template(trained.meta))
 
 
-def _choices(trained: Trained) -> list[str]:
+def merge_choices(trained: Trained) -> list[str]:
     """Return the weights into which the adapter can be merged."""
     if trained.quantization == "none":
         return [ORIGINAL]

@@ -36,7 +36,10 @@ class Engine(Protocol):
         """Return the token ids that this engine's tokenizer makes from prompts."""
 
     def logits(self, ids: list[int], start: int) -> Logits:
-        """Return the logits that predict the tokens from index `start` on, with the shape (tokens, vocabulary)."""
+        """Return the logits that predict the tokens from index `start` on, with the shape (tokens, vocabulary).
+
+        An engine may leave out the last tokens, and may add a constant to all logits of a token.
+        """
 
     def answer(self, ids: list[int], max_new_tokens: int) -> list[int]:
         """Return the answer to a prompt with greedy decoding, without its end token."""
@@ -132,14 +135,13 @@ def measure(engine: Engine, reference: Reference) -> Parity:
     divergences: list[float] = []
     from_base: list[float] = []
     for index, row in enumerate(rows):
-        wanted, base, found = (
-            *(reference.logits(name, index) for name in ("adapter", "base")),
-            engine.logits(row.ids, row.start),
-        )
+        found = engine.logits(row.ids, row.start)
+        wanted, base = (reference.logits(name, index)[: len(found)] for name in ("adapter", "base"))
         width = min(wanted.shape[1], found.shape[1])  # some engines pad the vocabulary
-        largest = max(largest, float(np.abs(wanted[:, :width] - found[:, :width]).max()))
-        divergences += divergence(wanted[:, :width], found[:, :width])
-        from_base += divergence(base[:, :width], found[:, :width])
+        wanted, base, found = (log_softmax(logits[:, :width]) for logits in (wanted, base, found))
+        largest = max(largest, float(np.abs(wanted - found).max()))
+        divergences += divergence(wanted, found)
+        from_base += divergence(base, found)
     prompts = [row for row in rows if row.has_prompt]
     ids = engine.prompt_ids([row.prompt for row in prompts])
     answers = [engine.answer(row.ids[: row.start], ANSWER_TOKENS) for row in rows]
@@ -157,15 +159,19 @@ def measure(engine: Engine, reference: Reference) -> Parity:
     )  # fmt: skip
 
 
-def divergence(wanted: Logits, found: Logits) -> list[float]:
-    """Return the Kullback-Leibler divergence of each position's distributions, in nats. Shape: (tokens, vocabulary)."""
-    log_p, log_q = (_log_softmax(logits.astype(np.float64)) for logits in (wanted, found))
+def divergence(log_p: Any, log_q: Any) -> list[float]:
+    """Return the Kullback-Leibler divergence of each position's distributions, in nats.
+
+    The arguments are logarithms of probabilities, with the shape (tokens, vocabulary).
+    """
     values: list[float] = (np.exp(log_p) * (log_p - log_q)).sum(axis=1).tolist()
     return values
 
 
-def _log_softmax(logits: Any) -> Any:
-    shifted = logits - logits.max(axis=1, keepdims=True)
+def log_softmax(logits: Logits) -> Any:
+    """Return the logarithms of the probabilities, in fp64. A constant that is added to the logits changes nothing."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 

@@ -1,6 +1,6 @@
 """Writes the report about exports: how far each exported model is from the trained adapter.
 
-write_report(Path("reports/export"), record)    # writes merged.json, and index.html with all exports of this adapter
+write_report(Path("reports/export"), record)    # writes FORM-PRECISION.json and index.html
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ NOTE = (
 def write_report(folder: Path, record: dict[str, Any]) -> None:
     """Add an export's record, and write the page with all exports of the same adapter. Others are deleted."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{record['form']}.json", record)
+    write_json(folder / f"{record['form']}-{record['precision']}.json", record)
     records = []
     for path in sorted(folder.glob("*.json")):
         other = read_json(path)
@@ -41,7 +41,8 @@ def export_page(records: list[dict[str, Any]]) -> str:
     rows = [row for record in records for row in _rows(record)]
     count = f"{len(records)} exports are" if len(records) > 1 else "1 export is"
     lead = f"{count} the trained model, within the limits in the table."
-    return page("Exports", lead, [Part("Comparison", table([*HEADER, "limits"], rows), NOTE)])
+    notes = [f"{record['form']}, {record['precision']}: {note}" for record in records for note in record["notes"]]
+    return page("Exports", lead, [Part("Comparison", table([*HEADER, "limits"], rows), " ".join([NOTE, *notes]))])
 
 
 def summary(record: dict[str, Any]) -> str:
@@ -49,6 +50,7 @@ def summary(record: dict[str, Any]) -> str:
     parity = record["parities"][record["kept"]]
     values = dict(zip(HEADER[4:], _values(parity), strict=True))
     lines = [f"  {name}: {value}" for name, value in values.items()]
+    lines += [f"  note: {note}" for note in record["notes"]]
     for weights, other in record["parities"].items():
         if weights != record["kept"]:
             lines.append(f"  mean divergence if merged into the {weights} weights: {other['mean_divergence']:.2g}")
