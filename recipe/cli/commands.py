@@ -180,21 +180,31 @@ def show(rows: int, mask: bool) -> None:
 
 
 @main.command()
-@click.option("--base", is_flag=True, help="Use the base model without the adapter.")
-def chat(base: bool) -> None:
-    """Chat with the trained adapter. Enter one instruction per line.
+@click.argument("version", required=False)
+@click.option("--base", is_flag=True, help="Chat with the base model, without the adapter.")
+@click.option("--compare", is_flag=True, help="Show the base model's answers beside the adapter's.")
+@click.option("--system", help="System message, for models that were trained on chats.")
+@click.option(
+    "--max-new-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer, in tokens."
+)
+def chat(version: str | None, base: bool, compare: bool, system: str | None, max_new_tokens: int) -> None:
+    """Chat with the trained adapter, or with a registered VERSION. Answers appear while they are generated.
+
+    A model that was trained on chats remembers the conversation. Others answer one instruction per line, or an
+    `instruction | input`. /help lists the commands of the chat, such as /reset and /save.
 
     \b
         recipe chat
+        recipe chat --compare
+        recipe chat models:/recipe-demo@champion --system "Answer in one word."
         echo "What is 12 + 30?" | recipe chat
     """
     from recipe.model.processor import pin_processor
 
     pin_processor()
-    from recipe.cli.chat import open_chat, talk
+    from recipe.cli.chat import start
 
-    reply = open_chat(HERE, context.paths(), with_adapter=not base)
-    talk(reply)
+    start(version, system, max_new_tokens, base=base, compare=compare)
 
 
 @main.command()

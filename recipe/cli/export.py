@@ -8,11 +8,12 @@ from typing import Any
 
 from recipe.cli import context
 from recipe.cli.context import HERE
+from recipe.cli.trained import here, registered
 from recipe.core.disk import disk_space
 from recipe.core.errors import ParamsError, TrackingError
 from recipe.core.format import format_bytes
-from recipe.core.io import file_lock, read_json, read_json_lines
-from recipe.core.paths import Paths, repository
+from recipe.core.io import file_lock
+from recipe.core.paths import repository
 
 Say = Callable[[str], None]
 GGUF_PRECISIONS = ("q8_0", "float32", "bfloat16", "q6_k", "q5_k_m", "q4_k_m")
@@ -40,7 +41,7 @@ def export_model(
     paths.local.mkdir(exist_ok=True)
     with file_lock(paths.local / "export.lock", "an export"), tempfile.TemporaryDirectory(dir=paths.local) as place:
         scratch = Path(place)
-        trained, name, run_id = _registered(version, scratch) if version else _here(paths)
+        trained, name, run_id = registered(version, scratch) if version else here(paths)
         needed = FACTOR[form] * sum(path.stat().st_size for path in trained.base_files())
         with disk_space(paths.folder, needed, "The export"):
             export = _write(form, precision, name, trained, folder, scratch, tolerance, say)
@@ -78,40 +79,6 @@ def _write(
     llama = install(repository(HERE) / ".recipe", say)
     export = export_gguf if form == "gguf" else export_ollama
     return export(trained, folder, precision, name, llama, scratch, say, tolerance)
-
-
-def _here(paths: Paths) -> tuple[Any, str, Callable[[], str | None]]:
-    """Return the adapter of this recipe folder, its name in the registry, and a function that finds its MLflow run."""
-    from recipe.export.trained import trained_here
-
-    def run_id() -> str | None:
-        from recipe.tracking.mlflow_run import Tracker, run_facts
-
-        return Tracker(*run_facts(context.params(), paths)).find_run(finished=True)
-
-    return trained_here(paths), context.params()["registry"].name, run_id
-
-
-def _registered(version: str, scratch: Path) -> tuple[Any, str, Callable[[], str | None]]:
-    """Download a registered version. Return its adapter, its name, and a function that returns its MLflow run."""
-    from recipe.export.trained import Trained
-    from recipe.tracking.versions import download_answers, download_version
-
-    root = repository(HERE)
-    found = download_version(version, root, scratch / "version")
-    files = found.folder / "artifacts"
-    if not (files / "manifest.json").is_file():
-        raise TrackingError(f"{version} was registered by an early version of this project. Register it again.")
-    trained = Trained(
-        folder=HERE,
-        manifest=read_json(files / "manifest.json"),
-        meta=read_json(files / "meta.json"),
-        metrics=read_json(files / "train.json"),
-        adapter=files / "adapter",
-        tokenizer=files / "tokenizer",
-        rows=read_json_lines(download_answers(found, root, scratch)),
-    )
-    return trained, found.name, lambda: found.run_id
 
 
 def _log(run_id: Callable[[], str | None], report: Path) -> str:

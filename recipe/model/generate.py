@@ -10,12 +10,14 @@ from recipe.tokens.tokenizer import encode_prompts
 
 
 def answer(
-    model: Any, prompts: list[list[int]], max_new_tokens: int, *, pad_token_id: int, end_token_ids: list[int]
-) -> list[list[int]]:
+    model: Any, prompts: list[list[int]], max_new_tokens: int, *, pad_token_id: int, end_token_ids: list[int],
+    streamer: Any = None,
+) -> list[list[int]]:  # fmt: skip
     """Generate an answer to each prompt with greedy decoding. Prompts and answers are lists of token ids.
 
     Prompts are padded on the left. Each answer is cut off before its first end token, or where the model runs out of
-    positions. Raises DataError if a prompt alone uses up all positions.
+    positions. A `streamer` is one of transformers, for one prompt. Raises DataError if a prompt alone uses up all
+    positions.
     """
     import torch
 
@@ -36,6 +38,7 @@ def answer(
             num_beams=1,
             eos_token_id=end_token_ids,
             pad_token_id=pad_token_id,
+            streamer=streamer,
         )[:, width:].tolist()
     ends = [next((i for i, token in enumerate(row) if token in end_token_ids), len(row)) for row in outputs]
     return [row[:end] for row, end in zip(outputs, ends, strict=True)]

@@ -1,0 +1,1 @@
+"""Chats with a trained adapter and its base model in a terminal."""
