@@ -13,8 +13,8 @@ import time
 
 import pytest
 from conftest import enter_copy, invoke, small_recipe
+from trained_models import made
 
-from exports import made
 from recipe.chat.conversation import Conversation
 from recipe.chat.model import ChatModel
 from recipe.chat.screen import Chat

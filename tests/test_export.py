@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config, tiny_repository
+from trained_models import CASES, DAMAGE, ignore_adapter, made
 from transformers import AutoModelForCausalLM
 
-from exports import CASES, DAMAGE, ignore_adapter, made
 from recipe.core.adapter import WEIGHTS
 from recipe.core.errors import TrainingError
 from recipe.export.chat_template import exported_template, rendered_by_transformers, template_problem

@@ -5,8 +5,8 @@ import shutil
 import pytest
 from gguf import GGUFReader
 from tokenizers import Regex, Tokenizer, pre_tokenizers
+from trained_models import CASES, DAMAGE, ignore_adapter, made, rename_a_tensor, shift_tokens
 
-from exports import CASES, DAMAGE, ignore_adapter, made, rename_a_tensor, shift_tokens
 from recipe.core.errors import MachineError, ParamsError, TrainingError
 from recipe.export import gguf
 from recipe.export.chat_template import template_problem
