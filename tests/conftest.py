@@ -79,15 +79,21 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
-def small_repository(folder):
-    """A repository with links to the code, the root recipe, and a folder `rows` of 40 training rows."""
+def small_repository(folder, make_row=None):
+    """A repository with links to the code, the root recipe, and a folder `rows` of 40 training rows.
+
+    `make_row` makes a row from a number. Without it, the rows have instructions.
+    """
     folder.mkdir()
     for name in ("recipe", "demo", "requirements"):
         (folder / name).symlink_to(ROOT / name)
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(ROOT / name, folder / name)
-    write_jsonl(folder / "rows" / "train.jsonl", toy_rows(40))
-    write_jsonl(folder / "rows" / "validation.jsonl", [alpaca(f"Tell {n}.", "x y") for n in range(3)])
+    train, validation = toy_rows(40), [alpaca(f"Tell {n}.", "x y") for n in range(3)]
+    if make_row:
+        train, validation = [make_row(n) for n in range(40)], [make_row(n) for n in range(40, 43)]
+    write_jsonl(folder / "rows" / "train.jsonl", train)
+    write_jsonl(folder / "rows" / "validation.jsonl", validation)
     return folder
 
 
@@ -102,11 +108,11 @@ def invoke(command):
     return result
 
 
-def small_recipe(repository, base, invoke, changes, commands):
+def small_recipe(repository, base, invoke, changes, commands, make_row=None):
     """Make a recipe `quick` in a small repository with changed settings, and run commands there, in this process."""
     before = dict(os.environ)  # the stages set variables in this process
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(small_repository(repository))
+        patch.chdir(small_repository(repository, make_row))
         assert not invoke(f"new quick --data rows --model {base}").exit_code
         folder = repository / "presets" / "quick"
         for old, new in changes.items():

@@ -90,6 +90,16 @@ ELSEWHERE = {
     "cd presets/smollm2-135m-cpu && recipe pin && dvc repro": (
         "test_pretrained", "test_all_stages_improve_the_pretrained_model"
     ),
+    **dict.fromkeys(
+        ("recipe export --to merged", "recipe export --to merged --dtype bfloat16", "recipe export"),
+        ("test_export_command", "test_the_adapter_here_and_the_registered_version_give_the_same_model"),
+    ),
+    **dict.fromkeys(
+        ("recipe export --to gguf", "recipe export --to ollama"),
+        ("test_export_command", "test_ollama_gets_a_gguf_file_of_the_registered_version_and_a_modelfile"),
+    ),
+    "recipe serve": ("test_serve", "test_llama_cpp_serves_a_registered_version_to_openais_client"),
+    "recipe chat --compare": ("test_chat", "test_base_and_adapter_have_conversations_of_their_own"),
     "recipe sync --all": ("test_sync", "test_a_journal_for_another_server_or_with_damage_is_kept_and_named"),
     "recipe train": ("test_cli", "test_the_stages_by_hand_then_summary_and_chat"),
     "recipe new": ("test_cli", "test_a_new_recipe_without_options_uses_the_same_files"),

@@ -47,4 +47,46 @@ def export(version: str | None, form: str, dtype: str | None, out: Path | None, 
     export_model(version, form, dtype, out, tolerance, click.echo)
 
 
-COMMANDS = [export]
+@click.command()
+@click.argument("version", required=False)
+@click.option(
+    "--engine", default="llama.cpp", show_default=True, type=click.Choice(["llama.cpp", "transformers"]),
+    help="Program that runs the model.",
+)  # fmt: skip
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Others need an API key.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
+@click.option("--api-key", envvar="RECIPE_API_KEY", help="Key that requests must have. [env: RECIPE_API_KEY]")
+@click.option("--dtype", help="Precision of the export. The default is q8_0 for llama.cpp, float32 for transformers.")
+@click.option(
+    "--parallel", default=4, show_default=True, type=click.IntRange(1), help="Requests that llama.cpp answers at once."
+)
+@click.option(
+    "--context", "tokens", default=0, type=click.IntRange(0),
+    help="Largest number of tokens of a request and its answer. The default is what the model supports.",
+)  # fmt: skip
+def serve(
+    version: str | None, engine: str, host: str, port: int, api_key: str | None, dtype: str | None, parallel: int,
+    tokens: int,
+) -> None:  # fmt: skip
+    """Serve the trained adapter, or a registered VERSION, over OpenAI's API.
+
+    The adapter is exported first, if it was not yet (see `recipe export`). Before the port opens, the server answers a
+    prompt. If the answer is not the adapter's, for example because the adapter is ignored, the exit code is 5.
+
+    Requests without a temperature are answered with greedy decoding, as in the evaluation. SIGTERM and Ctrl-C finish
+    the open requests.
+
+    \b
+        recipe serve
+        recipe serve models:/recipe-demo@champion --engine transformers
+        RECIPE_API_KEY=secret recipe serve --host 0.0.0.0
+    """
+    from recipe.model.processor import pin_processor
+
+    pin_processor()
+    from recipe.cli.serve import serve
+
+    serve(version, engine, host, port, api_key, dtype, parallel, tokens, click.echo)
+
+
+COMMANDS = [export, serve]

@@ -14,16 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recipe.core.adapter import base_name
 from recipe.core.errors import MachineError, ParamsError
-from recipe.core.io import new_folder, read_json, write_json, write_text
+from recipe.core.io import new_folder, read_json, write_text
 from recipe.export.chat_template import exported_template, rendered_by_transformers, template_problem
 from recipe.export.limits import differences, exceeded, limits_for
 from recipe.export.llama import LlamaServer, run_converter
 from recipe.export.llama_engine import LlamaEngine
 from recipe.export.merged import best_merge, merge_choices, reference_of, write_merged
 from recipe.export.ollama import CONVERSATIONS, modelfile, template_texts
-from recipe.export.outcome import MARKER, Export, Say, refuse_if
+from recipe.export.outcome import Export, Say, origin, refuse_if, write_marker
 from recipe.export.parity import ANSWER_TOKENS, Reference, measure
 from recipe.export.trained import Trained
 from recipe.tokens.tokenizer import encode_prompts, load_tokenizer
@@ -99,8 +98,7 @@ def write_gguf(
         f"llama.cpp splits text differently: {len(texts) - equal} of {len(texts)} texts have other token ids. Send "
         "prompts as token ids, which the recipe's tokenizer makes."
     )  # fmt: skip
-    facts = {"adapter_sha256": trained.adapter_sha256, "base": base_name(trained.manifest), "merged_into": kept}
-    facts["prompts"] = note or "text"
+    facts = {**origin(trained, kept), "prompts": note or "text"}
     file = target / f"{name}-{TYPES.get(precision, precision)}.gguf"
     say(f"converting the model to GGUF ({precision})")
     written = scratch / "f32.gguf" if quantize else file
@@ -120,7 +118,7 @@ def write_gguf(
         template = template_problem(engine.chat_prompt, tokenizer, trained.meta)
     errors = [*differences(parity, same_ids=note is None), *filter(None, [template])]
     refuse_if("GGUF file", errors, exceeded(parity, limits))
-    write_json(target / MARKER, {**facts, "precision": precision, "split": pre})
+    write_marker(target, trained, kept, precision, reference, prompts=facts["prompts"], split=pre)
     return Export(kept, {kept: parity}, limits, (note,) if note else ())
 
 

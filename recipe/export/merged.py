@@ -8,15 +8,16 @@ into the original and into the rounded weights, and the merge that is nearer to 
 
 import gc
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from recipe.core.adapter import base_name
 from recipe.core.io import new_folder, read_json, write_json, write_text
 from recipe.core.quantized import stored_quantization
 from recipe.export.chat_template import exported_template, rendered_by_transformers, template_problem
+from recipe.export.check import make_check
 from recipe.export.limits import Parity, differences, exceeded, limits_for
-from recipe.export.outcome import MARKER, Export, Say, refuse_if
+from recipe.export.outcome import Export, Say, refuse_if, write_marker
 from recipe.export.parity import Reference, TorchEngine, choose_rows, make_reference, measure
 from recipe.export.trained import Trained
 from recipe.model.load import load_adapter, load_base, load_trained
@@ -41,6 +42,7 @@ def export_merged(
         parities, template = best_merge(trained, target, dtype, reference, scratch, say)
         kept = next(iter(parities))
         refuse_if("merged model", [*differences(parities[kept]), *template], exceeded(parities[kept], limits))
+        write_marker(target, trained, kept, dtype, reference)
     return Export(kept, parities, limits)
 
 
@@ -78,7 +80,8 @@ def reference_of(trained: Trained, scratch: Path, say: Say) -> Reference:
         trained.manifest, trained.folder, trained.tokenizer, trained.adapter, trained.quantization
     )
     engine = TorchEngine(model, tokenizer, trained.meta)
-    return make_reference(engine, choose_rows(engine, trained.rows), scratch)
+    reference = make_reference(engine, choose_rows(engine, trained.rows), scratch)
+    return replace(reference, check=make_check(engine, trained))
 
 
 def write_merged(trained: Trained, folder: Path, dtype: Dtype, weights: str) -> None:
@@ -98,8 +101,6 @@ def write_merged(trained: Trained, folder: Path, dtype: Dtype, weights: str) -> 
     meta = trained.meta
     settings = {"do_sample": False, "eos_token_id": meta["end_token_ids"], "pad_token_id": meta["pad_token_id"]}
     write_json(folder / "generation_config.json", settings)
-    origin = {"base": base_name(trained.manifest), "adapter_sha256": trained.adapter_sha256, "merged_into": weights}
-    write_json(folder / MARKER, {**origin, "precision": dtype})
 
 
 def write_tokenizer(trained: Trained, folder: Path) -> None:

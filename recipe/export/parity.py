@@ -57,12 +57,16 @@ class ParityRow:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the trained adapter and the base model compute for the rows. The logits are in files in `folder`."""
+    """What the trained adapter and the base model compute for the rows. The logits are in files in `folder`.
+
+    `check` is a conversation by which a server is checked (check.py), or None if the answers do not differ.
+    """
 
     rows: list[ParityRow]
     answers: list[list[int]]
     base_answers: list[list[int]]
     folder: Path
+    check: dict[str, Any] | None = None
 
     def logits(self, variant: str, index: int) -> Logits:
         """Return the logits of a row. `variant` is adapter or base."""

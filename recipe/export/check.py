@@ -1,0 +1,63 @@
+"""Finds a conversation whose answer shows whether a server uses the adapter.
+
+check = make_check(engine, trained)      # None if the adapter answers every candidate like its base model
+problem(check, "the server's answer", exact=True)   # None if it is the adapter's answer
+"""
+
+from collections.abc import Iterator
+from itertools import islice, takewhile
+from typing import Any
+
+from recipe.export.chat_template import PROBES, prompts_of
+from recipe.export.parity import TorchEngine
+from recipe.export.trained import Trained
+from recipe.text.alpaca import ALPACA_WITHOUT_INPUT
+
+Check = dict[str, Any]
+MAX_TRIED = 16
+MAX_TOKENS = 24  # of the answer
+
+
+def make_check(engine: TorchEngine, trained: Trained) -> Check | None:
+    """Return messages with the answers of the adapter and of the base model, which differ."""
+    candidates = prompts_of([*_single_prompts(trained), *PROBES], engine.tokenizer, trained.meta)
+    for messages, prompt in islice(candidates, MAX_TRIED):
+        [ids] = engine.prompt_ids([prompt])
+        answer = _text(engine, ids)
+        with engine.model.disable_adapter():
+            base = _text(engine, ids)
+        if answer and answer != base:
+            return {"messages": messages, "max_tokens": MAX_TOKENS, "answer": answer, "base_answer": base}
+    return None
+
+
+def problem(check: Check, found: str, *, exact: bool) -> str | None:
+    """Return a sentence if an answer is not the adapter's. Rounded weights may change the answer after some words."""
+    found, wanted, base = found.strip(), check["answer"], check["base_answer"]
+    near, far = (_common(found, text) for text in (wanted, base))
+    if found == wanted or (not exact and near > far and 2 * near >= len(wanted)):
+        return None
+    if found == base or far > near:
+        return f"the server answers {found!r} like the base model, so it ignores the adapter, which answers {wanted!r}."
+    return f"the server answers {found!r}, but the trained adapter answers {wanted!r}."
+
+
+def _single_prompts(trained: Trained) -> Iterator[list[dict[str, str]]]:
+    """Yield the prompts of validation rows as messages, for models that were trained on single prompts."""
+    if trained.meta["chat_template"] is not None:
+        return
+    before, after = ALPACA_WITHOUT_INPUT.split("{instruction}") if trained.meta["template"] == "alpaca" else ("", "")
+    for row in trained.rows:
+        prompt = row["prompt"]
+        if prompt and prompt.startswith(before) and prompt.endswith(after):
+            yield [{"role": "user", "content": prompt[len(before) : len(prompt) - len(after)]}]
+
+
+def _text(engine: TorchEngine, ids: list[int]) -> str:
+    text: str = engine.tokenizer.decode(engine.answer(ids, MAX_TOKENS), skip_special_tokens=True)
+    return text.strip()
+
+
+def _common(first: str, second: str) -> int:
+    """Return the length of the longest common start."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
