@@ -1,11 +1,16 @@
 """`recipe export`: what the user gets, what MLflow gets, and what is refused."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 from conftest import enter_copy, invoke, small_recipe
 from mlflow import MlflowClient
+
+from recipe.core.io import sha256_file
 
 RUNS = ("fetch data", "fetch model", "prepare", "analyze", "train", "evaluate", "register")
 
@@ -87,8 +92,45 @@ def test_what_can_not_be_exported_is_refused_with_the_reason(folder):
         (folder / "mine" / name).write_text("x")
         refused(2, "mine is not an export, but an export would replace it", "export --to merged --out mine")
     refused(2, "--dtype: merged can have the precisions float32, bfloat16.", "export --to merged --dtype q8_0")
+    refused(2, "--to bundle: name a registered version", "export --to bundle")
     refused(2, "is not a registered version", "export models:/quick --to merged")
     refused(6, "has no models:/quick/7", "export models:/quick/7 --to merged")
     shutil.rmtree(folder / "models" / "adapter")
     refused(4, "contains no adapter. Run `dvc repro`")
     assert (folder / "mine" / "thesis.tex").read_text() == "x"
+
+
+@pytest.mark.slow
+def test_a_bundle_answers_without_network_and_finds_each_changed_file(folder):
+    result = invoke("export models:/quick@champion --to bundle")
+    assert result.exit_code == 0, result.output
+    tar = folder / "exports" / "bundle" / "quick.tar"
+    assert "exported: exports/bundle/quick.tar" in result.output and sha256_file(tar) in result.output
+    before = tar.read_bytes()
+    assert invoke("export models:/quick@champion --to bundle").exit_code == 0
+    assert tar.read_bytes() == before
+
+    shutil.unpack_archive(tar, folder / "elsewhere")
+    bundle = folder / "elsewhere" / "quick"
+
+    def answer(*prompt):
+        """Answer in a network namespace of its own, in which there is no network."""
+        command = [sys.executable, "-P", str(bundle / "answer.py"), *prompt]
+        environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
+        return subprocess.run(["unshare", "--net", "--map-root-user", *command], env=environment, text=True, cwd="/",
+                              capture_output=True, check=False)  # fmt: skip
+
+    done = answer()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == json.loads((bundle / "check.json").read_text())["answer"]
+    assert answer("Say number 3 and nothing else.").stdout.strip()
+    assert {"MODEL_CARD.md", "requirements.lock", "provenance"} <= {path.name for path in bundle.iterdir()}
+    adapter = bundle / "adapter" / "adapter_model.safetensors"
+    original = adapter.read_bytes()
+    adapter.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    assert "adapter/adapter_model.safetensors differs from the file that was exported" in answer().stderr
+    adapter.unlink()
+    assert "adapter/adapter_model.safetensors is missing" in answer().stderr
+    adapter.write_bytes(original)
+    (bundle / "recipe" / "planted.py").write_text("")
+    assert "recipe/planted.py is not part of the bundle" in answer().stderr

@@ -12,7 +12,7 @@ from recipe.cli.trained import here, registered
 from recipe.core.disk import disk_space
 from recipe.core.errors import ParamsError, TrackingError
 from recipe.core.format import format_bytes
-from recipe.core.io import file_lock
+from recipe.core.io import file_lock, sha256_file
 from recipe.core.paths import repository
 
 Say = Callable[[str], None]
@@ -29,15 +29,16 @@ def export_model(
 
     Raises TrainingError if the exported model differs from the adapter by more than the limits.
     """
-    from recipe.export.outcome import MARKER
     from recipe.export.report import summary, write_report
 
+    if form == "bundle":
+        _export_bundle(version, dtype, out, say)
+        return
     precision = dtype or PRECISIONS[form][0]
     if precision not in PRECISIONS[form]:
         raise ParamsError(f"--dtype: {form} can have the precisions {', '.join(PRECISIONS[form])}.")
     paths, folder = context.paths(), out or HERE / "exports" / f"{form}-{precision}"
-    if folder.exists() and not (folder / MARKER).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise ParamsError(f"--out: {folder} is not an export, but an export would replace it. Name another folder.")
+    _refuse_other_folders(folder)
     paths.local.mkdir(exist_ok=True)
     with file_lock(paths.local / "export.lock", "an export"), tempfile.TemporaryDirectory(dir=paths.local) as place:
         scratch = Path(place)
@@ -63,6 +64,36 @@ def export_model(
     if form == "ollama":
         say(f"next: ollama create {name} -f {os.path.relpath(folder / 'Modelfile')} && ollama run {name}")
     say(f"report: {os.path.relpath(report / 'index.html')}")
+
+
+def _refuse_other_folders(folder: Path) -> None:
+    from recipe.export.outcome import MARKER
+
+    if folder.exists() and not (folder / MARKER).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise ParamsError(f"--out: {folder} is not an export, but an export would replace it. Name another folder.")
+
+
+def _export_bundle(version: str | None, dtype: str | None, out: Path | None, say: Say) -> None:
+    """Write a bundle. Raises ParamsError if no registered version is named: a bundle contains its code and card."""
+    from recipe.core.environment import installed_lock, lock_name
+    from recipe.export.bundle import export_bundle
+
+    if version is None:
+        raise ParamsError("--to bundle: name a registered version, such as models:/recipe-demo@champion.")
+    if dtype is not None:
+        raise ParamsError("--dtype: a bundle contains the base model and the adapter as they were trained.")
+    paths, folder = context.paths(), out or HERE / "exports" / "bundle"
+    _refuse_other_folders(folder)
+    paths.local.mkdir(exist_ok=True)
+    with file_lock(paths.local / "export.lock", "an export"), tempfile.TemporaryDirectory(dir=paths.local) as place:
+        trained, name, _ = registered(version, Path(place))
+        requirements = repository(HERE) / "requirements"
+        lock = requirements / (lock_name(requirements, installed_lock()) or "cpu.lock")
+        needed = 3 * sum(path.stat().st_size for path in trained.base_files())
+        with disk_space(paths.folder, needed, "The export"):
+            tar = export_bundle(trained, trained.adapter.parent, lock, folder, name, Path(place), say)
+    say(f"exported: {os.path.relpath(tar)} ({format_bytes(tar.stat().st_size)}), sha256 {sha256_file(tar)}")
+    say(f"next: tar -xf {tar.name} on the other machine; {name}/README.md says what to do there")
 
 
 def _write(

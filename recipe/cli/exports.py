@@ -7,7 +7,9 @@ import click
 
 @click.command()
 @click.argument("version", required=False)
-@click.option("--to", "form", required=True, type=click.Choice(["merged", "gguf", "ollama"]), help="The form to write.")
+@click.option(
+    "--to", "form", required=True, type=click.Choice(["merged", "gguf", "ollama", "bundle"]), help="The form to write."
+)
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]),
     help="Precision of the weights. The default is float32 for merged, else q8_0.",
@@ -29,6 +31,7 @@ def export(version: str | None, form: str, dtype: str | None, out: Path | None, 
     gguf    a file for llama.cpp, LM Studio and similar programs: q8_0, float32, bfloat16;
             q6_k, q5_k_m and q4_k_m need the program llama-quantize
     ollama  a GGUF file and a Modelfile with the template and the end tokens of the training
+    bundle  a tar file with all that a registered version needs on a machine without network
 
     Before an export is kept, it is compared with the adapter on 32 validation rows: the token ids of the prompts, the
     logits, and the greedy answers. GGUF files are compared in llama.cpp. If they differ by more than the limits, the
@@ -37,7 +40,7 @@ def export(version: str | None, form: str, dtype: str | None, out: Path | None, 
     \b
         recipe export --to merged
         recipe export --to merged --dtype bfloat16 --out ~/models/my-model
-        recipe export models:/recipe-demo@champion --to gguf
+        recipe export models:/recipe-demo@champion --to bundle
     """
     from recipe.model.processor import pin_processor
 
