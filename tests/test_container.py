@@ -278,13 +278,15 @@ def test_the_server_does_not_start_beyond_loopback_without_a_password():
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stop_between_two_stages_ends_the_run_before_the_next_stage(number, code, tmp_path):
-    """docker/inside/repro with a fake `dvc` that runs a stage, waits for a second, and runs another stage."""
+    """docker/inside/repro with a fake `dvc` that runs a stage, and another one when the stop was requested."""
     stage = f"{sys.executable} -P recipe/__main__.py params registry.name"
     run = f"{sys.executable} -c 'from recipe.cli.run_metadata import *; die_with_parent(); end_if_asked()'"
     program(
         tmp_path,
         "dvc",
-        f"cd {ROOT}; {stage} || exit 1\necho between; sleep 1\n{run} || exit 255\necho the next stage ran",
+        f"cd {ROOT}; {stage} || exit 1\necho between\n"
+        'for _ in $(seq 300); do [ -e "$RECIPE_STOP" ] && break; sleep 0.1; done\n'
+        f"{run} || exit 255\necho the next stage ran",
     )
     work = tmp_path / "work"
     work.mkdir()
