@@ -10,6 +10,7 @@ a redirect to another path, with the sha256 and size of the file. `hub.store_in_
 storage as well: a folder written and read by hf_xet itself, in place of its servers.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -57,6 +58,7 @@ class FakeHub:
         self.repositories, self.faults, self.requests, self.sent = {}, [], [], Counter()
         self.retry_after = "1"
         self.xet_hashes, self.xet_storage = {}, None
+        self.stored, self.private = {}, {}  # uploaded large files by sha256; whether a new repository is private
         self.closing = threading.Event()
         hub = self
 
@@ -135,6 +137,71 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self):
         self.answer()
+
+    def do_POST(self):
+        path = unquote(urlsplit(self.path).path)
+        token, body = self.headers.get("Authorization"), self.rfile.read(int(self.headers["Content-Length"]))
+        self.hub.requests.append(("POST", path, None, token is not None))
+        if token != "Bearer hf_write":
+            return self.refuse(403 if token else 401, "Forbidden", "this token can't write")
+        if path == "/api/repos/create":
+            sent = json.loads(body)
+            name = f"{sent.get('organization')}/{sent['name']}"
+            if ("model", name) in self.hub.repositories:
+                return self.json(409, {"error": "it exists", "url": f"{self.hub.endpoint}/{name}"})
+            self.hub.add("model", name, {})
+            self.hub.private[name] = bool(sent.get("private") or sent.get("visibility") == "private")
+            return self.json(200, {"url": f"{self.hub.endpoint}/{name}"})
+        if path == "/api/validate-yaml":
+            is_card = json.loads(body)["content"].startswith("---\n")
+            return self.json(200 if is_card else 400, {"errors": [], "warnings": []})
+        if preupload := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+            old = self.hub.repositories["model", preupload[1]].files
+            return self.json(200, {"files": [
+                {"path": file["path"], "uploadMode": "lfs" if file["path"].endswith((*LFS, ".gguf")) else "regular",
+                 "shouldIgnore": False, "oid": None if file["path"] not in old else blob_id(old[file["path"]])}
+                for file in json.loads(body)["files"]
+            ]})  # fmt: skip
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return self.json(200, {"transfer": "basic", "objects": [
+                {**entry, "actions": {"upload": {"href": f"{self.hub.endpoint}/lfs/{entry['oid']}"}}}
+                if entry["oid"] not in self.hub.stored else entry
+                for entry in json.loads(body)["objects"]
+            ]})  # fmt: skip
+        if commit := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+            repository = self.hub.repositories["model", commit[1]]
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    repository.files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    repository.files[value["path"]] = self.hub.stored[value["oid"]]
+            repository.commit = hashlib.sha1(body).hexdigest()
+            url = f"{self.hub.endpoint}/{commit[1]}/commit/{repository.commit}"
+            return self.json(200, {"commitUrl": url, "commitOid": repository.commit})
+        return self.refuse(404, "NotFound")
+
+    def do_PUT(self):
+        """Receive a large file. A fault `cut` closes the connection before the end, `500` refuses the file."""
+        oid = self.path.rpartition("/")[2]
+        fault = self.hub.fault(self.path)
+        if fault == "cut":
+            self.rfile.read(1024)
+            self.close_connection = True
+            return self.connection.close()
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        self.hub.sent[self.path] += len(data)
+        assert hashlib.sha256(data).hexdigest() == oid
+        self.hub.stored[oid] = data
+        return self.reply(200)
+
+    def json(self, status, value):
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def do_GET(self):
         self.answer()

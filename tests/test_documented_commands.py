@@ -101,6 +101,10 @@ ELSEWHERE = {
     "recipe export models:/NAME@champion --to bundle": (
         "test_export_command", "test_a_bundle_answers_without_network_and_finds_each_changed_file"
     ),
+    **dict.fromkeys(
+        ("recipe push", "recipe push OWNER/NAME"),
+        ("test_push", "test_a_version_is_shown_then_published_and_an_interrupted_upload_is_continued"),
+    ),
     "recipe serve": ("test_serve", "test_llama_cpp_serves_a_registered_version_to_openais_client"),
     "recipe chat --compare": ("test_chat", "test_base_and_adapter_have_conversations_of_their_own"),
     "recipe sync --all": ("test_sync", "test_a_journal_for_another_server_or_with_damage_is_kept_and_named"),

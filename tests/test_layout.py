@@ -22,7 +22,7 @@ from recipe.core.io import sha256_file
 
 PACKAGE = ROOT / "recipe"
 SHARED = {"core", "text", "tokens", "model", "report"}
-UNLISTED = {"cli", "migrate", "tracking", "planning", "verify", "provenance", "export", "chat", "serve"}
+UNLISTED = {"cli", "migrate", "tracking", "planning", "verify", "provenance", "export", "chat", "serve", "publish"}
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 ENTRIES = {name: entry.get("do", entry) for name, entry in PIPELINE["stages"].items()}
 

@@ -13,7 +13,7 @@ from recipe.cli.context import HERE
 from recipe.cli.group import Commands
 from recipe.core.environment import configure_libraries
 
-NETWORK = {"fetch", "pin", "plan"}  # commands that may access the Hub
+NETWORK = {"fetch", "pin", "plan", "push"}  # commands that may access the Hub
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

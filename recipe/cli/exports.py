@@ -92,4 +92,39 @@ def serve(
     serve(version, engine, host, port, api_key, dtype, parallel, tokens, click.echo)
 
 
-COMMANDS = [export, serve]
+@click.command()
+@click.argument("name", metavar="OWNER/NAME")
+@click.argument("version", required=False)
+@click.option(
+    "--form", default="adapter", show_default=True, type=click.Choice(["adapter", "merged"]),
+    help="The adapter alone, or merged into its base model.",
+)  # fmt: skip
+@click.option("--gguf", "with_gguf", is_flag=True, help="Also publish a GGUF file in q8_0.")
+@click.option("--private", is_flag=True, help="Create a private repository.")
+@click.option("--license-confirmed", is_flag=True, help="You may publish the model, whatever the licenses are.")
+@click.option("--publish", "for_real", is_flag=True, help="Upload. Without it, the files and the card are only shown.")
+def push(
+    name: str, version: str | None, form: str, with_gguf: bool, private: bool, license_confirmed: bool, for_real: bool
+) -> None:  # fmt: skip
+    """Publish a registered VERSION on the Hub. The default is the champion.
+
+    Shows the files and the model card; --publish uploads them as one commit. A version from a repository with changes
+    that are not committed is refused, as are licenses that may not allow it, and files that contain a secret. The
+    token with write access is in HF_TOKEN. An upload that was interrupted is continued by the same command.
+
+    \b
+        recipe push my-name/my-model
+        recipe push my-name/my-model models:/recipe-demo/3 --form merged --gguf --publish
+    """
+    from recipe.model.processor import pin_processor
+
+    pin_processor()
+    from recipe.cli.push import push
+
+    push(
+        name, version, form, with_gguf=with_gguf, private=private, license_confirmed=license_confirmed,
+        for_real=for_real, say=click.echo,
+    )  # fmt: skip
+
+
+COMMANDS = [export, serve, push]

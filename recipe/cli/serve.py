@@ -36,7 +36,7 @@ def serve(
         raise ParamsError(
             f"--host: {host} can be reached from other machines, so --api-key (or RECIPE_API_KEY) is required."
         )
-    folder, name = _exported(version, FORMS[engine], dtype, say)
+    folder, name = exported(version, FORMS[engine], dtype, say)
     marker = read_json(folder / MARKER)
     upstream = f"http://{LOOPBACK}:{free_port()}"
     start = launch(
@@ -60,7 +60,7 @@ def serve(
             raise MachineError(reason)
 
 
-def _exported(version: str | None, form: str, dtype: str | None, say: Say) -> tuple[Path, str]:
+def exported(version: str | None, form: str, dtype: str | None, say: Say) -> tuple[Path, str]:
     """Return the folder with an export of the adapter, which is written if there is none, and the model's name."""
     folder = HERE / "exports" / f"{form}-{dtype or PRECISIONS[form][0]}"
     with tempfile.TemporaryDirectory() as place:

@@ -23,19 +23,26 @@ def here(paths: Paths) -> tuple[Any, str, Callable[[], str | None]]:
     return trained_here(paths), context.params()["registry"].name, run_id
 
 
+def registered_version(version: str, scratch: Path) -> tuple[Any, Path]:
+    """Download a registered version to a folder. Return it, and the folder with its files."""
+    from recipe.tracking.versions import download_version
+
+    found = download_version(version, repository(HERE), scratch)
+    files = found.folder / "artifacts"
+    if not (files / "manifest.json").is_file():
+        raise TrackingError(f"{version} was registered by an early version of this project. Register it again.")
+    return found, files
+
+
 def registered(version: str, scratch: Path, *, with_rows: bool = True) -> tuple[Any, str, Callable[[], str | None]]:
     """Download a registered version to the folder `scratch`, with its validation rows if `with_rows` is true.
 
     Returns its adapter, its name, and a function that returns its MLflow run.
     """
     from recipe.export.trained import Trained
-    from recipe.tracking.versions import download_answers, download_version
+    from recipe.tracking.versions import download_answers
 
-    root = repository(HERE)
-    found = download_version(version, root, scratch / "version")
-    files = found.folder / "artifacts"
-    if not (files / "manifest.json").is_file():
-        raise TrackingError(f"{version} was registered by an early version of this project. Register it again.")
+    found, files = registered_version(version, scratch / "version")
     trained = Trained(
         folder=HERE,
         manifest=read_json(files / "manifest.json"),
@@ -43,6 +50,6 @@ def registered(version: str, scratch: Path, *, with_rows: bool = True) -> tuple[
         metrics=read_json(files / "train.json"),
         adapter=files / "adapter",
         tokenizer=files / "tokenizer",
-        rows=read_json_lines(download_answers(found, root, scratch)) if with_rows else [],
+        rows=read_json_lines(download_answers(found, repository(HERE), scratch)) if with_rows else [],
     )
     return trained, found.name, lambda: found.run_id

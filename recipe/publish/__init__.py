@@ -1,0 +1,1 @@
+"""Publishes a registered version on the Hub."""
