@@ -81,7 +81,7 @@ def export_bundle(
         shutil.rmtree(content)
         say("unpacking the bundle, and checking its files and its answer")
         with tarfile.open(tar) as packed:
-            packed.extractall(scratch, filter="data")
+            packed.extractall(scratch)  # our own file; a filter would need Python 3.11.4
         done = subprocess.run(
             [sys.executable, "-P", str(content.resolve() / "answer.py")], capture_output=True, text=True, check=False,
             env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, cwd=scratch,
