@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config, tiny_repository
-from trained_models import CASES, DAMAGE, ignore_adapter, made
+from trained_models import CASES, DAMAGE, ignore_adapter, made, merged_example
 from transformers import AutoModelForCausalLM
 
 from recipe.core.adapter import WEIGHTS
 from recipe.core.errors import TrainingError
 from recipe.export.chat_template import exported_template, rendered_by_transformers, template_problem
 from recipe.export.limits import LIMITS, problems
-from recipe.export.merged import export_merged, reference_of, write_merged
+from recipe.export.merged import export_merged
 from recipe.export.parity import TorchEngine, measure
 from recipe.model.load import quantization_config
 from recipe.text.builtin_chat_templates import TEMPLATES
@@ -93,13 +93,7 @@ def test_weights_that_are_stored_in_nf4_are_merged(tmp_path):
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """A trained model, its merged export, and what the comparison needs."""
-    folder = tmp_path_factory.mktemp("good")
-    trained = made(folder, "Llama", {"initializer_range": 0.3})  # confident answers, as those of a trained model
-    for name in ("scratch", "merged"):
-        (folder / name).mkdir()
-    write_merged(trained, folder / "merged", "float32", "original")
-    return trained, folder / "merged", reference_of(trained, folder / "scratch", print)
+    return merged_example(tmp_path_factory.mktemp("good"))
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from gguf import GGUFReader
 from tokenizers import Regex, Tokenizer, pre_tokenizers
-from trained_models import CASES, DAMAGE, ignore_adapter, made, rename_a_tensor, shift_tokens
+from trained_models import CASES, DAMAGE, ignore_adapter, made, merged_example, rename_a_tensor, shift_tokens
 
 from recipe.core.errors import MachineError, ParamsError, TrainingError
 from recipe.export import gguf
@@ -14,7 +14,6 @@ from recipe.export.gguf import export_gguf, export_ollama
 from recipe.export.limits import LIMITS, problems
 from recipe.export.llama import LlamaServer, install, run_converter
 from recipe.export.llama_engine import LlamaEngine
-from recipe.export.merged import reference_of, write_merged
 from recipe.export.parity import measure
 from recipe.tokens.tokenizer import load_tokenizer
 
@@ -113,13 +112,7 @@ def test_an_export_for_ollama_has_the_template_and_the_ends_of_the_training(tmp_
 
 @pytest.fixture(scope="module")
 def good(llama, tmp_path_factory):
-    """A trained model, its merged export, and what the comparison needs."""
-    folder = tmp_path_factory.mktemp("good")
-    trained = made(folder, "Llama", {"initializer_range": 0.3})  # confident answers, as those of a trained model
-    for name in ("scratch", "merged"):
-        (folder / name).mkdir()
-    write_merged(trained, folder / "merged", "float32", "original")
-    return trained, folder / "merged", reference_of(trained, folder / "scratch", print)
+    return merged_example(tmp_path_factory.mktemp("good"))
 
 
 def wrong_template(folder, trained):

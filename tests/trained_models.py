@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config, tiny_repository
 from transformers import AutoModelForCausalLM
 
+from recipe.export.merged import reference_of, write_merged
 from recipe.export.trained import Trained
 from recipe.fetch.params import ModelParams
 from recipe.fetch.stage import fetch_model
@@ -111,3 +112,12 @@ def shift_tokens(folder, trained):
 
 
 DAMAGE = [ignore_adapter, scale_twice, swap_two_tensors, rename_a_tensor, shift_tokens]
+
+
+def merged_example(folder):
+    """A trained model, its merged export, and what the comparison needs."""
+    trained = made(folder, "Llama", {"initializer_range": 0.3})  # confident answers, as those of a trained model
+    for name in ("scratch", "merged"):
+        (folder / name).mkdir()
+    write_merged(trained, folder / "merged", "float32", "original")
+    return trained, folder / "merged", reference_of(trained, folder / "scratch", print)

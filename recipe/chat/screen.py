@@ -13,7 +13,7 @@ from rich.text import Text
 
 from recipe.chat.conversation import Conversation
 from recipe.chat.model import ChatModel
-from recipe.core.errors import RecipeError
+from recipe.core.errors import ParamsError, RecipeError
 
 HELP = """\
 /reset          forget the messages so far
@@ -39,9 +39,9 @@ class Chat:
             self.set_system(system)
 
     def set_system(self, text: str) -> None:
-        """Set the system message, or remove it. Raises RecipeError if the model's prompts have no place for it."""
+        """Set the system message, or remove it. Raises ParamsError if the model's prompts have no place for it."""
         if not self.model.remembers:
-            raise RecipeError("this model was trained on single prompts, which have no system message.")
+            raise ParamsError("this model was trained on single prompts, which have no system message.")
         for conversation in self.conversations.values():
             conversation.system = text or None
 
@@ -97,7 +97,6 @@ class Chat:
         """Run a command, and return a line that says what happened. Raises RecipeError if it is invalid."""
         name, _, rest = line.partition(" ")
         rest = rest.strip()
-        first = next(iter(self.conversations.values()))
         if name == "/help":
             return HELP
         if name == "/reset":
@@ -108,13 +107,13 @@ class Chat:
             self.set_system(rest)
             return "The system message is set." if rest else "There is no system message now."
         if name == "/save":
-            return self._save(rest, first)
+            return self._save(rest)
         raise RecipeError(f"{name} is not a command. /help lists the commands.")
 
-    def _save(self, name: str, first: Conversation) -> str:
+    def _save(self, name: str) -> str:
         if not name:
             raise RecipeError("/save needs the name of a file: /save chat.jsonl")
-        if not first.messages:
+        if not any(conversation.messages for conversation in self.conversations.values()):
             raise RecipeError("there is nothing to save yet.")
         try:
             counts = [conversation.save(Path(name).expanduser()) for conversation in self.conversations.values()]

@@ -27,8 +27,6 @@ def start(version: str | None, system: str | None, max_new_tokens: int, *, base:
         raise ParamsError("--base and --compare exclude each other. --compare shows the base model beside the adapter.")
     model, name = _load_registered(version) if version else _load_here(with_adapter=not base)
     variants = [True, False] if compare else [base]
-    if system is not None and not model.remembers:
-        raise ParamsError("--system: this model was trained on single prompts, which have no system message.")
     chat = Chat(model, variants, system, max_new_tokens)
     if sys.stdin.isatty():
         form = "Enter a message." if model.remembers else "Enter one `instruction` or `instruction | input`."

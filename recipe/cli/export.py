@@ -12,7 +12,7 @@ from recipe.cli.trained import here, registered
 from recipe.core.disk import disk_space
 from recipe.core.errors import ParamsError, TrackingError
 from recipe.core.format import format_bytes
-from recipe.core.io import file_lock, sha256_file
+from recipe.core.io import file_lock, read_json, sha256_file
 from recipe.core.paths import repository
 
 Say = Callable[[str], None]
@@ -64,6 +64,19 @@ def export_model(
     if form == "ollama":
         say(f"next: ollama create {name} -f {os.path.relpath(folder / 'Modelfile')} && ollama run {name}")
     say(f"report: {os.path.relpath(report / 'index.html')}")
+
+
+def exported(version: str | None, form: str, dtype: str | None, say: Say) -> tuple[Path, str]:
+    """Return the folder with an export of the adapter, which is written if there is none, and the model's name."""
+    from recipe.export.outcome import MARKER
+
+    folder = HERE / "exports" / f"{form}-{dtype or PRECISIONS[form][0]}"
+    with tempfile.TemporaryDirectory() as place:
+        trained, name, _ = registered(version, Path(place), with_rows=False) if version else here(context.paths())
+        sha256 = trained.adapter_sha256
+    if not (folder / MARKER).is_file() or read_json(folder / MARKER)["adapter_sha256"] != sha256:
+        export_model(version, form, dtype, None, None, say)
+    return folder, name
 
 
 def _refuse_other_folders(folder: Path) -> None:

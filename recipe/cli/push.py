@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recipe.cli import context
-from recipe.cli.serve import exported
+from recipe.cli.export import exported
 from recipe.cli.trained import registered_version
 from recipe.core.errors import DataError, ParamsError
 from recipe.core.format import format_bytes

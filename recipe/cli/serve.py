@@ -1,15 +1,12 @@
 """Implements `recipe serve`: exports the adapter if needed, starts an engine, checks it, and opens the port."""
 
 import ipaddress
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from recipe.cli import context
 from recipe.cli.context import HERE
-from recipe.cli.export import PRECISIONS, export_model
-from recipe.cli.trained import here, registered
+from recipe.cli.export import exported
 from recipe.core.errors import MachineError, ParamsError, TrainingError
 from recipe.core.io import read_json
 from recipe.core.paths import repository
@@ -58,17 +55,6 @@ def serve(
             raise MachineError(f"--port: {shown}:{port} can't be opened: {error.strerror or error}") from None
         if reason := running.ended():
             raise MachineError(reason)
-
-
-def exported(version: str | None, form: str, dtype: str | None, say: Say) -> tuple[Path, str]:
-    """Return the folder with an export of the adapter, which is written if there is none, and the model's name."""
-    folder = HERE / "exports" / f"{form}-{dtype or PRECISIONS[form][0]}"
-    with tempfile.TemporaryDirectory() as place:
-        trained, name, _ = registered(version, Path(place), with_rows=False) if version else here(context.paths())
-        sha256 = trained.adapter_sha256
-    if not (folder / MARKER).is_file() or read_json(folder / MARKER)["adapter_sha256"] != sha256:
-        export_model(version, form, dtype, None, None, say)
-    return folder, name
 
 
 def _check(running: Engine, name: str, marker: Any, say: Say) -> None:

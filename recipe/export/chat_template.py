@@ -38,8 +38,16 @@ def exported_template(meta: dict[str, Any]) -> str:
     """Return the Jinja text of the chat template. `meta` contains the data in meta.json."""
     if meta["chat_template"] is not None:
         return DATE.sub(lambda match: json.dumps(FixedClock.now().strftime(match[2])), meta["chat_template"])
-    before, after = ALPACA_WITHOUT_INPUT.split("{instruction}") if meta["template"] == "alpaca" else ("", "")
+    before, after = texts_around(meta)
     return f"{SINGLE}{{{{- {json.dumps(before)} + messages[0]['content'] + {json.dumps(after)} }}}}"
+
+
+def texts_around(meta: dict[str, Any]) -> tuple[str, str]:
+    """Return the texts before and after the message in a single prompt, for templates without chats."""
+    if meta["template"] != "alpaca":
+        return "", ""
+    before, after = ALPACA_WITHOUT_INPUT.split("{instruction}")
+    return before, after
 
 
 def prompts_of(

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from itertools import islice, takewhile
 from typing import Any
 
-from recipe.export.chat_template import PROBES, prompts_of
+from recipe.export.chat_template import PROBES, prompts_of, texts_around
 from recipe.export.parity import TorchEngine
 from recipe.export.trained import Trained
-from recipe.text.alpaca import ALPACA_WITHOUT_INPUT
 
 Check = dict[str, Any]
 MAX_TRIED = 16
@@ -46,7 +45,7 @@ def _single_prompts(trained: Trained) -> Iterator[list[dict[str, str]]]:
     """Yield the prompts of validation rows as messages, for models that were trained on single prompts."""
     if trained.meta["chat_template"] is not None:
         return
-    before, after = ALPACA_WITHOUT_INPUT.split("{instruction}") if trained.meta["template"] == "alpaca" else ("", "")
+    before, after = texts_around(trained.meta)
     for row in trained.rows:
         prompt = row["prompt"]
         if prompt and prompt.startswith(before) and prompt.endswith(after):

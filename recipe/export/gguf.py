@@ -31,7 +31,7 @@ TYPES = {"float32": "f32", "bfloat16": "bf16", "q8_0": "q8_0"}  # what llama.cpp
 SMALL_TYPES = ("q6_k", "q5_k_m", "q4_k_m")  # what llama-quantize makes from a file in fp32
 SENTENCEPIECE = "tokenizer.model"
 QUANTIZE = "llama-quantize"
-# llama.cpp's names for ways to split text, the most frequent first. Each one stands for many published tokenizers.
+# Names of tokenizers that split text in different ways, as llama.cpp calls them. The most common ways come first.
 SPLITS = ("gpt-2", "llama-bpe", "qwen2", "smollm", "gpt-4o", "tekken", "deepseek-llm", "starcoder", "falcon", "olmo",
           "mpt", "default")  # fmt: skip
 MAX_TEXTS = 1000  # texts of validation rows that are compared to find the way to split text
