@@ -220,6 +220,8 @@ def run_recipe(plan: dict[str, Any], out: Path, *, deterministic: bool, loss_on:
         sha256=None,
         train_split="train",
         validation_split="validation",
+        general=None,
+        general_sha256=None,
     )
     fetch_data(data, paths)
     base = ModelParams(source=plan["base"], id="bench", revision=None, trust_remote_code=False)

@@ -59,8 +59,9 @@ def ours(rows: Path, base: Path, work: Path, max_length: int) -> float:
         importlib.import_module(module)
     started = time.monotonic()
     data = DataParams(
-        source=str(rows), id=None, revision=None, subset=None, sha256=None, train_split="train", validation_split=None
-    )
+        source=str(rows), id=None, revision=None, subset=None, sha256=None, train_split="train",
+        validation_split=None, general=None, general_sha256=None,
+    )  # fmt: skip
     fetch_data(data, paths)
     prepare(sequence, paths, lambda items, *_: items)
     return time.monotonic() - started

@@ -67,7 +67,7 @@ def data_params(source, **changes):
     """The section `data` for a source of files with only training rows."""
     from recipe.fetch.params import DataParams
 
-    keys = dict.fromkeys(("id", "revision", "subset", "sha256", "validation_split"))
+    keys = dict.fromkeys(("id", "revision", "subset", "sha256", "validation_split", "general", "general_sha256"))
     return DataParams(**{"source": source, "train_split": "train", **keys, **changes})
 
 

@@ -50,7 +50,7 @@ def run_register(folder, fetched_base, registry, promote="if_better", name="tiny
     from conftest import paths_in
 
     return register(
-        RegistryParams(name=name, experiment="tests", promote=promote),
+        RegistryParams(name=name, experiment="tests", promote=promote, general_margin=0.05),
         paths_in(folder, base=fetched_base, analysis=folder / "prepared"),  # analysis: any folder with files to log
         lineage={"git_commit": "abc", "fingerprint": registry.facts["fingerprint"]},
         registry=registry,

@@ -89,6 +89,7 @@ def test_overall_scores_weight_tokens_and_count_matches():
     results = overall([row("", 9, matches=matches[n], **scores[n % 2]) for n in range(4)])
     assert results["base"] == {
         "loss": 0.75, "perplexity": round(math.exp(0.75), 4), "token_accuracy": 0.5, "exact_match": 0.5,
+        "chrf": None,
     }  # fmt: skip
     assert results["adapter"]["loss"] == 1.5 and results["adapter"]["token_accuracy"] == 1.0
     assert results["difference"]["loss"] == -0.75 and results["difference"]["exact_match"] == 0.0

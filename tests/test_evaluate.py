@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from recipe.core.errors import DataError
 from recipe.core.io import read_json, sha256_tree, write_json
+from recipe.evaluate.answers import chrf, compared_rows
 from recipe.evaluate.score import batches, score
-from recipe.evaluate.stage import compared_rows
 from recipe.model import chunked_loss
-from recipe.report.comparison import ScoredRow, headline
+from recipe.report.comparison import ScoredRow, headline, overall
+from recipe.report.row_scores import read_row_scores
 from recipe.tokens.packing import collate, read_sequences
 
 
@@ -73,9 +74,10 @@ def test_batched_scores_equal_those_of_single_rows(prepared, tiny_base, fetched_
 
 def test_compared_rows_have_the_scores_of_both_variants_and_matches_if_answered():
     scores = {"base": [(2.0, 1, 4), (3.0, 0, 2)], "adapter": [(1.0, 3, 4), (2.5, 1, 2)]}
-    answered = {1: {"base_matches": False, "adapter_matches": True}}
+    answered = {1: {"base_matches": False, "adapter_matches": True, "base_chrf": 20.0, "adapter_chrf": 100.0}}
     assert compared_rows([9, 7], ["a", ""], scores, answered) == [
-        ScoredRow("a", 9, 4, (2.0, 1.0), (1, 3), None), ScoredRow("", 7, 2, (3.0, 2.5), (0, 1), (False, True)),
+        ScoredRow("a", 9, 4, (2.0, 1.0), (1, 3), None),
+        ScoredRow("", 7, 2, (3.0, 2.5), (0, 1), (False, True), (20.0, 100.0)),
     ]  # fmt: skip
 
 
@@ -105,7 +107,8 @@ def test_stage_scores_base_and_adapter_and_is_reproducible(trained, fetched_base
     folder = trained(num_epochs=4)
     results = evaluate_in(folder, fetched_base)
     assert results == json.loads((folder / "evaluate.json").read_text())
-    assert set(results["base"]) == set(results["adapter"]) == {"loss", "perplexity", "token_accuracy", "exact_match"}
+    measures = {"loss", "perplexity", "token_accuracy", "exact_match", "chrf"}
+    assert set(results["base"]) == set(results["adapter"]) == measures
     assert results["adapter"]["loss"] < results["base"]["loss"]
     gain = results["difference"]
     assert 0 < gain["loss_low"] < gain["loss"] < gain["loss_high"]
@@ -117,6 +120,9 @@ def test_stage_scores_base_and_adapter_and_is_reproducible(trained, fetched_base
     generations = [json.loads(line) for line in (folder / "report" / "generations.jsonl").read_text().splitlines()]
     assert len(generations) == results["prompts"] == 4
     assert headline(results) in (folder / "report" / "index.html").read_text()
+    [*rows] = read_row_scores(folder / "report" / "rows.csv")["validation"]
+    assert len(rows) == results["rows"] and sum(row.matches is not None for row in rows) == results["prompts"]
+    assert overall(rows) == {name: value for name, value in results.items() if isinstance(value, dict)}
     first = sha256_tree(folder / "report"), (folder / "evaluate.json").read_bytes()
     evaluate_in(folder, fetched_base)
     assert (sha256_tree(folder / "report"), (folder / "evaluate.json").read_bytes()) == first
@@ -131,13 +137,24 @@ def test_exact_match_is_omitted_without_prompts(trained, fetched_base):
 
 
 def test_exact_match_requires_the_complete_answer(trained, fetched_base, monkeypatch):
-    import recipe.evaluate.stage
+    import recipe.evaluate.answers
 
     folder = trained()
     references = [
         json.loads(line)["completion"] for line in (folder / "prepared" / "validation.jsonl").read_text().splitlines()
     ]
     answers = [references[0], *(f"{answer} and more" for answer in references[1:])]
-    monkeypatch.setattr(recipe.evaluate.stage, "generate", lambda *_: answers)
+    monkeypatch.setattr(recipe.evaluate.answers, "generate", lambda *_: answers)
     results = evaluate_in(folder, fetched_base, max_generations=len(references))
     assert results["adapter"]["exact_match"] == pytest.approx(1 / len(references), abs=1e-6)
+
+
+def test_chrf_measures_the_similarity_of_an_answer_and_its_reference():
+    references = ["The cat sat on the mat.", "The cat sat on the mat.", "The cat sat on the mat.", "", "x"]
+    answers = ["The cat sat on the mat.", "The cat sat on a mat.", "Dogs run.", "", ""]
+    same, near, far, empty, missing = chrf(answers, references)
+    assert (same, empty, missing) == (100.0, 100.0, 0.0) and 100 > near > 60 > 20 > far
+    # Computed by hand: of the 1-grams and 2-grams of `ab` and `abc`, precision 1 and 1, recall 2/3 and 1/2. sacrebleu
+    # leaves out the n-grams that the answer is too short for.
+    precision, recall = 1.0, (2 / 3 + 1 / 2) / 2
+    assert chrf(["ab"], ["abc"]) == [pytest.approx(100 * 5 * precision * recall / (4 * precision + recall), abs=1e-3)]

@@ -236,7 +236,7 @@ def test_a_model_and_categories_in_another_script_are_registered(store, evaluate
 
     from recipe.register.params import RegistryParams
 
-    RegistryParams(name="模型-é", experiment="проба", promote="always")
+    RegistryParams(name="模型-é", experiment="проба", promote="always", general_margin=0.05)
     registry = tracker(store)
     registry.experiment = "проба"
     run_register(evaluated(), fetched_base, registry, name="模型-é")

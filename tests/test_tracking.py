@@ -110,7 +110,7 @@ def test_the_adapter_is_registered_once_and_answers_as_before(evaluated, fetched
 
     folder = evaluated(num_epochs=2)
     registry = tracker(store)
-    assert run_register(folder, fetched_base, registry) == "version 1 is the first champion"
+    assert run_register(folder, fetched_base, registry).startswith("version 1 is the first champion: validation loss ")
     assert run_register(folder, fetched_base, registry) == "version 1 is already the champion"
     # Training was not tracked here, so register created the run from the loss curve.
     run_id = registry.find_run(finished=True)
@@ -121,8 +121,10 @@ def test_the_adapter_is_registered_once_and_answers_as_before(evaluated, fetched
     assert version.tags["base_id"] == "tiny" and version.tags["git_commit"] == "abc" and version.run_id == run_id
     # The UI shows the headline, the answers as a table, and the reports.
     assert version.description.startswith("The adapter is ")
-    assert version.tags["promotion"] == "version 1 is the first champion"
-    assert version.description in registry.client.get_run(run_id).data.tags["mlflow.note.content"]
+    assert version.tags["promotion"].startswith("version 1 is the first champion: validation loss ")
+    headline, _, promotion = version.description.partition("\n\n")
+    assert promotion == f"V{version.tags['promotion'][1:]}."
+    assert headline in registry.client.get_run(run_id).data.tags["mlflow.note.content"]
     answers = registry.client.load_table(registry.experiment_id(), "generations.json", run_ids=[run_id])
     assert len(answers) == 2 and {"asked", "wanted", "base", "adapter", "adapter is right"} <= set(answers.columns)
     artifacts = {artifact.path for artifact in registry.client.list_artifacts(run_id)}
@@ -184,11 +186,11 @@ def test_the_better_adapter_stays_champion(evaluated, fetched_base, store, tmp_p
     run_register(evaluated(num_epochs=4), fetched_base, registry)
     worse = evaluated(num_epochs=1, learning_rate=1e-6)
     assert "version 1 stays the champion" in run_register(worse, fetched_base, registry)
-    assert registry.champion("tiny")[0] == "1"
+    assert registry.champion("tiny").number == "1"
     promotion = registry.client.get_model_version("tiny", "2").tags["promotion"]
     assert promotion.startswith("version 1 stays the champion: validation loss ")
     assert "version 2 is now the champion" in run_register(worse, fetched_base, registry, promote="always")
-    assert registry.champion("tiny")[0] == "2"
+    assert registry.champion("tiny").number == "2"
 
 
 def free_port():
@@ -204,7 +206,7 @@ def test_a_real_server_stores_the_run_and_the_version_and_serves_the_model(evalu
     with registry.training() as log:
         log({"loss": 1.0}, 1)
     folder = evaluated()
-    assert run_register(folder, fetched_base, registry) == "version 1 is the first champion"
+    assert run_register(folder, fetched_base, registry).startswith("version 1 is the first champion: validation loss ")
     assert registry.link(registry.find_run(finished=True)).startswith(f"{server}/#/experiments/")
     model = mlflow.pyfunc.load_model("models:/tiny@champion")
     assert len(model.predict([{"instruction": "Go."}], {"max_new_tokens": 2})) == 1

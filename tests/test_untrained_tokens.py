@@ -201,7 +201,7 @@ def test_a_registered_version_has_the_trained_rows(family, base, train_params, s
     paths = base(family)
     run(paths, train_params(num_epochs=25))
     evaluate(EvaluateParams(max_generations=4, max_new_tokens=12, batch_tokens=600, tasks=[]), paths, no_progress)
-    params = RegistryParams(name="tiny", experiment="tests", promote="if_better")
+    params = RegistryParams(name="tiny", experiment="tests", promote="if_better", general_margin=0.05)
     register(params, paths, lineage={}, registry=tracker(store))
     monkeypatch.chdir(paths.folder)
     model = mlflow.pyfunc.load_model("models:/tiny@champion")

@@ -2,7 +2,8 @@ import re
 
 import pytest
 
-from recipe.evaluate.report import about, pictures, report_page
+from recipe.evaluate.report import about, report_page
+from recipe.report.score_tables import pictures
 
 RESULTS = {
     "rows": 2,
@@ -59,9 +60,7 @@ def test_measures_are_listed_by_category_and_length_with_intervals():
     assert cells(html, "Exact match by category") == [
         ["category", "prompts", *header[1:]], ["sum", "2", "0.0%", "50.0%", "50.0 points higher", "-"],
     ]  # fmt: skip
-    note = (
-        "A group with fewer than 10 prompts, or with the same change in exact match for every prompt, has no interval."
-    )
+    note = "A group with fewer than 10 prompts, or with the same change for every prompt, has no interval."
     assert html.count(note) == 1
     assert cells(html, "Loss by length")[1][1:] == ["9", "1.000", "2.000", "1.000 higher", "0.900 to 1.100"]
     assert cells(html, "Token accuracy by length")[1][4:] == ["25.0 points lower", "-12.5 to 50.0 points"]

@@ -72,7 +72,7 @@ def prepared_rows() -> Path:
     ]
     (folder / "base/manifest.json").write_text(json.dumps({**manifest, "remote_code": False, "files": files}))
     params = read_params(ROOT / "params.yaml", sections())
-    from_folder = {"source": str(folder / "rows"), "sha256": None, "validation_split": None}
+    from_folder = {"source": str(folder / "rows"), "sha256": None, "validation_split": None, "general": None}
     data = params["data"].model_copy(update=from_folder)
     fetch_data(data, paths_in(folder))
     sequence = params["sequence"].model_copy(update={"max_length": TOKENS // 4, "on_overlong": "truncate"})

@@ -99,8 +99,11 @@ class Scan:
 
 
 def in_order(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the files in the order in which prepare reads them: validation files first, if there are any."""
-    return sorted(files, key=lambda file: file["split"] == "train")
+    """Return the files in the order in which prepare reads them: validation files first, if there are any.
+
+    The file of general rows, on which the adapter is not trained, is left out.
+    """
+    return sorted((file for file in files if file["split"] != "general"), key=lambda file: file["split"] == "train")
 
 
 def read_all(data: Path, files: list[dict[str, Any]]) -> Iterator[Row]:

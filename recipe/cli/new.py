@@ -80,6 +80,10 @@ def new_recipe(
             params[section]["source"] = source if source == HUB else os.path.relpath(option, new)
         elif params[section]["source"] != HUB:
             params[section]["source"] = os.path.relpath(folder / params[section]["source"], new)
+    if data is not None:
+        params["data"].update(general=None, general_sha256=None)
+    elif params["data"]["general"] is not None:
+        params["data"]["general"] = os.path.relpath(folder / params["data"]["general"], new)
     if data is not None and source_of(data) == HUB:
         params["data"].update(
             id=data, revision=None, subset=None, sha256=None, train_split="train", validation_split=None

@@ -9,7 +9,8 @@ from recipe.cli.run_metadata import read_notes
 from recipe.core.format import shorten
 from recipe.core.io import read_json, read_json_lines
 from recipe.core.paths import Paths, make_command
-from recipe.report.comparison import VARIANTS, headline
+from recipe.report.comparison import VARIANTS, format_score, headline
+from recipe.report.row_scores import GENERAL
 from recipe.text.alpaca import question_in
 
 NUM_SHOWN = 3
@@ -29,13 +30,17 @@ def summary_text(paths: Paths, model_name: str) -> str:
     """
     results = read_json(paths.evaluate_metrics)
     lines = [headline(results), ""]
-    lines.append(f"{'':9}{'loss':>9}{'perplexity':>12}{'token acc.':>12}{'exact':>9}")
+    lines.append(f"{'':9}{'loss':>9}{'perplexity':>12}{'token acc.':>12}{'exact':>9}{'chrF':>7}")
     for variant in VARIANTS:
         scores = results[variant]
-        exact = "-" if scores["exact_match"] is None else f"{scores['exact_match']:.1%}"
+        exact, chrf = (format_score(measure, scores[measure]) for measure in ("exact_match", "chrf"))
         lines.append(
             f"{variant:9}{scores['loss']:9.3f}{scores['perplexity']:12,.2f}{scores['token_accuracy']:12.1%}{exact:>9}"
+            f"{chrf:>7}"
         )
+    if general := results.get(GENERAL):
+        losses = (format_score("loss", general[variant]["loss"]) for variant in VARIANTS)
+        lines.append("loss on {:,} general rows: base {}, adapter {}".format(general["rows"], *losses))
     for row in pick(read_json_lines(paths.evaluation / "generations.jsonl"), NUM_SHOWN):
         question = " | ".join(question_in(row["prompt"]).split("\n\n"))
         lines += ["", f"{'prompt':11}{_one_line(question)}"]

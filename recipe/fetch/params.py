@@ -23,6 +23,11 @@ class DataParams(Section):
         description="the split to validate on; if null, part of the training rows is held out"
     )
 
+    general: str | None = Field(
+        description="a file of rows that the training does not target, on which the adapter must not get worse"
+    )
+    general_sha256: str | None = Field(description="the sha256 of that file, which `recipe pin` fills in")
+
     @property
     def splits(self) -> dict[str, str]:
         """A mapping from `train` and `validation` to the names of these splits in the source."""

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from recipe.core.errors import DataError, ParamsError
+from recipe.core.io import sha256_file
 from recipe.fetch.hub import Listing, download, list_repository
 from recipe.text.readers import FORMATS
 
@@ -58,6 +59,42 @@ def local_split_files(folder: Path, source: str, wanted: dict[str, str]) -> dict
             "data.source to a folder that contains both splits."
         )
     return {"train": [path]}
+
+
+def general_file(folder: Path, name: str | None, sha256: str | None) -> Path | None:
+    """Return the file of general rows, or None if data.general is null. `folder` is the recipe's folder.
+
+    DVC does not watch this file. Instead, it watches the sha256 in params.yaml, so that value is required. Raises
+    DataError if the file is missing or its sha256 differs, and ParamsError if only one of the two values is given.
+    """
+    if name is None:
+        if sha256 is not None:
+            raise ParamsError("params.yaml: data.general_sha256 is set, but data.general is null.")
+        return None
+    actual = general_sha256(folder, name)
+    if sha256 is None:
+        raise ParamsError(
+            f"params.yaml: data.general is {name}, but data.general_sha256 is null. Run `recipe pin`, or set it to "
+            f"{actual}."
+        )
+    if sha256.lower() != actual:
+        raise DataError(
+            f"{name} does not match data.general_sha256: expected {sha256}, found {actual}. If the file was changed on "
+            "purpose, run `recipe pin --update`."
+        )
+    return folder / name
+
+
+def general_sha256(folder: Path, name: str) -> str:
+    """Return the sha256 of the file of general rows. Raises DataError if it is missing or in an unknown format."""
+    path = folder / name
+    if not path.is_file():
+        raise DataError(f"data.general: {name} is not a file (looked in {folder.resolve()}).")
+    if path.suffix not in FORMATS:
+        raise DataError(
+            f"data.general: {name} ends in {path.suffix!r}, but rows are read only from {', '.join(FORMATS)} files."
+        )
+    return sha256_file(path)
 
 
 def dataset_splits(

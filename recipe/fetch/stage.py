@@ -26,7 +26,7 @@ from recipe.core.services import Services
 from recipe.fetch.architecture import check_architecture
 from recipe.fetch.hub import check_pinned, download, folder_lock, list_repository, stated_license
 from recipe.fetch.params import DataParams, ModelParams
-from recipe.fetch.splits import dataset_splits, local_split_files
+from recipe.fetch.splits import dataset_splits, general_file, local_split_files
 from recipe.fetch.tokenizer_files import check_files, check_sentencepiece
 from recipe.fetch.weights import (
     CHAT_TEMPLATES,
@@ -43,6 +43,7 @@ from recipe.tokens.tokenizer import give_padding_token, load_tokenizer
 
 Check = Callable[[Path], None]
 MANIFEST = "manifest.json"
+GENERAL = "general"
 
 
 def check_sha256(params: DataParams, actual: dict[str, str]) -> None:
@@ -75,8 +76,10 @@ def check_sha256(params: DataParams, actual: dict[str, str]) -> None:
 def fetch_data(params: DataParams, paths: Paths) -> None:
     """Copy the data files unchanged to paths.raw, and write a manifest.
 
-    The manifest lists the name, split, size and sha256 of each file.
+    The manifest lists the name, split, size and sha256 of each file. The file of data.general is copied to the folder
+    `general`, as the only file of the split `general`.
     """
+    general = general_file(paths.folder, params.general, params.general_sha256)
     about: dict[str, Any] = {"source": "files", "id": params.id}
     if params.source == HUB:
         name, revision = check_pinned("data", params.id, params.revision)
@@ -85,19 +88,22 @@ def fetch_data(params: DataParams, paths: Paths) -> None:
     else:
         root, splits = None, local_split_files(paths.folder, params.source, params.splits)
     with new_folder(paths.raw) as target:
-        listed, digests = [], {}
+        listed: list[dict[str, Any]] = []
+
+        def copy(path: Path, name: str, split: str) -> None:
+            if name == MANIFEST or any(file["name"] == name for file in listed):
+                raise DataError(f"data.source: {path} has the name of another file that fetch writes. Rename the file.")
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / name)
+            sha256 = sha256_file(target / name)
+            listed.append({"name": name, "split": split, "bytes": path.stat().st_size, "sha256": sha256})
+
         for split, files in splits.items():
             for path in files:
-                name = path.relative_to(root).as_posix() if root else path.name
-                if name == MANIFEST:
-                    raise DataError(
-                        f"data.source: {path} has the name of the manifest that fetch writes. Rename the file."
-                    )
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target / name)
-                digests[name] = sha256_file(target / name)
-                listed.append({"name": name, "split": split, "bytes": path.stat().st_size, "sha256": digests[name]})
-        check_sha256(params, digests)
+                copy(path, path.relative_to(root).as_posix() if root else path.name, split)
+        check_sha256(params, {file["name"]: file["sha256"] for file in listed})
+        if general:
+            copy(general, f"{GENERAL}/{general.name}", GENERAL)
         write_json(target / MANIFEST, {**about, "files": listed})
 
 

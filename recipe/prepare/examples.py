@@ -118,10 +118,10 @@ def _others(rows: list[BadRow]) -> str:
 
 
 class Splitter:
-    """Assigns examples to splits, and checks that no prompt is in both splits.
+    """Assigns examples to splits, and checks that no prompt of another split is in the training rows.
 
     If the source has a validation split, its rows must be assigned before the training rows. Otherwise, a `fraction` of
-    the prompts is held out for validation.
+    the prompts is held out for validation. General rows (data.general) must also be assigned before the training rows.
     """
 
     def __init__(self, fraction: float, *, validation_is_given: bool) -> None:
@@ -129,42 +129,43 @@ class Splitter:
         self.count = {"train": 0, "validation": 0}
         self._first_key: bytes | None = None  # the key of the first row, with which all other keys are compared
         self._same_prompt = True
-        self._validation: dict[bytes, list[str]] = {}  # the places of each prompt in the given validation split
-        self._leaks: dict[bytes, str] = {}  # for each prompt in both splits, the place of a training row
+        # The places of each prompt in the given validation split and in the general rows.
+        self._reserved: dict[str, dict[bytes, list[str]]] = {"validation": {}, "general": {}}
+        # For each of these prompts that is also a prompt of the training rows, the place of a training row.
+        self._leaks: dict[bytes, str] = {}
 
     def assign(self, split: str, example: Example) -> str:
-        """Return the split of an example, `train` or `validation`, and count the example.
+        """Return the split of an example: `train`, `validation` or `general`. Count the example unless it is general.
 
         `split` is the example's split in the source.
         """
-        key = example.prompt_key
+        key, place = example.prompt_key, f"{example.file}, {example.place}"
+        if split == "general":
+            self._reserved[split].setdefault(key, []).append(place)
+            return split
         self._first_key = self._first_key or key
         self._same_prompt = self._same_prompt and key == self._first_key
-        if self.given:
-            place = f"{example.file}, {example.place}"
-            if split == "validation":
-                self._validation.setdefault(key, []).append(place)
-            elif key in self._validation:
-                self._leaks[key] = place
-        elif in_validation(key, self.fraction):
+        if self.given and split == "validation":
+            self._reserved[split].setdefault(key, []).append(place)
+        elif not self.given and in_validation(key, self.fraction):
             split = "validation"
+        elif any(key in places for places in self._reserved.values()):
+            self._leaks[key] = place
         self.count[split] += 1
         return split
 
     def check(self) -> None:
-        """Raise DataError if a prompt is in both splits, or if a split is empty."""
-        leaks = [
-            (self._leaks[key], place)
-            for key in self._validation
-            if key in self._leaks
-            for place in self._validation[key]
-        ]
-        if leaks:
-            lines = [f"  {validation} has the same prompt as {train}" for train, validation in leaks[:SHOWN_MISTAKES]]
-            raise DataError(
-                f"found {len(leaks)} validation rows whose prompts are also in the training rows. Remove the rows with "
-                "these prompts from one of the two splits.\n" + "\n".join(lines)
-            )
+        """Raise DataError if a training row has a prompt of another split, or if a split is empty."""
+        for split, places in self._reserved.items():
+            leaks = [
+                f"  {place} has the same prompt as {self._leaks[key]}"
+                for key in places if key in self._leaks for place in places[key]
+            ]  # fmt: skip
+            if leaks:
+                raise DataError(
+                    f"found {len(leaks)} {split} rows whose prompts are also in the training rows. Remove the rows "
+                    "with these prompts from one of the two splits.\n" + "\n".join(leaks[:SHOWN_MISTAKES])
+                )
         for name, count in self.count.items():
             if not count and self.given:
                 raise DataError(f"the {name} split has no valid rows. Check the files of this split.")

@@ -4,6 +4,8 @@ The stage reads data/raw/ and models/base/tokenizer/, and writes data/prepared/:
     train.arrow         the packed sequences: input_ids, completion_mask (the tokens in the loss), seq_lengths, rows
     validation.arrow    the validation examples, one per sequence, in the order of validation.jsonl
     validation.jsonl    the prompts, completions and categories of the validation examples
+    general.arrow       the same for the general rows, if params.yaml names any (data.general)
+    general.jsonl
     rows.arrow          facts about each valid row: split, file, place, category, num_chars, num_tokens, num_before.
                         The training rows come first; `rows` in train.arrow contains their numbers, counted from 0.
     quarantine.jsonl    the malformed rows that were dropped (with on_bad_row: drop), each with the reason
@@ -46,7 +48,7 @@ def prepare(params: SequenceParams, paths: Paths, progress: Progress) -> dict[st
     template = make_template(params.template, params.columns, chat)
     files = {
         split: {file["name"]: paths.raw / file["name"] for file in manifest["files"] if file["split"] == split}
-        for split in ("train", "validation")
+        for split in ("train", "validation", "general")
     }
     rows = tokenize_rows(params, files, tokenizer, template, chat, progress)
     train, validation = rows.splits["train"], rows.splits["validation"]
@@ -60,12 +62,16 @@ def prepare(params: SequenceParams, paths: Paths, progress: Progress) -> dict[st
     with new_folder(paths.prepared) as target:
         write_sequences(target / "train.arrow", train.sequences(packed), train.vocab_size)
         write_sequences(target / "validation.arrow", validation.sequences(_unpacked(validation)), train.vocab_size)
-        write_text(target / "validation.jsonl", _lines(rows.answers))
+        write_text(target / "validation.jsonl", _lines(rows.answers["validation"]))
+        if general := rows.splits.get("general"):
+            write_sequences(target / "general.arrow", general.sequences(_unpacked(general)), train.vocab_size)
+            write_text(target / "general.jsonl", _lines(rows.answers["general"]))
         quarantined = [
             {"file": row.file, "place": row.place, "reason": row.reason, "content": row.content} for row in rows.bad
         ]
         write_text(target / "quarantine.jsonl", _lines(quarantined))
-        write_facts(target / "rows.arrow", [split.facts(name) for name, split in rows.splits.items()])
+        facts = [rows.splits[name].facts(name) for name in ("train", "validation")]
+        write_facts(target / "rows.arrow", facts)
         write_json(target / "unused.json", rows.unused)
         write_json(target / "forms.json", rows.forms)
         write_json(target / "meta.json", meta)
@@ -95,10 +101,10 @@ def settings_meta(
 def counts_meta(rows: TokenizedRows, num_sequences: int, max_length: int) -> dict[str, Any]:
     """Return the part of meta.json that contains the numbers of rows, tokens and sequences, and a sha256.
 
-    The sha256 covers the tokens and the completion masks of the validation rows.
+    The sha256 covers the tokens and the completion masks of the validation rows. Another one covers the general rows.
     """
-    train, validation = rows.splits["train"], rows.splits["validation"]
-    validation_examples = validation.sequences(_unpacked(validation))
+    train, validation, general = (rows.splits.get(name) for name in ("train", "validation", "general"))
+    assert train and validation
     return {
         "rows": {
             "read": rows.num_read,
@@ -123,13 +129,24 @@ def counts_meta(rows: TokenizedRows, num_sequences: int, max_length: int) -> dic
             "recommended_max_length": shortest_limit(train.whole_lengths),
         },
         # The validation losses of two adapters are comparable only if this hash is the same for both adapters.
-        "validation_sha256": sha256_bytes(
-            b"".join(
-                ids.astype("<u4").tobytes() + completion_mask.tobytes()
-                for [(ids, completion_mask, _)] in validation_examples
-            )
-        ),
-    }
+        "validation_sha256": _sha256_of_examples(validation),
+        "general": None if general is None else {
+            "rows": len(general.lengths),
+            "tokens": general.num_tokens,
+            "loss_tokens": general.num_loss_tokens,
+            "sha256": _sha256_of_examples(general),
+            **general.counts,
+        },
+    }  # fmt: skip
+
+
+def _sha256_of_examples(rows: SplitTokens) -> str:
+    return sha256_bytes(
+        b"".join(
+            ids.astype("<u4").tobytes() + completion_mask.tobytes()
+            for [(ids, completion_mask, _)] in rows.sequences(_unpacked(rows))
+        )
+    )
 
 
 def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
@@ -143,6 +160,11 @@ def run(params: dict[str, Any], paths: Paths, services: Services) -> str:
         f"in {sequences['train']:,} sequences, {sequences['filled']:.1%} full"
     )
     lines = [summary, describe_roles(meta["roles"])]
+    if general := meta["general"]:
+        lines.append(
+            f"{_rows(general['rows'], 'general')} (data.general), which are not in the training: "
+            f"{general['tokens']:,} tokens ({general['loss_tokens']:,} in the loss)"
+        )
     if rows["truncated"]:
         lines.append(describe_cut(meta))
     if meta["split_completions"]:

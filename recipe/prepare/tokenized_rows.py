@@ -51,14 +51,15 @@ def infrequent_gc() -> Iterator[None]:
 class TokenizedRows:
     """The result of tokenize_rows.
 
-    `splits` contains the tokens of each split. `answers` contains the prompt, the completion and the category of each
-    validation row. `bad` contains the malformed rows. `num_read` is the number of rows read. `unused` lists the columns
-    and message keys that the template does not use (see unused.py). `forms` contains an example row for each form (see
-    forms.py).
+    `splits` contains the tokens of each split: `train`, `validation` and, if there are general rows, `general`.
+    `answers` contains, for each split but `train`, the prompt, the completion and the category of each row. `bad`
+    contains the malformed rows. `num_read` is the number of rows read, without the valid general rows. `unused` lists
+    the columns and message keys that the template does not use (see unused.py). `forms` contains an example row for
+    each form (see forms.py).
     """
 
     splits: dict[str, SplitTokens]
-    answers: list[dict[str, str]] = field(default_factory=list)
+    answers: dict[str, list[dict[str, str]]] = field(default_factory=lambda: {"validation": [], "general": []})
     bad: list[BadRow] = field(default_factory=list)
     num_read: int = 0
     unused: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -67,12 +68,13 @@ class TokenizedRows:
     def add(self, split: str, example: Example, tokens: Tokens) -> bool:
         """Store the tokens of an example, and return whether the example is kept.
 
-        For a kept validation example, also store the prompt and the last completion.
+        For a kept example of `validation` or `general`, also store the prompt and the last completion.
         """
         is_kept = self.splits[split].add(example, tokens)
-        if is_kept and split == "validation":
-            completion = example.turns[-1].completion
-            self.answers.append({"prompt": example.prompt, "completion": completion, "category": example.category})
+        if is_kept and split in self.answers:
+            self.answers[split].append({
+                "prompt": example.prompt, "completion": example.turns[-1].completion, "category": example.category,
+            })  # fmt: skip
         return is_kept
 
 
@@ -82,14 +84,15 @@ def tokenize_rows(
 ) -> TokenizedRows:  # fmt: skip
     """Tokenize the rows of `files`, {split: {name: path}}. Without validation files, rows are split by their prompts.
 
-    Raises DataError if a prompt is in both splits or a split is empty. Depending on `params`, DataError is also raised
-    if a row is malformed or too long.
+    Raises DataError if a prompt of another split is in the training rows, or if a split is empty. Depending on
+    `params`, DataError is also raised if a row is malformed or too long.
     """
     num_ids = 1 + max(tokenizer.get_vocab().values())  # larger than the number of tokens if the ids have gaps
+    order = ("general", "validation", "train") if files.get("general") else ("validation", "train")
     rows = TokenizedRows(
-        {name: SplitTokens(params.max_length, params.on_overlong, num_ids) for name in ("train", "validation")}
+        {name: SplitTokens(params.max_length, params.on_overlong, num_ids) for name in reversed(order)}
     )
-    bad: dict[str, list[BadRow]] = {"train": [], "validation": []}
+    bad: dict[str, list[BadRow]] = {name: [] for name in reversed(order)}
     splitter = Splitter(params.validation_fraction, validation_is_given=bool(files["validation"]))
     plain, looked_for_ranks = None, False
     unused, forms = (
@@ -97,11 +100,11 @@ def tokenize_rows(
         Forms(tokenizer, params.max_length),
     )
     with infrequent_gc():
-        for split in ("validation", "train"):  # the splitter requires this order
+        for split in order:  # the splitter requires this order
             source = read_examples(files[split], template, params.columns, unused) if files[split] else iter(())
             for batch in batched(progress(source, f"tokenizing {split}"), BATCH_ROWS):
                 bad[split] += [row for row in batch if isinstance(row, BadRow)]
-                if params.on_bad_row == "error" and (bad["train"] or bad["validation"]):
+                if params.on_bad_row == "error" and any(bad.values()):
                     continue  # collect the remaining bad rows for the error message, but tokenize no more rows
                 examples = [row for row in batch if isinstance(row, Example)]
                 turns = [example.turns for example in examples]
@@ -116,16 +119,15 @@ def tokenize_rows(
                         tokens = "no token of the row is in the loss"
                     if isinstance(tokens, str):
                         bad[split].append(BadRow(example.file, example.place, tokens, example.text))
-                    elif rows.add(splitter.assign(split, example), example, tokens):
+                    elif rows.add(splitter.assign(split, example), example, tokens) and split != "general":
                         forms.add(example, tokens)
     rows.unused, rows.forms = unused.summary(), forms.summary()
-    rows.bad = bad["train"] + bad["validation"]
+    rows.bad = [row for found in bad.values() for row in found]
     if rows.bad and params.on_bad_row == "error":
         raise DataError(report_bad_rows(rows.bad) + "\nFix these rows, or set sequence.on_bad_row to drop.")
     splitter.check()
     rows.num_read = sum(splitter.count.values()) + len(rows.bad)
-    train, validation = rows.splits["train"], rows.splits["validation"]
-    check_overlong(train.too_long + validation.too_long, params.max_length)
-    if not train.num_tokens or not validation.num_tokens:
+    check_overlong([row for split in rows.splits.values() for row in split.too_long], params.max_length)
+    if not all(split.num_tokens for split in rows.splits.values()):
         raise DataError("all rows of a split are longer than sequence.max_length and were dropped. Raise the limit.")
     return rows

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from recipe.report.comparison import headline
+from recipe.report.comparison import LABELS, headline
+from recipe.report.row_scores import GENERAL
 
 
 def model_card(
@@ -24,18 +25,31 @@ def model_card(
         f"- Template: {meta['template']}, loss on {meta['loss_on']}, up to {meta['max_length']:,} tokens per sequence",
         f"- Training: {train_metrics['steps']:,} steps, {train_metrics['tokens']:,} tokens per epoch",
         "", "| | base | adapter |", "|---|---|---|",
-        *[f"| {name.replace('_', ' ')} | {base[name]} | {adapter[name]} |" for name in base],
-        "", "## Intended use", "", *_intended_use(meta, scores), "", "## How to rebuild", "", *_rebuild(tags),
+        *[f"| {LABELS[name]} | {base[name]} | {adapter[name]} |" for name in base],
+        *_general_rows(scores), "", "## Intended use", "", *_intended_use(meta, scores),
+        "", "## How to rebuild", "", *_rebuild(tags),
         "", "## Lineage", "", *[f"- {name}: {value}" for name, value in sorted(tags.items())], "",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
+def _general_rows(scores: dict[str, Any]) -> list[str]:
+    if GENERAL not in scores:
+        return []
+    general = scores[GENERAL]
+    return [
+        "", f"On {general['rows']:,} general rows, which the training did not target:", "", "| | base | adapter |",
+        "|---|---|---|",
+        *[f"| {LABELS[name]} | {value} | {general['adapter'][name]} |" for name, value in general["base"].items()],
+    ]  # fmt: skip
+
+
 def _intended_use(meta: dict[str, Any], scores: dict[str, Any]) -> list[str]:
+    others = " and on general rows" if GENERAL in scores else ""
     return [
         f"The adapter answers prompts like those of its training rows, written with the template {meta['template']}. "
-        f"It was evaluated only on {scores['rows']:,} validation rows of the same data, and not for other tasks, other "
-        "languages, or safety. The licenses of the base model and the data apply.",
+        f"It was evaluated only on {scores['rows']:,} validation rows of the same data{others}, and not for other "
+        "tasks, other languages, or safety. The licenses of the base model and the data apply.",
     ]
 
 

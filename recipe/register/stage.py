@@ -21,9 +21,10 @@ from recipe.core.paths import Paths
 from recipe.core.services import Services
 from recipe.register.card import model_card
 from recipe.register.params import RegistryParams
-from recipe.register.promotion import decide
+from recipe.register.promotion import Candidate, decide
 from recipe.report.comparison import Groups, headline
 from recipe.report.loss_curve import read_curve
+from recipe.report.row_scores import FILE, GENERAL, read_row_scores
 from recipe.text.alpaca import question_in
 
 MAX_NAME_CHARS = 100  # MLflow allows 250 characters for a whole key, which may contain several names
@@ -57,11 +58,11 @@ class Registry(Protocol):
     def add_version(self, adapter: Adapter) -> str:
         """Register the adapter unless it is already registered, and return its version number."""
 
-    def champion(self, name: str) -> tuple[str, dict[str, str]] | None:
-        """Return the number and the tags of the version with the `champion` alias, or None if no version has it."""
+    def champion(self, name: str) -> Candidate | None:
+        """Return the version with the `champion` alias, or None if no version has it."""
 
     def record_promotion(self, name: str, version: str, sentence: str, *, moves: bool) -> None:
-        """Store `sentence` as a tag on the version, and move the alias to this version if `moves` is true."""
+        """Store `sentence` with the version, and move the alias to this version if `moves` is true."""
 
 
 def plain(names: Iterable[str]) -> dict[str, str]:
@@ -118,6 +119,7 @@ def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], regi
     manifest, meta = read_json(paths.base / "manifest.json"), read_json(paths.prepared / "meta.json")
     train_metrics, scores = read_json(paths.train_metrics), read_json(paths.evaluate_metrics)
     generations, curve = read_json_lines(paths.evaluation / "generations.jsonl"), read_curve(paths.loss_curve)
+    rows = read_row_scores(paths.evaluation / FILE)
     check_adapter(paths.adapter, manifest)
     if not is_trained(paths.adapter):
         raise DataError(
@@ -125,6 +127,9 @@ def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], regi
         )
     check_sha256(paths.base / "tokenizer", meta["tokenizer_sha256"])
     check_count(paths.evaluation / "generations.jsonl", len(generations), scores["prompts"])
+    check_count(paths.evaluation / FILE, len(rows.get("validation", [])), scores["rows"])
+    general = scores.get(GENERAL)
+    check_count(paths.evaluation / FILE, len(rows.get(GENERAL, [])), general["rows"] if general else 0, "general rows")
     check_count(paths.loss_curve, int(curve[-1]["step"]) if curve else 0, train_metrics["steps"], "steps")
     sha256, names = sha256_tree(paths.adapter), plain(file["name"] for file in meta["data"])
     tags = {
@@ -136,6 +141,15 @@ def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], regi
         "validation_sha256": meta["validation_sha256"],
         "validation_loss": f"{scores['adapter']['loss']:.6f}",
         "base_validation_loss": f"{scores['base']['loss']:.6f}",
+        **(
+            {}
+            if general is None
+            else {
+                "general_sha256": meta["general"]["sha256"],
+                "general_loss": f"{general['adapter']['loss']:.6f}",
+                "base_general_loss": f"{general['base']['loss']:.6f}",
+            }
+        ),
         **{f"data_sha256.{names[file['name']]}": file["sha256"] for file in meta["data"]},
         **lineage,
     }
@@ -160,9 +174,9 @@ def register(params: RegistryParams, paths: Paths, lineage: dict[str, str], regi
         )
     )
     champion = registry.champion(params.name)
-    moves, sentence = decide(params.promote, version, tags, champion)
+    moves, sentence = decide(params.promote, params.general_margin, Candidate(version, tags, rows), champion)
     # If the version is already the champion, keep the sentence that says why it became the champion.
-    if champion is None or champion[0] != version:
+    if champion is None or champion.number != version:
         registry.record_promotion(params.name, version, sentence, moves=moves)
     write_json(
         paths.receipt,

@@ -10,8 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from recipe.core.errors import DataError
+
 VARIANTS = ("base", "adapter")
-MEASURES = ("loss", "exact_match", "token_accuracy")
+MEASURES = ("loss", "exact_match", "chrf", "token_accuracy")
+LABELS = {  # the names of the measures in tables, in the order of their columns
+    "loss": "loss", "perplexity": "perplexity", "token_accuracy": "token accuracy", "exact_match": "exact match",
+    "chrf": "chrF",
+}  # fmt: skip
+OF_ANSWERS = ("exact_match", "chrf")  # the measures of generated answers; the others are measures of the reference
 Groups = dict[str, dict[str, dict[str, Any]]]  # {"loss_by_category": {category: result of compare()}}
 # The minimum number of rows for an interval. With 10 rows of normally distributed gains, the nominal 95% interval
 # covers the true value in 90% of cases; with 5 rows, in 85%.
@@ -31,6 +38,7 @@ class ScoredRow:
     losses: tuple[float, float]  # sums over the loss positions, in nats
     right: tuple[int, int]  # numbers of loss positions at which the model ranks the correct token first
     matches: tuple[bool, bool] | None  # whether the generated answer is an exact match; None if no answer was generated
+    chrf: tuple[float, float] | None = None  # similarity of the answer and the reference, from 0 to 100; see chrf.py
 
 
 def interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> tuple[float, float]:
@@ -54,12 +62,15 @@ def compare(rows: Sequence[ScoredRow], measure: str) -> dict[str, Any] | None:
     """Compare the base model and the adapter on the rows that have a value for the measure.
 
     Returns both scores and the gain with its 95% interval, or None if no row has a value. The gain is positive if
-    the adapter is better, which means a lower loss or a higher share. No interval is computed if there are fewer than
-    FEWEST_ROWS rows, or if all rows have the same gain in exact matches. Resampling rows with the same gain always
-    produces the same value, which says nothing about the uncertainty.
+    the adapter is better, which means a lower loss or a higher value of another measure. No interval is computed if
+    there are fewer than FEWEST_ROWS rows, or if all answers have the same gain. Resampling rows with the same gain
+    always produces the same value, which says nothing about the uncertainty.
     """
+    sums: list[tuple[float, float, int]]
     if measure == "exact_match":
         sums = [(*row.matches, 1) for row in rows if row.matches is not None]
+    elif measure == "chrf":
+        sums = [(*row.chrf, 1) for row in rows if row.chrf is not None]
     else:
         sums = [(*(row.losses if measure == "loss" else row.right), row.loss_tokens) for row in rows]
     if not sums:
@@ -70,9 +81,32 @@ def compare(rows: Sequence[ScoredRow], measure: str) -> dict[str, Any] | None:
     result: dict[str, Any] = {"rows": len(sums)}
     for name, values in (("base", base), ("adapter", adapter), ("gain", gains)):
         result[name] = round(sum(values) / sum(below), 6)
-    has_interval = len(sums) >= FEWEST_ROWS and (measure != "exact_match" or len(set(gains)) > 1)
+    has_interval = len(sums) >= FEWEST_ROWS and (measure not in OF_ANSWERS or len(set(gains)) > 1)
     result["low"], result["high"] = interval(gains, below) if has_interval else (None, None)
     return result
+
+
+def adapters_on_same_rows(old: Sequence[ScoredRow], new: Sequence[ScoredRow]) -> list[ScoredRow]:
+    """Return rows whose pairs of scores are (old adapter, new adapter), from two evaluations of the same rows.
+
+    Returns no rows if one of the two evaluations has none. Raises DataError if they have different numbers of rows.
+    """
+    if not old or not new:
+        return []
+    if len(old) != len(new):
+        raise DataError(f"the two evaluations contain {len(old):,} and {len(new):,} rows, although these are the same.")
+
+    def answers(first: tuple[Any, Any] | None, second: tuple[Any, Any] | None) -> Any:
+        return (first[1], second[1]) if first and second else None
+
+    return [
+        ScoredRow(
+            category=row.category, length=row.length, loss_tokens=row.loss_tokens,
+            losses=(before.losses[1], row.losses[1]), right=(before.right[1], row.right[1]),
+            matches=answers(before.matches, row.matches), chrf=answers(before.chrf, row.chrf),
+        )
+        for before, row in zip(old, new, strict=True)
+    ]  # fmt: skip
 
 
 def by_group(rows: Sequence[ScoredRow]) -> Groups:
@@ -113,6 +147,7 @@ def overall(rows: Sequence[ScoredRow]) -> dict[str, dict[str, float | None]]:
             "perplexity": round(math.exp(min(score("loss", variant), 100)), 4),
             "token_accuracy": score("token_accuracy", variant),
             "exact_match": score("exact_match", variant),
+            "chrf": score("chrf", variant),
         }
         for variant in VARIANTS
     }
@@ -130,10 +165,10 @@ def overall(rows: Sequence[ScoredRow]) -> dict[str, dict[str, float | None]]:
 def describe_gain(measure: str, gain: float, low: float | None, high: float | None) -> tuple[str, str]:
     """Return a gain and its interval as two strings, such as `2.896 lower` and `2.713 to 3.102`. `-` means no interval.
 
-    Gains in exact matches and token accuracy are in percentage points. For the loss, a gain is a decrease. If the gain
-    is negative, both strings state how much worse the adapter is.
+    Gains in exact matches and token accuracy are in percentage points, gains in chrF in chrF points. For the loss, a
+    gain is a decrease. If the gain is negative, both strings state how much worse the adapter is.
     """
-    scale, digits, unit = (1, 3, "") if measure == "loss" else (100, 1, " points")
+    scale, digits, unit = {"loss": (1, 3, ""), "chrf": (1, 1, " points")}.get(measure, (100, 1, " points"))
     size = f"{scale * abs(gain):.{digits}f}"
     direction = "lower" if (gain > 0) == (measure == "loss") else "higher"
     text = f"{size}{unit} {direction}" if float(size) else "no difference"
@@ -143,6 +178,14 @@ def describe_gain(measure: str, gain: float, low: float | None, high: float | No
     return text, " to ".join(f"{round(scale * end, digits) + 0.0:.{digits}f}" for end in ends) + unit  # avoids -0.0
 
 
+def format_score(measure: str, value: float | None) -> str:
+    """Format a score: losses with three decimals, perplexity with two, chrF with one, and all others as percentages."""
+    if value is None:
+        return "-"
+    digits = {"loss": ".3f", "perplexity": ",.2f", "chrf": ".1f"}.get(measure, ".1%")
+    return f"{value:{digits}}"
+
+
 def length_groups(lengths: list[int]) -> list[str]:
     """For each length, return the label of its quartile, such as `up to 40 tokens`."""
     ordered = sorted(lengths)
@@ -150,10 +193,13 @@ def length_groups(lengths: list[int]) -> list[str]:
     return [f"up to {next(top for top in tops if length <= top):,} tokens" for length in lengths]
 
 
-def headline(results: dict[str, Any]) -> str:
+def headline(
+    results: dict[str, Any], new: str = "The adapter", old: str = "its base", loss: str = "validation loss"
+) -> str:
     """Return a sentence that says whether the adapter is better than its base model, and by how much.
 
     If the interval for the gain in loss is not entirely above zero, the sentence says that the adapter is not better.
+    `new` and `old` name two other models if `results` compares these.
     """
     base, adapter, gain = results["base"], results["adapter"], results["difference"]
     low = gain["loss_low"]
@@ -163,7 +209,7 @@ def headline(results: dict[str, Any]) -> str:
     else:
         verb, better, basis = "is", low > 0, f"95% interval {between}"
     text = (
-        f"The adapter {verb} {'better' if better else 'not better'} than its base: validation loss "
+        f"{new} {verb} {'better' if better else 'not better'} than {old}: {loss} "
         f"{adapter['loss']:.3f} against {base['loss']:.3f} ({size}, {basis})"
     )
     if adapter["exact_match"] is None:

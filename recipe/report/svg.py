@@ -85,6 +85,8 @@ def pairs_of_bars(
         axes.set_yticks(range(len(groups)), [_label(name) for name in groups])
         axes.invert_yaxis()
         axes.margins(x=0.1, y=0.02)
+        if not any(value for pair in groups.values() for value in pair):
+            axes.set_xlim(0, 1)  # by default, matplotlib would center the zeros
         if shares:
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel(label)

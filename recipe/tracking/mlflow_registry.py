@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import mlflow
 from mlflow.entities import Metric
 
-from recipe.register.promotion import ALIAS
+from recipe.register.promotion import ALIAS, Candidate
 from recipe.register.stage import Adapter
 from recipe.text.templates import TEMPLATES
 from recipe.tracking.journal import now
@@ -22,6 +22,7 @@ from recipe.tracking.replay import log_missing
 from recipe.tracking.server import explained
 from recipe.tracking.signature import python_environment, requirements, signature
 from recipe.tracking.sync import send, send_pending
+from recipe.tracking.versions import download_row_scores
 
 GENERATIONS = "generations.json"  # the artifact that the UI shows as a table
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -197,20 +198,26 @@ class MlflowRegistry(Tracker):
         self.client.update_model_version(adapter.name, version, adapter.headline)
         return version
 
-    def champion(self, name: str) -> tuple[str, dict[str, str]] | None:
-        """Return the number and tags of the version with the alias `champion`, or None if no version has the alias."""
+    def champion(self, name: str) -> Candidate | None:
+        """Return the version with the alias `champion`, or None if no version has the alias."""
         with self.registering():
             if ALIAS not in self.client.get_registered_model(name).aliases:
                 return None
             version = self.client.get_model_version_by_alias(name, ALIAS)
-            return str(version.version), version.tags
+            with tempfile.TemporaryDirectory() as folder:
+                return Candidate(
+                    str(version.version), version.tags,
+                    download_row_scores(self.client, str(version.run_id), Path(folder)),
+                )  # fmt: skip
 
     def record_promotion(self, name: str, version: str, sentence: str, *, moves: bool) -> None:
-        """Store `sentence` as a tag of the version. If `moves` is true, also move the alias `champion` to the version.
+        """Store `sentence` as a tag of the version, and in its description, after the headline.
 
-        The sentence says why the alias moves or stays.
+        The sentence says why the alias moves or stays. If `moves` is true, the alias moves to the version.
         """
         with self.registering():
+            headline = (self.client.get_model_version(name, version).description or "").partition("\n")[0]
+            self.client.update_model_version(name, version, f"{headline}\n\n{sentence[:1].upper()}{sentence[1:]}.")
             self.client.set_model_version_tag(name, version, "promotion", sentence)
             if moves:
                 self.client.set_registered_model_alias(name, ALIAS, version)

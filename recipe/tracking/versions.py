@@ -12,6 +12,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from recipe.core.errors import ParamsError, TrackingError
+from recipe.report.row_scores import FILE as ROW_SCORES
+from recipe.report.row_scores import RowSets, read_row_scores
 from recipe.tracking.server import Server, explained
 from recipe.tracking.settings import URI, default_store
 
@@ -31,8 +33,8 @@ class Version:
     folder: Path  # the downloaded files
 
 
-def download_version(address: str, repository: Path, folder: Path) -> Version:
-    """Download the files of `models:/NAME@ALIAS` or `models:/NAME/NUMBER` to a folder.
+def find_version(address: str, repository: Path) -> tuple[Server, Any]:
+    """Return the server, and MLflow's entry for `models:/NAME@ALIAS` or `models:/NAME/NUMBER`.
 
     Raises ParamsError if the address is invalid, and TrackingError if there is no such version.
     """
@@ -45,9 +47,18 @@ def download_version(address: str, repository: Path, folder: Path) -> Version:
     name, alias, number = match.groups()
     with explained(server, f"has no {address}", f"{URI} selects the server."):
         client = server.client
-        version: Any = (
+        return server, (
             client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
         )
+
+
+def download_version(address: str, repository: Path, folder: Path) -> Version:
+    """Download the files of `models:/NAME@ALIAS` or `models:/NAME/NUMBER` to a folder.
+
+    Raises ParamsError if the address is invalid, and TrackingError if there is no such version.
+    """
+    server, version = find_version(address, repository)
+    name = str(version.name)
     with explained(server, "failed", "Run the command again when the server is reachable."):
         run_tags, run_name = _run(server.client, str(version.run_id))
         files = mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}", dst_path=str(folder))
@@ -72,6 +83,21 @@ def download_answers(version: Version, repository: Path, folder: Path) -> Path:
         return Path(mlflow.artifacts.download_artifacts(
             run_id=version.run_id, artifact_path=name, dst_path=str(folder), tracking_uri=server.uri
         ))  # fmt: skip
+
+
+def download_row_scores(client: MlflowClient, run_id: str, folder: Path) -> RowSets:
+    """Return the scores of each row, which the register stage logged to a version's run.
+
+    Returns no rows if the run has none: it is deleted, or it was logged by an early version of this project.
+    """
+    try:
+        names = {artifact.path for artifact in client.list_artifacts(run_id, "evaluation")}
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        return {}
+    name = f"evaluation/{ROW_SCORES}"
+    return read_row_scores(Path(client.download_artifacts(run_id, name, str(folder)))) if name in names else {}
 
 
 def log_folder(server: Server, run_id: str, folder: Path, name: str) -> None:
