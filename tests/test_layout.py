@@ -22,7 +22,19 @@ from recipe.core.io import sha256_file
 
 PACKAGE = ROOT / "recipe"
 SHARED = {"core", "text", "tokens", "model", "report"}
-UNLISTED = {"cli", "migrate", "tracking", "planning", "verify", "provenance", "export", "chat", "serve", "publish"}
+UNLISTED = {
+    "cli",
+    "migrate",
+    "tracking",
+    "planning",
+    "verify",
+    "provenance",
+    "export",
+    "chat",
+    "serve",
+    "publish",
+    "compare",
+}
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 ENTRIES = {name: entry.get("do", entry) for name, entry in PIPELINE["stages"].items()}
 

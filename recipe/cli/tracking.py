@@ -1,4 +1,6 @@
-"""Defines the commands that concern MLflow and are not stages: `recipe link` and `recipe sync`."""
+"""Defines the commands that concern MLflow and are not stages: `recipe link`, `recipe sync` and `recipe compare`."""
+
+import os
 
 import click
 
@@ -54,4 +56,24 @@ def sync(every: bool) -> None:
         raise error
 
 
-COMMANDS = [link, sync]
+@click.command()
+@click.argument("new")
+@click.argument("old", required=False)
+def compare(new: str, old: str | None) -> None:
+    """Compare the registered version NEW with the version OLD, row by row.
+
+    The default OLD is the champion of the same model. Prints which version is better on the validation rows and on the
+    general rows (data.general), by how much, and in which categories, with 95% intervals. The report with charts is in
+    reports/compare/. Two versions can be compared if they were evaluated with the same rows and the same tokenizer.
+
+    \b
+        recipe compare models:/recipe-demo/2
+        recipe compare models:/recipe-demo/2 models:/recipe-demo/1
+    """
+    from recipe.cli.compare import compare as compare_versions
+
+    text, path = compare_versions(new, old)
+    click.echo(f"{text}\n\nreport: {os.path.relpath(path)}")
+
+
+COMMANDS = [link, sync, compare]

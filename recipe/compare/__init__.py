@@ -1,0 +1,1 @@
+"""Compares two registered versions on the same rows."""
