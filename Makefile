@@ -16,7 +16,7 @@ export PATH := $(BIN):$(PATH)
 
 .PHONY: help env demo plan repro verify sbom test test-all test-long browser pictures lint types format bench bench-prepare bench-pipeline mlflow-ui lock docs presets clean audit
 .PHONY: docker-train docker-demo docker-verify docker-shell docker-build docker-check docker-pin docker-test docker-test-cuda
-.PHONY: services-up services-down services-train services-backup services-restore
+.PHONY: services-up services-down services-train services-serve services-backup services-restore
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -129,6 +129,9 @@ services-down:  ## Stop the services and keep their data
 
 services-train:  ## Run a recipe, or COMMAND="recipe register", in the image, and log to the services (RECIPE=...)
 	@docker/services train $(COMMAND)
+
+services-serve:  ## Serve the adapter with vLLM (RECIPE=..., NAME=...), after `recipe export --to vllm`
+	@docker/services serve
 
 services-backup:  ## Back up the database and the artifacts to a file (BACKUP=FILE)
 	@docker/services backup "$(or $(BACKUP),services.backup)"

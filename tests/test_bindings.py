@@ -19,7 +19,7 @@ DOCKERFILE = (ROOT / "docker/Dockerfile").read_text().replace("\\\n", " ")
 
 def test_the_services_are_published_on_loopback_only():
     ports = [port for service in COMPOSE.values() for port in service.get("ports", [])]
-    assert ports == ["${BIND:-127.0.0.1}:${PORT:-5000}:5000"]
+    assert ports == ["${BIND:-127.0.0.1}:${PORT:-5000}:5000", "${SERVE_BIND:-127.0.0.1}:${SERVE_PORT:-8000}:8000"]
     assert not [name for name, service in COMPOSE.items() if service.get("network_mode")]
 
 

@@ -313,3 +313,31 @@ def test_a_folder_in_use_is_refused_with_the_name_of_its_container(tmp_path):
         second = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
         assert first.wait(timeout=60) == 0
     assert second.returncode == 4 and re.search(r"^error: container \S+, since 2\S+, is running", second.stderr)
+
+
+def test_vllm_gets_the_export_its_name_and_a_key(tmp_path):
+    """`docker/services serve` with an engine that prints what it is asked for."""
+    shutil.copytree(ROOT / "docker", tmp_path / "docker")
+    engine = tmp_path / "engine"
+    engine.write_text('#!/bin/sh\necho "$@"\nenv\n')
+    engine.chmod(0o755)
+    environment = {**os.environ, "COMPOSE": str(engine), "RECIPE": "presets/mine"}
+    environment.pop("RECIPE_API_KEY", None)
+
+    def serve(**changes):
+        return subprocess.run([tmp_path / "docker" / "services", "serve"], env={**environment, **changes},
+                              capture_output=True, text=True, check=False)  # fmt: skip
+
+    model = tmp_path / "presets" / "mine" / "exports" / "vllm-bfloat16"
+    model.parent.mkdir(parents=True)
+    missing = serve()
+    assert missing.returncode == 4 and "Write it in the recipe folder: recipe export --to vllm" in missing.stderr
+    model.mkdir()
+    (model / "export.json").write_text("{}")
+    out = serve().stdout.splitlines()
+    key = out[0].removeprefix("API key: ").partition(" ")[0]
+    assert len(key) == 48 and f"RECIPE_API_KEY={key}" in out
+    assert out[1].endswith("-f compose.yaml -f compose.gpu.yaml --profile vllm up --exit-code-from vllm vllm")
+    assert {f"MODEL={model}", "MODEL_NAME=mine"} <= set(out)
+    named = serve(NAME="other", RECIPE_API_KEY="k", LOCK="cpu").stdout.splitlines()
+    assert "compose.gpu.yaml" not in named[0] and {"MODEL_NAME=other", "RECIPE_API_KEY=k"} <= set(named)

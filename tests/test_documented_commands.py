@@ -106,6 +106,13 @@ ELSEWHERE = {
         ("test_push", "test_a_version_is_shown_then_published_and_an_interrupted_upload_is_continued"),
     ),
     "recipe serve": ("test_serve", "test_llama_cpp_serves_a_registered_version_to_openais_client"),
+    "recipe export --to vllm": ("test_serve", "test_vllm_serves_the_adapter_and_not_the_base_model"),
+    "make services-serve": ("test_container", "test_vllm_gets_the_export_its_name_and_a_key"),
+    **dict.fromkeys(
+        ("recipe compare", "recipe compare models:/recipe-demo/2",
+         "recipe compare models:/recipe-demo/2 models:/recipe-demo/1"),
+        ("test_compare", "test_a_version_is_compared_with_the_champion_or_with_another_one"),
+    ),
     "recipe chat --compare": ("test_chat", "test_base_and_adapter_have_conversations_of_their_own"),
     "recipe sync --all": ("test_sync", "test_a_journal_for_another_server_or_with_damage_is_kept_and_named"),
     "recipe train": ("test_cli", "test_the_stages_by_hand_then_summary_and_chat"),

@@ -1,7 +1,9 @@
 """`recipe serve`: the trained model over OpenAI's API, asked by OpenAI's client, and never another model."""
 
+import ast
 import asyncio
 import json
+import os
 import shutil
 import signal
 import socket
@@ -13,22 +15,27 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import openai
 import pytest
 from aiohttp import web
 from conftest import enter_copy, invoke, small_recipe
 from safetensors.torch import load_file, save_file
+from trained_models import CASES, made
 
 from recipe.core.adapter import WEIGHTS
-from recipe.core.errors import MachineError
+from recipe.core.errors import MachineError, ParamsError
 from recipe.core.paths import read_paths
-from recipe.export.check import problem
+from recipe.export.deployed import export_for_vllm
 from recipe.export.llama import run_converter
 from recipe.export.merged import write_merged
 from recipe.export.trained import trained_here
+from recipe.serve.check import problem
 from recipe.serve.engine import Engine, free_port
 from recipe.serve.gateway import application, unsupported_messages
+from recipe.serve.invocations import CHAT, Unsupported, row_of
+from recipe.tokens.tokenizer import load_tokenizer
 
 RUNS = ("fetch data", "fetch model", "prepare", "analyze", "train", "evaluate", "register")
 CHECK = {"answer": "a b c d", "base_answer": "x y z"}
@@ -293,6 +300,141 @@ def test_transformers_serves_the_merged_model(folder):
             for choice in chunk.choices
         ]  # fmt: skip
         assert "".join(parts).strip() == wanted
+        assert served.stop() == 0
+    finally:
+        served.process.kill()
+
+
+@pytest.fixture
+def vllm(tmp_path, monkeypatch):
+    """A program `vllm` that stands in for the real one, which needs a GPU."""
+    program = tmp_path / "bin" / "vllm"
+    program.parent.mkdir()
+    stand_in = Path(__file__).with_name("vllm_stand_in.py")
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{stand_in}" "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.slow
+def test_vllm_serves_the_adapter_and_not_the_base_model(folder, vllm):
+    served = Served("--engine", "vllm", "--context", "300")
+    try:
+        assert any(line.startswith("checked: the server answers") for line in served.lines), served.lines
+        files = {path.relative_to(folder / "exports").as_posix() for path in (folder / "exports").rglob("*")}
+        assert {"vllm-bfloat16/adapter/adapter_model.safetensors", "vllm-bfloat16/base/model.safetensors"} <= files
+        weights, source = folder / "exports/vllm-bfloat16/base/model.safetensors", trained_here(read_paths(folder))
+        assert weights.stat().st_ino == source.base_files()[-1].resolve().stat().st_ino  # a link, not a copy
+        answer = served.ask("Say number 7.", max_tokens=24).choices[0].message.content
+        stream = served.ask("Say number 7.", max_tokens=24, stream=True)
+        assert "".join(part.choices[0].delta.content for part in stream) == answer
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 300"):
+            served.ask("Say number 7. " * 300)
+        with pytest.raises(openai.NotFoundError):  # vLLM would answer with the base model
+            messages = [{"role": "user", "content": "Say number 7."}]
+            base = str((folder / "exports/vllm-bfloat16/base").resolve())
+            served.client.chat.completions.create(model=base, messages=messages)
+        assert served.stop() == 0
+    finally:
+        served.process.kill()
+
+    # The same folder, as in vLLM's image: without the recipe.
+    port = free_port()
+    command = [sys.executable, "-m", "recipe.serve", "exports/vllm-bfloat16", "--name", "mine", "--port", str(port),
+               "--log", "engine.log"]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("ready"):
+                break
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    assert process.returncode == 0 and any(line.startswith("checked") for line in lines), lines
+
+    # vLLM ignores tensors whose names it does not know, without a word.
+    adapter = folder / "exports" / "vllm-bfloat16" / "adapter" / WEIGHTS
+    renamed = {
+        name.replace("model.layers", "language_model.layers"): value for name, value in load_file(adapter).items()
+    }
+    save_file(renamed, adapter)
+    served = Served("--engine", "vllm")
+    assert served.process.returncode == 5 and "so it ignores the adapter" in served.lines[-1], served.lines
+
+
+def test_what_runs_in_vllms_image_needs_none_of_the_recipes_packages():
+    code = """
+import sys
+import recipe.serve.__main__
+print(sorted({name.split(".")[0] for name in sys.modules}
+             & {"torch", "transformers", "mlflow", "click", "pydantic", "ruamel", "numpy", "peft", "jinja2", "dvc"}))
+print(sorted(name for name in sys.modules if name.startswith("recipe.")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    packages, modules = done.stdout.splitlines()
+    assert packages == "[]"
+    assert all(name.split(".")[1] in ("serve", "core") for name in ast.literal_eval(modules))
+
+
+def test_vllm_must_be_installed(monkeypatch, tmp_path, folder):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = invoke("serve --engine vllm")
+    assert result.exit_code == 4 and "it runs in its own image: make services-serve" in result.output
+    assert not (folder / "exports").exists()
+    result = invoke("serve --engine mlflow")
+    assert result.exit_code == 2 and "name a registered version" in result.output
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "reason"),
+    [
+        ("grown", {}, "the base model has 3.. rows, and none for 1 tokens of the tokenizer, such as <new>"),
+        ("Llama", {"tokens": (5,)}, "but the adapter also contains"),
+        ("Llama", {"quantization": "nf4"}, "was trained on a base model in nf4"),
+    ],
+)
+def test_what_vllm_would_load_in_part_is_refused(tmp_path, case, options, reason):
+    family, changes, lora = CASES[case]
+    trained = made(tmp_path, family, changes, lora, **options)
+    if case == "grown":
+        tokenizer = load_tokenizer(trained.tokenizer)
+        tokenizer.add_tokens(["<new>"])
+        tokenizer.save_pretrained(trained.tokenizer)
+    with pytest.raises(ParamsError, match=f"{reason}.*recipe export --to merged"):
+        export_for_vllm(trained, tmp_path / "out", "bfloat16", tmp_path, print)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "reason"),
+    [
+        ("/v1/completions", {}, "answers only /v1/chat/completions"),
+        (CHAT, {"stream": True}, "does not stream"),
+        (CHAT, {"temperature": 0.7}, "decodes greedily"),
+        (CHAT, {"stop": ["."], "top_p": 0.9}, "does not know stop, top_p"),
+        (CHAT, {"messages": []}, "must be a list of messages"),
+    ],
+)
+def test_what_mlflows_server_does_not_do_is_refused(path, changes, reason):
+    body = {"model": "m", "messages": MESSAGES, "temperature": 0, **changes}
+    with pytest.raises(Unsupported, match=reason):
+        row_of(path, body, {"messages": "messages"})
+    assert row_of(CHAT, {"messages": MESSAGES}, {"prompt": "instruction"}) == {"instruction": "Hi"}
+
+
+@pytest.mark.slow
+def test_mlflow_serves_the_registered_version(folder):
+    served = Served("models:/quick@champion", "--engine", "mlflow")
+    try:
+        assert any(line.startswith("checked: the server answers") for line in served.lines), served.lines
+        wanted = adapters_answer("Say number 7.")
+        assert served.ask("Say number 7.", max_tokens=24).choices[0].message.content.strip() == wanted
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say number 7."}]
+        assert served.client.chat.completions.create(model="quick", messages=messages, max_tokens=8).choices
+        with pytest.raises(openai.BadRequestError, match="does not stream"):
+            served.ask("Say number 7.", stream=True)
+        with pytest.raises(openai.BadRequestError, match="messages"):
+            served.client.chat.completions.create(model="quick", messages=[{"role": "nobody"}])
         assert served.stop() == 0
     finally:
         served.process.kill()

@@ -18,8 +18,12 @@ from recipe.core.paths import repository
 Say = Callable[[str], None]
 GGUF_PRECISIONS = ("q8_0", "float32", "bfloat16", "q6_k", "q5_k_m", "q4_k_m")
 # The first one is the default.
-PRECISIONS = {"merged": ("float32", "bfloat16"), "gguf": GGUF_PRECISIONS, "ollama": GGUF_PRECISIONS}
-FACTOR = {"merged": 2, "gguf": 4, "ollama": 4}  # of the base model's size, for the disk space that an export needs
+PRECISIONS = {
+    "merged": ("float32", "bfloat16"), "gguf": GGUF_PRECISIONS, "ollama": GGUF_PRECISIONS,
+    "vllm": ("bfloat16",), "mlflow": ("float32",),
+}  # fmt: skip
+# Factors of the base model's size, for the disk space that an export needs.
+FACTOR = {"merged": 2, "gguf": 4, "ollama": 4, "vllm": 1, "mlflow": 0}
 
 
 def export_model(
@@ -36,7 +40,7 @@ def export_model(
         return
     precision = dtype or PRECISIONS[form][0]
     if precision not in PRECISIONS[form]:
-        raise ParamsError(f"--dtype: {form} can have the precisions {', '.join(PRECISIONS[form])}.")
+        raise ParamsError(f"--dtype: {form} can have the precisions {', '.join(PRECISIONS[form])}, not {precision}.")
     paths, folder = context.paths(), out or HERE / "exports" / f"{form}-{precision}"
     _refuse_other_folders(folder)
     paths.local.mkdir(exist_ok=True)
@@ -45,6 +49,9 @@ def export_model(
         trained, name, run_id = registered(version, scratch) if version else here(paths)
         needed = FACTOR[form] * sum(path.stat().st_size for path in trained.base_files())
         with disk_space(paths.folder, needed, "The export"):
+            if form in ("vllm", "mlflow"):
+                _write_for_server(form, precision, version, trained, folder, scratch, say)
+                return
             export = _write(form, precision, name, trained, folder, scratch, tolerance, say)
         record = {
             "form": form,
@@ -68,19 +75,19 @@ def export_model(
 
 def exported(version: str | None, form: str, dtype: str | None, say: Say) -> tuple[Path, str]:
     """Return the folder with an export of the adapter, which is written if there is none, and the model's name."""
-    from recipe.export.outcome import MARKER
+    from recipe.serve.check import MARKER
 
     folder = HERE / "exports" / f"{form}-{dtype or PRECISIONS[form][0]}"
     with tempfile.TemporaryDirectory() as place:
         trained, name, _ = registered(version, Path(place), with_rows=False) if version else here(context.paths())
         sha256 = trained.adapter_sha256
-    if not (folder / MARKER).is_file() or read_json(folder / MARKER)["adapter_sha256"] != sha256:
+    if form == "mlflow" or not (folder / MARKER).is_file() or read_json(folder / MARKER)["adapter_sha256"] != sha256:
         export_model(version, form, dtype, None, None, say)
     return folder, name
 
 
 def _refuse_other_folders(folder: Path) -> None:
-    from recipe.export.outcome import MARKER
+    from recipe.serve.check import MARKER
 
     if folder.exists() and not (folder / MARKER).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise ParamsError(f"--out: {folder} is not an export, but an export would replace it. Name another folder.")
@@ -107,6 +114,25 @@ def _export_bundle(version: str | None, dtype: str | None, out: Path | None, say
             tar = export_bundle(trained, trained.adapter.parent, lock, folder, name, Path(place), say)
     say(f"exported: {os.path.relpath(tar)} ({format_bytes(tar.stat().st_size)}), sha256 {sha256_file(tar)}")
     say(f"next: tar -xf {tar.name} on the other machine; {name}/README.md says what to do there")
+
+
+def _write_for_server(
+    form: str, precision: str, version: str | None, trained: Any, folder: Path, scratch: Path, say: Say
+) -> None:
+    """Write the folder from which an engine is started that reads the trained files themselves."""
+    from recipe.export.deployed import export_for_mlflow, export_for_vllm
+
+    if form == "vllm":
+        export_for_vllm(trained, folder, precision, scratch, say)
+    else:
+        from recipe.tracking.server import Server
+        from recipe.tracking.versions import find_version
+
+        assert version
+        _, entry = find_version(version, repository(HERE))
+        address = f"models:/{entry.name}/{entry.version}"
+        export_for_mlflow(trained, folder, address, Server(repository(HERE)).uri, scratch, say)
+    say(f"written: {os.path.relpath(folder)}. A server that uses it is checked when it starts.")
 
 
 def _write(

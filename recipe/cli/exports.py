@@ -8,7 +8,11 @@ import click
 @click.command()
 @click.argument("version", required=False)
 @click.option(
-    "--to", "form", required=True, type=click.Choice(["merged", "gguf", "ollama", "bundle"]), help="The form to write."
+    "--to",
+    "form",
+    required=True,
+    type=click.Choice(["merged", "gguf", "ollama", "bundle", "vllm"]),
+    help="The form to write.",
 )
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]),
@@ -32,6 +36,7 @@ def export(version: str | None, form: str, dtype: str | None, out: Path | None, 
             q6_k, q5_k_m and q4_k_m need the program llama-quantize
     ollama  a GGUF file and a Modelfile with the template and the end tokens of the training
     bundle  a tar file with all that a registered version needs on a machine without network
+    vllm    a folder with the base model and the adapter, unchanged, for `make services-serve`
 
     Before an export is kept, it is compared with the adapter on 32 validation rows: the token ids of the prompts, the
     logits, and the greedy answers. GGUF files are compared in llama.cpp. If they differ by more than the limits, the
@@ -53,15 +58,19 @@ def export(version: str | None, form: str, dtype: str | None, out: Path | None, 
 @click.command()
 @click.argument("version", required=False)
 @click.option(
-    "--engine", default="llama.cpp", show_default=True, type=click.Choice(["llama.cpp", "transformers"]),
-    help="Program that runs the model.",
+    "--engine", default="llama.cpp", show_default=True,
+    type=click.Choice(["llama.cpp", "transformers", "vllm", "mlflow"]), help="Program that runs the model.",
 )  # fmt: skip
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Others need an API key.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
 @click.option("--api-key", envvar="RECIPE_API_KEY", help="Key that requests must have. [env: RECIPE_API_KEY]")
 @click.option("--dtype", help="Precision of the export. The default is q8_0 for llama.cpp, float32 for transformers.")
 @click.option(
-    "--parallel", default=4, show_default=True, type=click.IntRange(1), help="Requests that llama.cpp answers at once."
+    "--parallel",
+    default=4,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Requests that llama.cpp or vLLM answers at once.",
 )
 @click.option(
     "--context", "tokens", default=0, type=click.IntRange(0),
@@ -82,14 +91,16 @@ def serve(
     \b
         recipe serve
         recipe serve models:/recipe-demo@champion --engine transformers
+        recipe serve models:/recipe-demo@champion --engine mlflow
         RECIPE_API_KEY=secret recipe serve --host 0.0.0.0
     """
     from recipe.model.processor import pin_processor
 
     pin_processor()
     from recipe.cli.serve import serve
+    from recipe.serve.run import Options
 
-    serve(version, engine, host, port, api_key, dtype, parallel, tokens, click.echo)
+    serve(version, Options(engine, host, port, api_key, parallel, tokens), dtype, click.echo)
 
 
 @click.command()

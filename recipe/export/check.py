@@ -1,11 +1,12 @@
 """Finds a conversation whose answer shows whether a server uses the adapter.
 
 check = make_check(engine, trained)      # None if the adapter answers every candidate like its base model
-problem(check, "the server's answer", exact=True)   # None if it is the adapter's answer
+
+recipe/serve/check.py compares a server's answer with it.
 """
 
 from collections.abc import Iterator
-from itertools import islice, takewhile
+from itertools import islice
 from typing import Any
 
 from recipe.export.chat_template import PROBES, prompts_of, texts_around
@@ -30,17 +31,6 @@ def make_check(engine: TorchEngine, trained: Trained) -> Check | None:
     return None
 
 
-def problem(check: Check, found: str, *, exact: bool) -> str | None:
-    """Return a sentence if an answer is not the adapter's. Rounded weights may change the answer after some words."""
-    found, wanted, base = found.strip(), check["answer"], check["base_answer"]
-    near, far = (_common(found, text) for text in (wanted, base))
-    if found == wanted or (not exact and near > far and 2 * near >= len(wanted)):
-        return None
-    if found == base or far > near:
-        return f"the server answers {found!r} like the base model, so it ignores the adapter, which answers {wanted!r}."
-    return f"the server answers {found!r}, but the trained adapter answers {wanted!r}."
-
-
 def _single_prompts(trained: Trained) -> Iterator[list[dict[str, str]]]:
     """Yield the prompts of validation rows as messages, for models that were trained on single prompts."""
     if trained.meta["chat_template"] is not None:
@@ -55,8 +45,3 @@ def _single_prompts(trained: Trained) -> Iterator[list[dict[str, str]]]:
 def _text(engine: TorchEngine, ids: list[int]) -> str:
     text: str = engine.tokenizer.decode(engine.answer(ids, MAX_TOKENS), skip_special_tokens=True)
     return text.strip()
-
-
-def _common(first: str, second: str) -> int:
-    """Return the length of the longest common start."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))

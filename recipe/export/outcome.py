@@ -12,10 +12,10 @@ from recipe.export.chat_template import accepted, exported_template, rendered_by
 from recipe.export.limits import Limits, Parity
 from recipe.export.parity import Reference
 from recipe.export.trained import Trained
+from recipe.serve.check import MARKER
 from recipe.tokens.tokenizer import load_tokenizer
 
 Say = Callable[[str], None]
-MARKER = "export.json"  # says what an exported model was made from; only folders with it are replaced
 
 
 @dataclass(frozen=True)

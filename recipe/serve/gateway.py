@@ -14,6 +14,8 @@ from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
+from recipe.serve.invocations import Unsupported, ask_mlflow
+
 PATHS = ("/v1/chat/completions", "/v1/completions")
 DRAIN_SECONDS = 60.0
 LARGEST_REQUEST = 64 * 1024 * 1024
@@ -24,14 +26,14 @@ SESSION: web.AppKey[ClientSession] = web.AppKey("session", ClientSession)
 def application(
     upstream: str, name: str, api_key: str | None = None, *, upstream_name: str | None = None,
     accepts: dict[str, bool] | None = None,
-    ended: Callable[[], str | None] = lambda: None,
+    ended: Callable[[], str | None] = lambda: None, invocation: dict[str, str] | None = None,
 ) -> web.Application:  # fmt: skip
     """Return the application.
 
     `upstream` is the address of the engine's server, `name` the model's name for clients, and `upstream_name` its name
     for the engine. `accepts` says whether the training's template has a place for a `system` message and for earlier
     `turns`; engines add what they are given in their own ways. `ended` returns a reason if the engine has ended, on
-    which the application ends too.
+    which the application ends too. With `invocation`, the engine is MLflow's server (see invocations.py).
     """
 
     async def forward(request: web.Request) -> web.StreamResponse:
@@ -49,6 +51,9 @@ def application(
         body = {"temperature": 0, **body, "model": upstream_name or name}
         session = request.app[SESSION]
         try:
+            if invocation:
+                status, content = await ask_mlflow(session, upstream, request.path, body, invocation)
+                return web.json_response(content, status=status)
             async with session.post(upstream + request.path, json=body) as answer:
                 kind = answer.headers.get("Content-Type", "application/json")
                 response = web.StreamResponse(status=answer.status, headers={"Content-Type": kind})
@@ -59,6 +64,8 @@ def application(
                 return response
         except ClientError as error:
             return failure(502, f"the engine gave no answer: {error}", "api_error")
+        except Unsupported as error:
+            return failure(400, str(error), "invalid_request_error")
 
     async def models(_: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": name, "object": "model", "owned_by": "recipe"}]})
