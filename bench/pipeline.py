@@ -10,7 +10,6 @@ import argparse
 import os
 import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 from bench.train import ROOT
 
@@ -45,7 +46,11 @@ def to_first_step(clone: Path) -> float:
             if line.startswith("step 1/"):
                 return time.monotonic() - started
     finally:
-        process.send_signal(signal.SIGKILL)
+        # The command trains in a child process, which would save a checkpoint if only its parent were killed.
+        started_by_it = psutil.Process(process.pid).children(recursive=True)
+        for each in (*started_by_it, process):
+            each.kill()
+        psutil.wait_procs(started_by_it)
         process.wait()
         shutil.rmtree(clone / ".recipe", ignore_errors=True)
     sys.exit("error: `recipe train` exited before it completed its first step. Run `recipe train` to see why.")
