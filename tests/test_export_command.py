@@ -91,7 +91,7 @@ def test_what_can_not_be_exported_is_refused_with_the_reason(folder):
     for name in ("thesis.tex", "config.json"):  # also another model's folder
         (folder / "mine" / name).write_text("x")
         refused(2, "mine is not an export, but an export would replace it", "export --to merged --out mine")
-    refused(2, "--dtype: merged can have the precisions float32, bfloat16, not q8_0.", "export --to merged --dtype q8_0")
+    refused(2, "merged can have the precisions float32, bfloat16, not q8_0.", "export --to merged --dtype q8_0")
     refused(2, "--to bundle: name a registered version", "export --to bundle")
     refused(2, "is not a registered version", "export models:/quick --to merged")
     refused(6, "has no models:/quick/7", "export models:/quick/7 --to merged")
