@@ -263,9 +263,9 @@ class _Handler(BaseHTTPRequestHandler):
                 sibling |= {"blobId": "0" * 40, "lfs": {"sha256": sha256, "size": len(data), "pointerSize": 134}}
             siblings.append(sibling)
         body = {
-            "_id": "1", "id": repository.name, "sha": repository.commit, "private": False, "gated": False,
-            "disabled": False, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings,
-            "cardData": repository.card or None,
+            "_id": "1", "id": repository.name, "sha": repository.commit, "gated": False, "disabled": False,
+            "private": self.hub.private.get(repository.name, False), "downloads": 0, "likes": 0, "tags": [],
+            "siblings": siblings, "cardData": repository.card or None,
         }  # fmt: skip
         return self.reply(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
 

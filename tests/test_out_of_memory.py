@@ -13,7 +13,7 @@ import pytest
 from conftest import RECIPE, edit, evaluate_in, small_repository
 from runs import ENVIRONMENT, children
 
-import recipe.evaluate.stage
+import recipe.evaluate.answers
 from recipe.cli.supervise import out_of_memory_kills
 from recipe.core.errors import TrainingError
 from recipe.model.memory import out_of_memory
@@ -50,7 +50,7 @@ def test_a_real_allocation_that_fails_is_explained():
 def test_the_evaluation_names_its_keys_with_their_values(trained, fetched_base, monkeypatch):
     folder = trained()
     error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
-    monkeypatch.setattr(recipe.evaluate.stage, "score", lambda *_: raise_(error))
+    monkeypatch.setattr(recipe.evaluate.answers, "score", lambda *_: raise_(error))
     with pytest.raises(
         TrainingError, match=r"Lower evaluate.batch_tokens \(now 600\) or evaluate.max_new_tokens \(now 5\)"
     ):

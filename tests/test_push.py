@@ -117,6 +117,10 @@ def test_a_version_is_shown_then_published_and_an_interrupted_upload_is_continue
         assert done.returncode == 4 and "Run the command again to continue" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr and not hub.repositories["model", "me/mine"].files
         hub.faults.clear()
+        hub.add("model", "me/public", {})
+        done = push(hub, "me/public", *publish[1:])
+        assert done.returncode == 2 and "me/public exists and is public" in done.stderr, done.stderr
+        assert not hub.repositories["model", "me/public"].files
         done = push(hub, *publish)
         assert done.returncode == 0 and f"published: {hub.endpoint}/me/mine/commit/" in done.stdout, done.stderr
         sent = dict(hub.sent)

@@ -88,7 +88,7 @@ def test_two_evaluations_of_different_numbers_of_rows_are_refused():
 def test_row_scores_are_read_as_they_were_written(tmp_path):
     rows = {
         "validation": [
-            ScoredRow('a, "b"\nc', 9, 4, (2.123456789012345, 1e-17), (1, 3), None),
+            ScoredRow('a, "b"\r\nc\r', 9, 4, (2.123456789012345, 1e-17), (1, 3), None),
             ScoredRow("", 7, 2, (3.0, 2.5), (0, 1), (False, True), (20.0, 100.0)),
         ],
         "general": [ScoredRow("数学", 1, 1, (0.0, float("inf")), (0, 0), (True, False), (100.0, 0.0))],

@@ -33,7 +33,7 @@ from recipe.export.merged import write_merged
 from recipe.export.trained import trained_here
 from recipe.serve.check import problem
 from recipe.serve.engine import Engine, free_port
-from recipe.serve.gateway import application, unsupported_messages
+from recipe.serve.gateway import application, run, unsupported_messages
 from recipe.serve.invocations import CHAT, Unsupported, row_of
 from recipe.tokens.tokenizer import load_tokenizer
 
@@ -131,6 +131,8 @@ def test_the_gateway_passes_requests_on_and_refuses_what_is_not_for_this_model(e
         client = gateway.client("secret")
         sent = json.loads(client.chat.completions.create(model="mine", messages=MESSAGES).choices[0].message.content)
         assert sent == {"temperature": 0, "model": "/a/folder", "messages": MESSAGES}
+        sent = client.chat.completions.create(model="mine", messages=MESSAGES, temperature=None)
+        assert json.loads(sent.choices[0].message.content)["temperature"] == 0  # engines would sample
         sent = client.chat.completions.create(model="mine", messages=MESSAGES, temperature=0.7)
         assert json.loads(sent.choices[0].message.content)["temperature"] == 0.7
         stream = client.chat.completions.create(model="mine", messages=MESSAGES, stream=True)
@@ -143,6 +145,9 @@ def test_the_gateway_passes_requests_on_and_refuses_what_is_not_for_this_model(e
             client.chat.completions.create(model="mine", messages=MESSAGES, user="too long")
         with pytest.raises(openai.AuthenticationError, match="the API key is missing or wrong"):
             gateway.client("other").chat.completions.create(model="mine", messages=MESSAGES)
+        odd = urllib.request.Request(f"{gateway.address}/v1/completions", b"{}", {"Authorization": "Bearer \xff"})
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(odd)
         request = urllib.request.Request(f"{gateway.address}/v1/completions", b"{", {"Authorization": "Bearer secret"})
         with pytest.raises(urllib.error.HTTPError, match="400"):
             urllib.request.urlopen(request)
@@ -168,8 +173,49 @@ def test_an_engine_that_ends_at_the_start_is_reported_with_its_last_line(tmp_pat
 
 def test_a_wider_address_needs_a_key(monkeypatch):
     monkeypatch.delenv("RECIPE_API_KEY", raising=False)
-    result = invoke("serve --host 0.0.0.0")
-    assert result.exit_code == 2 and "0.0.0.0 can be reached from other machines, so --api-key" in result.output
+    for key in ("", " --api-key="):  # an empty key would let everyone in
+        result = invoke(f"serve --host 0.0.0.0{key}")
+        assert result.exit_code == 2 and "0.0.0.0 can be reached from other machines, so --api-key" in result.output
+
+
+def test_options_that_an_engine_does_not_have_are_refused():
+    for engine in ("transformers", "mlflow"):
+        for option in ("parallel", "context"):
+            result = invoke(f"serve --engine {engine} --{option} 2")
+            assert result.exit_code == 2 and f"--{option}: {engine} has no such setting" in result.output
+
+
+def test_a_taken_port_is_reported_before_anyone_is_told_to_connect():
+    told = []
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OSError, match="address already in use"):
+            run(application(f"http://127.0.0.1:{free_port()}", "mine"), *taken.getsockname(), lambda: told.append(1))
+    assert not told
+
+
+def test_an_engine_ends_with_the_process_that_started_it(tmp_path):
+    """Killed with SIGKILL, the process can end nothing itself."""
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    code = f"""
+import time
+from pathlib import Path
+from recipe.serve.engine import Engine
+engine = Engine({sleeper!r}, "http://127.0.0.1:1", Path({str(tmp_path / "log")!r}))
+print(engine.process.pid, flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        engine = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and Path(f"/proc/{engine}").exists():
+        state = Path(f"/proc/{engine}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        if state == "Z":  # ended, but not yet collected by the init process of this machine
+            return
+        time.sleep(0.1)
+    assert not Path(f"/proc/{engine}").exists()
 
 
 def chat_row(n):
@@ -285,7 +331,7 @@ def test_a_server_that_ignores_the_adapter_does_not_stay_up(folder, llama):
     })  # fmt: skip
     served = Served("--dtype", "float32")
     assert served.process.returncode == 5 and not any(line.startswith("ready") for line in served.lines)
-    assert "the server does not stay up: the server answers" in served.lines[-1], served.lines
+    assert "the server was stopped: the server answers" in served.lines[-1], served.lines
 
 
 @pytest.mark.slow

@@ -117,8 +117,9 @@ class Chat:
             raise RecipeError("there is nothing to save yet.")
         try:
             counts = [conversation.save(Path(name).expanduser()) for conversation in self.conversations.values()]
-        except OSError as error:
-            raise RecipeError(f"{name} can't be written: {error.strerror or error}.") from None
+        except (OSError, RuntimeError) as error:  # RuntimeError: a home folder of an unknown user
+            reason = getattr(error, "strerror", None) or error
+            raise RecipeError(f"{name} can't be written: {reason}.") from None
         return f"{sum(counts)} messages are saved in {name}."
 
 

@@ -1,8 +1,10 @@
 """Implements `recipe export`: finds the adapter, exports it, writes the report, and logs the comparison to MLflow."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from recipe.cli.trained import here, registered
 from recipe.core.disk import disk_space
 from recipe.core.errors import ParamsError, TrackingError
 from recipe.core.format import format_bytes
-from recipe.core.io import file_lock, read_json, sha256_file
+from recipe.core.io import file_lock, read_json, sha256_file, write_json
 from recipe.core.paths import repository
 
 Say = Callable[[str], None]
@@ -35,6 +37,8 @@ def export_model(
     """
     from recipe.export.report import summary, write_report
 
+    if tolerance is not None and form in ("bundle", "vllm"):
+        raise ParamsError(f"--tolerance: {form} contains the trained files themselves, so there is nothing to accept.")
     if form == "bundle":
         _export_bundle(version, dtype, out, say)
         return
@@ -47,6 +51,10 @@ def export_model(
     with file_lock(paths.local / "export.lock", "an export"), tempfile.TemporaryDirectory(dir=paths.local) as place:
         scratch = Path(place)
         trained, name, run_id = registered(version, scratch) if version else here(paths)
+        # A copy, because another training may replace the adapter meanwhile.
+        adapter = scratch / "trained-adapter"
+        shutil.copytree(trained.adapter, adapter)
+        trained = replace(trained, adapter=adapter)
         needed = FACTOR[form] * sum(path.stat().st_size for path in trained.base_files())
         with disk_space(paths.folder, needed, "The export"):
             if form in ("vllm", "mlflow"):
@@ -63,6 +71,8 @@ def export_model(
             "parities": {weights: parity.as_json() for weights, parity in export.parities.items()},
             "notes": list(export.notes),
         }
+    if tolerance is not None:
+        _mark(folder, tolerance)
     report = paths.analysis.parent / "export"
     write_report(report, record)
     say(summary(record))
@@ -81,21 +91,38 @@ def exported(version: str | None, form: str, dtype: str | None, say: Say) -> tup
     with tempfile.TemporaryDirectory() as place:
         trained, name, _ = registered(version, Path(place), with_rows=False) if version else here(context.paths())
         sha256 = trained.adapter_sha256
-    if form == "mlflow" or not (folder / MARKER).is_file() or read_json(folder / MARKER)["adapter_sha256"] != sha256:
+    if form == "mlflow" or not _can_be_reused(folder / MARKER, sha256):
         export_model(version, form, dtype, None, None, say)
     return folder, name
+
+
+def _mark(folder: Path, tolerance: float) -> None:
+    """Note in an export that it was accepted with a tolerance."""
+    from recipe.serve.check import MARKER
+
+    write_json(folder / MARKER, {**read_json(folder / MARKER), "tolerance": tolerance})
+
+
+def _can_be_reused(marker: Path, adapter_sha256: str) -> bool:
+    """Return whether an export is of this adapter, within the usual limits, and was not written by an older version."""
+    if not marker.is_file():
+        return False
+    facts = read_json(marker)
+    is_current = {"adapter_sha256", "accepts", "check", "quantization"} <= facts.keys()
+    return is_current and facts["adapter_sha256"] == adapter_sha256 and "tolerance" not in facts
 
 
 def _refuse_other_folders(folder: Path) -> None:
     from recipe.serve.check import MARKER
 
+    if folder.is_symlink():
+        raise ParamsError(f"--out: {folder} is a symbolic link, which an export can't replace. Name its target.")
     if folder.exists() and not (folder / MARKER).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise ParamsError(f"--out: {folder} is not an export, but an export would replace it. Name another folder.")
 
 
 def _export_bundle(version: str | None, dtype: str | None, out: Path | None, say: Say) -> None:
     """Write a bundle. Raises ParamsError if no registered version is named: a bundle contains its code and card."""
-    from recipe.core.environment import installed_lock, lock_name
     from recipe.export.bundle import export_bundle
 
     if version is None:
@@ -107,13 +134,28 @@ def _export_bundle(version: str | None, dtype: str | None, out: Path | None, say
     paths.local.mkdir(exist_ok=True)
     with file_lock(paths.local / "export.lock", "an export"), tempfile.TemporaryDirectory(dir=paths.local) as place:
         trained, name, _ = registered(version, Path(place))
-        requirements = repository(HERE) / "requirements"
-        lock = requirements / (lock_name(requirements, installed_lock()) or "cpu.lock")
+        lock = _lock_of(trained.adapter.parent, version)
         needed = 3 * sum(path.stat().st_size for path in trained.base_files())
         with disk_space(paths.folder, needed, "The export"):
             tar = export_bundle(trained, trained.adapter.parent, lock, folder, name, Path(place), say)
     say(f"exported: {os.path.relpath(tar)} ({format_bytes(tar.stat().st_size)}), sha256 {sha256_file(tar)}")
     say(f"next: tar -xf {tar.name} on the other machine; {name}/README.md says what to do there")
+
+
+def _lock_of(artifacts: Path, version: str) -> Path:
+    """Return the lock file with which a version was trained. Raises ParamsError if this commit does not contain it."""
+    from recipe.core.environment import LOCKS
+    from recipe.provenance.statement import read_statement
+
+    record = read_statement(artifacts / "provenance" / "statement.json")[0]
+    found = [path for name in LOCKS if (path := repository(HERE) / "requirements" / name).is_file()]
+    lock = next((path for path in found if sha256_file(path) == record.lock_sha256), None)
+    if lock is None:
+        raise ParamsError(
+            f"--to bundle: {version} was trained with packages of another lock file ({record.lock}, sha256 "
+            f"{record.lock_sha256[:16]}...). Export it from the commit with that file: git checkout {record.commit}"
+        )
+    return lock
 
 
 def _write_for_server(
@@ -125,13 +167,11 @@ def _write_for_server(
     if form == "vllm":
         export_for_vllm(trained, folder, precision, scratch, say)
     else:
-        from recipe.tracking.server import Server
         from recipe.tracking.versions import find_version
 
         assert version
         _, entry = find_version(version, repository(HERE))
-        address = f"models:/{entry.name}/{entry.version}"
-        export_for_mlflow(trained, folder, address, Server(repository(HERE)).uri, scratch, say)
+        export_for_mlflow(trained, folder, f"models:/{entry.name}/{entry.version}", scratch, say)
     say(f"written: {os.path.relpath(folder)}. A server that uses it is checked when it starts.")
 
 

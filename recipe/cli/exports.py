@@ -16,7 +16,7 @@ import click
 )
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]),
-    help="Precision of the weights. The default is float32 for merged, else q8_0.",
+    help="Precision of the weights. The default is float32 for merged, bfloat16 for vllm, else q8_0.",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write. The default is exports/FORM-DTYPE.")
 @click.option(
@@ -66,15 +66,13 @@ def export(version: str | None, form: str, dtype: str | None, out: Path | None, 
 @click.option("--api-key", envvar="RECIPE_API_KEY", help="Key that requests must have. [env: RECIPE_API_KEY]")
 @click.option("--dtype", help="Precision of the export. The default is q8_0 for llama.cpp, float32 for transformers.")
 @click.option(
-    "--parallel",
-    default=4,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Requests that llama.cpp or vLLM answers at once.",
-)
+    "--parallel", default=0, type=click.IntRange(0),
+    help="Requests that llama.cpp (default: 4) or vLLM answers at once.",
+)  # fmt: skip
 @click.option(
     "--context", "tokens", default=0, type=click.IntRange(0),
-    help="Largest number of tokens of a request and its answer. The default is what the model supports.",
+    help="Largest number of tokens of a request and its answer, for llama.cpp and vLLM. The default is what the model "
+    "supports.",
 )  # fmt: skip
 def serve(
     version: str | None, engine: str, host: str, port: int, api_key: str | None, dtype: str | None, parallel: int,

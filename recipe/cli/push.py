@@ -38,6 +38,7 @@ def push(
     paths.local.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=paths.local) as place:
         found, artifacts = registered_version(version, Path(place) / "version")
+        version = f"models:/{found.name}/{found.number}"  # an alias could move meanwhile
         manifest = read_json(artifacts / "manifest.json")
         record = read_statement(artifacts / "provenance" / "statement.json")[0]
         if found.tags.get("git_clean") != "yes":

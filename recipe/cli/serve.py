@@ -28,4 +28,11 @@ def serve(version: str | None, options: Options, dtype: str | None, say: Say) ->
     serve_export(
         folder, name, options, context.paths().local / "serve.log", say,
         llama=lambda: install(repository(HERE) / ".recipe", say),
+        tracking_uri=_store() if options.engine == "mlflow" else "",
     )  # fmt: skip
+
+
+def _store() -> str:
+    from recipe.tracking.server import Server
+
+    return Server(repository(HERE)).uri

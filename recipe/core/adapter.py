@@ -13,11 +13,22 @@ CONFIG, WEIGHTS = ADAPTER_FILES = ("adapter_config.json", "adapter_model.safeten
 
 
 def base_name(manifest: dict[str, Any]) -> str:
-    """Return the base model's name as it appears in adapter_config.json.
+    """Return a name of the base model that includes its version.
 
     The name is id@revision, or id@sha256:<first 16 digits> if the model has no revision.
     """
     return f"{manifest['id']}@{manifest['revision'] or 'sha256:' + manifest['sha256'][:16]}"
+
+
+def base_reference(manifest: dict[str, Any]) -> dict[str, str | None]:
+    """Return the keys of adapter_config.json that name the base model.
+
+    PEFT and transformers load a base model from the Hub by its name and `revision`. A local base model has no name on
+    the Hub, so its name contains a part of its sha256.
+    """
+    if manifest["revision"]:
+        return {"base_model_name_or_path": manifest["id"], "revision": manifest["revision"]}
+    return {"base_model_name_or_path": base_name(manifest), "revision": None}
 
 
 def is_trained(folder: Path) -> bool:
@@ -36,10 +47,13 @@ def check_adapter(folder: Path, manifest: dict[str, Any]) -> None:
     from safetensors import SafetensorError, safe_open
 
     config = read_json_object(folder / CONFIG)
-    if config["base_model_name_or_path"] != base_name(manifest):
+    named = config["base_model_name_or_path"]
+    if config.get("revision"):
+        named = f"{named}@{config['revision']}"
+    if named != base_name(manifest):  # adapters of an early version have the revision in the name
         raise DataError(
-            f"the adapter in {folder} was trained for {config['base_model_name_or_path']}, but the base model is "
-            f"{base_name(manifest)}. Run `dvc repro`."
+            f"the adapter in {folder} was trained for {named}, but the base model is {base_name(manifest)}. Run `dvc "
+            "repro`."
         )
     with reading(folder / WEIGHTS, SafetensorError), safe_open(folder / WEIGHTS, "numpy") as weights:
         if not list(weights.keys()):

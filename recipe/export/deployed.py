@@ -52,16 +52,13 @@ def export_for_vllm(trained: Trained, folder: Path, precision: str, scratch: Pat
         write_marker(target, trained, "none", precision, reference, lora_rank=rank)
 
 
-def export_for_mlflow(trained: Trained, folder: Path, version: str, tracking_uri: str, scratch: Path, say: Say) -> None:
+def export_for_mlflow(trained: Trained, folder: Path, version: str, scratch: Path, say: Say) -> None:
     """Write how to start and check MLflow's server for a registered version, such as `models:/my-model/3`."""
     template = TEMPLATES[trained.meta["template"]]
     prompt = {"messages": "messages"} if template.USES_CHAT_TEMPLATE else {"prompt": next(iter(template.INPUTS))}
     reference = reference_of(trained, scratch, say)
     with new_folder(folder) as target:
-        write_marker(
-            target, trained, "none", "float32", reference, version=version, tracking_uri=tracking_uri,
-            invocation=prompt,
-        )  # fmt: skip
+        write_marker(target, trained, "none", "float32", reference, version=version, invocation=prompt)
 
 
 def _check(trained: Trained, files: list[Path]) -> int:

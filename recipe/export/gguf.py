@@ -131,9 +131,11 @@ def _merge(trained: Trained, model: Path, reference: Reference, scratch: Path, s
         write_merged(trained, model, "float32", choices[0])
     else:
         choices = [*best_merge(trained, model, "float32", reference, scratch, say)[0]]
-    for path in trained.base_files():
-        if path.name == SENTENCEPIECE:  # some converters need it
-            shutil.copy(path, model / path.name)
+    # Some converters need this file. It is not among the files that the manifest lists; whether the tokens are those of
+    # the training is compared later.
+    sentencepiece = trained.base_files()[0].parent / SENTENCEPIECE
+    if sentencepiece.is_file():
+        shutil.copy(sentencepiece, model / SENTENCEPIECE)
     return choices[0]
 
 

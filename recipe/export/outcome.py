@@ -55,5 +55,5 @@ def write_marker(
     """
     render = rendered_by_transformers(load_tokenizer(trained.tokenizer), exported_template(trained.meta))
     facts: dict[str, Any] = {**origin(trained, weights), "precision": precision, **others, "accepts": accepted(render)}
-    facts["check"] = reference.check
+    facts |= {"quantization": trained.quantization, "check": reference.check}
     write_json(folder / MARKER, facts)

@@ -41,8 +41,11 @@ def export_page(records: list[dict[str, Any]]) -> str:
     rows = [row for record in records for row in _rows(record)]
     count = f"{len(records)} exports are" if len(records) > 1 else "1 export is"
     lead = f"{count} the trained model, within the limits in the table."
-    notes = [f"{record['form']}, {record['precision']}: {note}" for record in records for note in record["notes"]]
-    return page("Exports", lead, [Part("Comparison", table([*HEADER, "limits"], rows), " ".join([NOTE, *notes]))])
+    parts = [Part("Comparison", table([*HEADER, "limits"], rows), NOTE)]
+    notes = [[record["form"], record["precision"], note] for record in records for note in record["notes"]]
+    if notes:
+        parts.append(Part("Notes", table(["form", "precision", "note"], notes)))
+    return page("Exports", lead, parts)
 
 
 def summary(record: dict[str, Any]) -> str:

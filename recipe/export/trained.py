@@ -1,6 +1,7 @@
 """Describes a trained adapter with all that its exports need: base model, tokenizer, template and validation rows."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ class Trained:
         quantization: Quantization = self.metrics["quantization"]
         return quantization
 
-    @property
+    @cached_property
     def adapter_sha256(self) -> str:
-        """The sha256 of the adapter's weights."""
+        """The sha256 of the adapter's weights, when it was first asked for."""
         return sha256_file(self.adapter / WEIGHTS)
 
     def base_files(self) -> list[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from recipe.core.adapter import ADAPTER_FILES, CONFIG, base_name, check_adapter
+from recipe.core.adapter import ADAPTER_FILES, CONFIG, base_reference, check_adapter
 from recipe.core.errors import DataError, MachineError, ParamsError
 from recipe.core.format import first_line
 from recipe.core.hub_cache import base_folder
@@ -195,7 +195,7 @@ def save_adapter(model: Any, folder: Path, manifest: dict[str, Any]) -> None:
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config.pop("peft_version", None)
-    config["base_model_name_or_path"] = base_name(manifest)
+    config |= base_reference(manifest)
     for key in ("target_modules", "target_parameters"):
         if isinstance(config[key], list):
             config[key] = sorted(config[key])

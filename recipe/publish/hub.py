@@ -7,13 +7,14 @@ An upload that was interrupted is continued by running it again: the Hub says wh
 
 from pathlib import Path
 
-from recipe.core.errors import MachineError
+from recipe.core.errors import MachineError, ParamsError
 
 
 def upload(folder: Path, name: str, message: str, *, private: bool) -> str:
     """Create the repository if there is none, and upload all files of a folder. Return the address of the commit.
 
-    Files of the repository that are not in the folder stay. Raises MachineError if the Hub refuses or does not answer.
+    Files of the repository that are not in the folder stay. Raises MachineError if the Hub refuses or does not answer,
+    and ParamsError if the repository is public but should be private.
     """
     import httpx2
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -23,8 +24,14 @@ def upload(folder: Path, name: str, message: str, *, private: bool) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     try:
         api.create_repo(name, private=private, exist_ok=True)
+        if private and api.repo_info(name).private is False:  # create_repo leaves a repository that exists as it is
+            raise ParamsError(
+                f"--private: the repository {name} exists and is public. Make it private on the Hub, or choose another."
+            )
         operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
         return api.create_commit(name, operations, commit_message=message).commit_url
+    except ParamsError:
+        raise
     except HfHubHTTPError as error:
         raise MachineError(f"the Hub refuses the upload to {name}: {_first_line(error)} {_advice(error)}") from None
     except (OSError, ValueError, RuntimeError, httpx2.TransportError) as error:  # RuntimeError: a large file

@@ -32,13 +32,13 @@ def write_row_scores(path: Path, sets: Mapping[str, Sequence[ScoredRow]]) -> Non
     The columns of answers are empty for a row without an answer.
     """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # also quotes a carriage return
     writer.writerow(COLUMNS)
     for name, rows in sets.items():
         for row in rows:
             matches, chrf = row.matches or ("", ""), row.chrf or ("", "")
             writer.writerow(
-                [name, row.category, row.length, row.loss_tokens, *map(repr, row.losses), *row.right,
+                [name, row.category, row.length, row.loss_tokens, *row.losses, *row.right,
                  *(int(match) if match != "" else "" for match in matches), *chrf]
             )  # fmt: skip
     write_text(path, text.getvalue())

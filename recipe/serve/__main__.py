@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--name", required=True)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--parallel", type=int, default=64)
+    parser.add_argument("--parallel", type=int, default=0)
     parser.add_argument("--context", type=int, default=0)
     parser.add_argument("--log", type=Path, default=Path("/tmp/engine.log"))
     given = parser.parse_args()

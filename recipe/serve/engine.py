@@ -5,6 +5,7 @@ with Engine(command, "http://127.0.0.1:9000", Path("engine.log")) as engine:
     engine.post("/v1/chat/completions", {...})
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from recipe.core.errors import MachineError
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 900  # loading a large model from a slow disk
 END_SECONDS = 10
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Engine:
@@ -31,7 +33,7 @@ class Engine:
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **(environment or {})}, preexec_fn=_end_with_parent,
             )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -87,6 +89,11 @@ class Engine:
             raise MachineError(f"the engine refuses a request with {error.code}: {text}") from None
         except OSError as error:
             raise MachineError(f"the engine gave no answer: {error}. {self.ended() or ''}") from None
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process if its parent is killed, for example by SIGKILL."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_port() -> int:

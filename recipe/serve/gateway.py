@@ -9,6 +9,7 @@ where a request names none, because the model was evaluated with greedy decoding
 
 import asyncio
 import hmac
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ DRAIN_SECONDS = 60.0
 LARGEST_REQUEST = 64 * 1024 * 1024
 WATCH_SECONDS = 0.5
 SESSION: web.AppKey[ClientSession] = web.AppKey("session", ClientSession)
+STOP: web.AppKey[asyncio.Event] = web.AppKey("stop", asyncio.Event)
 
 
 def application(
@@ -48,7 +50,9 @@ def application(
             return failure(404, message, "invalid_request_error", "model_not_found")
         if unsupported := unsupported_messages(body.get("messages"), accepts or {}):
             return failure(400, unsupported, "invalid_request_error")
-        body = {"temperature": 0, **body, "model": upstream_name or name}
+        body["model"] = upstream_name or name
+        if body.get("temperature") is None:
+            body["temperature"] = 0
         session = request.app[SESSION]
         try:
             if invocation:
@@ -79,22 +83,32 @@ def application(
     app.router.add_get("/v1/models", models)
     for path in PATHS:
         app.router.add_post(path, forward)
+    app[STOP] = asyncio.Event()
     app.cleanup_ctx.append(_session)
     app.cleanup_ctx.append(_watch(ended))
     return app
 
 
 def run(app: web.Application, host: str, port: int, started: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT. Then finish the open requests, for at most a minute, and accept no others.
+    """Serve until SIGTERM, SIGINT or SIGHUP. Then finish the open requests, for at most a minute, and accept no others.
 
     `started` is called when requests are accepted. Raises OSError if the port is taken.
     """
 
-    async def announce(_: web.Application) -> None:
-        asyncio.get_running_loop().call_soon(started)
+    async def serve() -> None:
+        loop, stop = asyncio.get_running_loop(), app[STOP]
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, stop.set)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=DRAIN_SECONDS)
+        try:
+            await runner.setup()
+            await web.TCPSite(runner, host, port).start()
+            started()
+            await stop.wait()
+        finally:
+            await runner.cleanup()
 
-    app.on_startup.append(announce)
-    web.run_app(app, host=host, port=port, shutdown_timeout=DRAIN_SECONDS, print=None, access_log=None)
+    asyncio.run(serve())
 
 
 def unsupported_messages(messages: Any, accepts: dict[str, bool]) -> str | None:
@@ -121,7 +135,7 @@ def _key_check(api_key: str | None) -> Any:
         if (
             api_key is not None
             and request.path != "/health"
-            and not hmac.compare_digest(given.encode(), api_key.encode())
+            and not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), api_key.encode())
         ):
             return failure(401, "the API key is missing or wrong.", "invalid_request_error", "invalid_api_key")
         response: web.StreamResponse = await handler(request)
@@ -139,11 +153,11 @@ async def _session(app: web.Application) -> Any:
 def _watch(ended: Callable[[], str | None]) -> Any:
     """End the application when the engine ends."""
 
-    async def watch(_: web.Application) -> Any:
+    async def watch(app: web.Application) -> Any:
         async def look() -> None:
             while ended() is None:
                 await asyncio.sleep(WATCH_SECONDS)
-            raise web.GracefulExit
+            app[STOP].set()
 
         task = asyncio.create_task(look())
         yield
