@@ -317,7 +317,7 @@ def test_llama_cpp_serves_a_registered_version_to_openais_client(folder):
 
 @pytest.mark.slow
 def test_a_server_that_ignores_the_adapter_does_not_stay_up(folder, llama):
-    assert invoke("export --to gguf --dtype float32 --tolerance 1").exit_code == 0
+    assert invoke("export --to gguf --dtype float32").exit_code == 0
     [file] = (folder / "exports" / "gguf-float32").glob("*.gguf")
     trained = trained_here(read_paths(folder))
     adapter = shutil.copytree(trained.adapter, folder / "zero")
