@@ -32,7 +32,7 @@ def exported(trained, tmp_path, dtype="float32", **options):
     return export_merged(trained, tmp_path / "merged", dtype, scratch, lambda line: None, **options)
 
 
-IN_CI = ("GPT2", "Qwen3-tied", "experts", "grown")
+IN_CI = ("GPT2", "Qwen3-tied", "experts", "grown", "grown in bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,12 @@ def test_a_merged_model_is_the_trained_one(case, tmp_path):
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     if case.startswith("grown"):
         assert config["vocab_size"] == len(load_tokenizer(trained.tokenizer)) == 318
+    if case.endswith("bfloat16"):
+        # The added row is the mean in fp32, in which the model was trained, and not rounded as the stored rows are.
+        [stored] = [load_file(path)["model.embed_tokens.weight"] for path in trained.base_files()
+                    if path.suffix == ".safetensors"]  # fmt: skip
+        merged = load_file(tmp_path / "merged" / "model.safetensors")["model.embed_tokens.weight"]
+        assert stored.dtype == torch.bfloat16 and torch.equal(merged[317], stored.float().mean(dim=0))
     assert config["dtype"] == "float32" and not list(tmp_path.glob("merged/adapter*"))
 
 

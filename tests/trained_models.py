@@ -29,6 +29,7 @@ CASES = {  # the model's family, and changes of its config and of `lora`
     "Mixtral": ("Mixtral", {}, {}),
     "experts": ("Qwen3Moe", {}, {"target_modules": ("q_proj", "gate_up_proj", "down_proj"), "dropout": 0.0}),
     "grown": ("Llama", {"vocab_size": 317}, {}),
+    "grown in bfloat16": ("Llama-tied", {"vocab_size": 317, "dtype": "bfloat16"}, {}),
     "grown-tied": ("Llama-tied", {"vocab_size": 317}, {}),
 }
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from recipe.core.adapter import CONFIG, WEIGHTS
 from recipe.core.io import read_json, write_json
+from recipe.model.processor import torch_dtype
 
 INDEX = "model.safetensors.index.json"
 IN_PEFT = "base_model.model."  # PEFT puts this before the name of each module of the model
@@ -158,8 +159,9 @@ class Merge:
             weight = weight.float() + (update.T if name in self.transposed else update)
         grown = name in (self.embeddings, self.head) and len(weight) == self.old_rows < self.num_tokens
         if grown:
-            mean = weight.float().mean(dim=0).to(weight.dtype)
-            weight = torch.cat([weight, mean.expand(self.num_tokens - len(weight), -1)])
+            # Like load_base, in the dtype in which it loads the model, which may differ from the stored one.
+            mean = weight.float().mean(dim=0).to(torch_dtype("auto")).float()
+            weight = torch.cat([weight.float(), mean.expand(self.num_tokens - len(weight), -1)])
         if name in self.updates.rows:
             ids, rows = self.updates.rows[name]
             weight = weight.float().index_copy(0, torch.tensor(ids), rows.float())
