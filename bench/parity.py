@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from recipe.cli import context
+from recipe.core.errors import TrainingError
 from recipe.core.io import read_json, read_json_lines
 from recipe.core.paths import Paths
 from recipe.export.chat_template import texts_around
@@ -34,16 +35,21 @@ HEADER = (
 SHOWN_ROWS = 32
 
 
-def recipe(*arguments: str) -> None:
-    """Run a command of the recipe, or exit with what it printed if it fails."""
+def recipe(*arguments: str) -> str | None:
+    """Run a command of the recipe. Returns the reason if it refuses an export, and exits if it fails otherwise."""
     done = subprocess.run([sys.executable, "-m", "recipe", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode == TrainingError.exit_code:
+        return done.stderr.strip().splitlines()[-1].removeprefix("error: ")
     if done.returncode:
         sys.exit(f"{done.stdout[-2000:]}{done.stderr[-2000:]}\nerror: recipe {' '.join(arguments)} failed.")
+    return None
 
 
 def exported_lines(paths: Paths, form: str, precision: str) -> Iterator[str]:
     """Export the model, and yield a line of the table for each choice of weights."""
-    recipe("export", "--to", form, "--dtype", precision)
+    if refused := recipe("export", "--to", form, "--dtype", precision):
+        yield f"| {form} {precision} | refused: {refused} | | | | |"
+        return
     record = read_json(paths.analysis.parent / "export" / f"{form}-{precision}.json")
     for weights, parity in record["parities"].items():
         rows = parity["rows"]

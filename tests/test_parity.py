@@ -44,6 +44,9 @@ def test_all_exports_and_servers_are_the_trained_model(smollm2, case, tmp_path):
     for name, cells in lines.items():
         if name == "form" or "not kept" in name:
             continue
+        if cells[0].startswith("refused"):  # after a few steps, rounding may change answers
+            assert "float32" not in name, (name, cells)
+            continue
         equal, of = map(int, re.fullmatch(r"(\d+) of (\d+)", cells[3]).groups())
         assert of
         if "nf4" not in case and ("float32" in name or "mlflow" in name):
