@@ -61,6 +61,11 @@ def test_versions_without_a_common_set_are_refused():
             compare_versions(old, new, NAMES)
 
 
+def test_two_versions_without_scores_are_refused():
+    with pytest.raises(DataError, match="Neither version stores the scores"):
+        compare_versions(version("1", {}), version("2", {}), NAMES)
+
+
 def test_the_terminal_shows_at_most_20_categories():
     many = [row for number in range(25) for row in rows(1.0, f"category {number:02}", 2)]
     shown = text(compare_versions(version("1", {"validation": many}), version("2", {"validation": many}), NAMES))

@@ -51,6 +51,8 @@ def compare_versions(old: Candidate, new: Candidate, names: Names) -> Compared:
     """
     results, groups, notes = {}, {}, []
     for name, tag in TAG.items():
+        if name not in old.rows and name not in new.rows:
+            continue
         if reason := _not_comparable(old, new, name, tag):
             notes.append(f"The {name} rows are not compared: {reason}.")
             continue
@@ -59,16 +61,15 @@ def compare_versions(old: Candidate, new: Candidate, names: Names) -> Compared:
         results[name] = {"rows": len(rows), "prompts": answered, **overall(rows)}
         groups[name] = by_group(rows)
     if not results:
-        raise DataError(f"the two versions can't be compared. {' '.join(notes)}")
-    return Compared(names, results, groups, [note for note in notes if "neither" not in note])
+        reason = " ".join(notes) or "Neither version stores the scores of its rows."
+        raise DataError(f"the two versions can't be compared. {reason}")
+    return Compared(names, results, groups, notes)
 
 
 def _not_comparable(old: Candidate, new: Candidate, name: str, tag: str) -> str | None:
-    missing = [version.number for version in (old, new) if name not in version.rows]
-    if len(missing) == len((old, new)):
-        return "neither version stores the scores of these rows"
-    if missing:
-        return f"version {missing[0]} stores no scores of these rows"
+    for version in (old, new):
+        if name not in version.rows:
+            return f"version {version.number} stores no scores of these rows"
     if old.tags.get("tokenizer_sha256") != new.tags.get("tokenizer_sha256"):
         return "the versions have different tokenizers"
     if old.tags.get(tag) != new.tags.get(tag):

@@ -96,6 +96,10 @@ def _check(trained: Trained, files: list[Path]) -> int:
 
 
 def _link(source: Path, target: Path) -> None:
+    """Link a file of weights, which nobody changes, or copy another file, because a link shares its changes."""
+    if source.suffix != ".safetensors":
+        shutil.copyfile(source, target)
+        return
     try:
         os.link(source.resolve(), target)
     except OSError:  # another file system

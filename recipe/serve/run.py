@@ -58,8 +58,8 @@ def serve_export(
     """Serve the export in `folder` as the model `name` until a signal ends the process.
 
     The engine's output goes to the file `log`. `llama` returns the folder with llama.cpp's packages, and `tracking_uri`
-    is the address of MLflow's store. Raises
-    TrainingError if the server's answer is not the adapter's, and MachineError if the engine ends.
+    is the address of MLflow's store. Raises TrainingError if the server's answer is not the adapter's, and MachineError
+    if the engine ends.
     """
     marker, host, port = read_json(folder / MARKER), options.host, options.port
     upstream = f"http://{LOOPBACK}:{free_port()}"
